@@ -1,0 +1,1 @@
+"""What machines are: units, schema, catalogue and topology. Imports nothing of ours."""
