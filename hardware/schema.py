@@ -368,6 +368,21 @@ class Node(_Recorded):
         return self
 
 
+class Edge(_Description):
+    """A link of a network of any shape."""
+
+    a: Text
+    """One end: host0, host1, ... are the nodes, any other name is a switch."""
+    b: Text
+    """The other end."""
+    bandwidth: BytesPerSecond
+    """Rate in each direction, such as 400 Gbit/s."""
+
+
+def _path_or_edges(value: object) -> str:
+    return "(path)" if isinstance(value, str) else "(edges)"
+
+
 class Fabric(_Description):
     """The network between nodes. What is left out follows from the rest; a contradiction is an error."""
 
@@ -400,8 +415,13 @@ class Fabric(_Description):
     """dragonfly: rate between groups over the rate at which their nodes can inject."""
     dims: tuple[Count, ...] | None = None
     """torus: accelerators along each dimension."""
-    edges: Text | None = None
-    """edges: path of a CSV with the columns a, b, bandwidth; nodes are called host0, host1, ..."""
+    edges: (
+        Annotated[
+            Annotated[Text, Tag("(path)")] | Annotated[tuple[Edge, ...], Tag("(edges)")], Discriminator(_path_or_edges)
+        ]
+        | None
+    ) = None
+    """edges: the links, or the path of a CSV with the columns a, b, bandwidth; nodes are called host0, host1, ..."""
     switch_latency: Seconds | None = None
     """Time through one switch, such as 100 ns; a documented default of the protocol if left out."""
     failed: tuple[Text, ...] = ()
