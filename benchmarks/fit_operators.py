@@ -67,6 +67,7 @@ def moe(device: str) -> Arrays:
     """Roofline times of the fused expert network, balanced, with the expected number of distinct experts touched."""
     rows = pd.read_csv(DATA / "moe.csv.gz").dropna(subset=["us_ref"])
     rows = rows.query("device == @device and moe_dtype == 'bfloat16' and distribution == 'balanced' and moe_ep_size == 1")
+    rows = rows.query("num_tokens * topk >= 64 * num_experts")  # the token counts of training
     matrices = np.where(rows.gated == 1, 3, 2)
     local = rows.num_experts / rows.moe_ep_size
     width = rows.inter_size / rows.moe_tp_size
@@ -75,6 +76,25 @@ def moe(device: str) -> Arrays:
     flops = 2.0 * tokens * matrices * rows.hidden_size * width
     traffic = 2.0 * touched * matrices * rows.hidden_size * width + 4.0 * tokens * rows.hidden_size
     return (flops / PEAK[device]["bfloat16"]).to_numpy(), (traffic / BANDWIDTH[device]).to_numpy(), rows.us_ref.to_numpy() * 1e-6
+
+
+def elementwise(device: str) -> Arrays:
+    """Roofline times of norms, activations and additions of 512 tokens and more."""
+    family = device.split("_")[0]
+    rows = pd.read_csv(DATA / "vidur_layers.csv.gz").query("device == @family and num_tokens >= 512")
+    traffic = {  # bytes read and written, two each
+        "us_input_layernorm": 4.0 * rows.num_tokens * rows.n_embd,
+        "us_post_attention_layernorm": 4.0 * rows.num_tokens * rows.n_embd,
+        "us_add": 6.0 * rows.num_tokens * rows.n_embd,
+        "us_mlp_act": 6.0 * rows.num_tokens * rows.n_expanded_embd / rows.tp,
+    }
+    memory_s, measured_s = [], []
+    for column, size in traffic.items():
+        known = rows[column] > 0
+        memory_s.append((size / BANDWIDTH[device])[known].to_numpy())
+        measured_s.append(rows[column][known].to_numpy() * 1e-6)
+    memory = np.concatenate(memory_s)
+    return np.zeros_like(memory), memory, np.concatenate(measured_s)
 
 
 def main() -> None:
@@ -87,6 +107,7 @@ def main() -> None:
             print(f"{device:9}   roofline > 20 us ", fit(c[large], m[large], t[large]))
         print(f"{device:9} attention      ", fit(*attention(device)))
         print(f"{device:9} moe            ", fit(*moe(device)))
+        print(f"{device:9} elementwise    ", fit(*elementwise(device)))
 
 
 if __name__ == "__main__":

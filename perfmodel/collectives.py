@@ -55,6 +55,7 @@ class CollectiveModel:
     launch_s: float
     softness: float
     links: dict[str, LinkEfficiency]
+    in_network_families: tuple[str, ...]
 
     def link(self, kind: str) -> LinkEfficiency:
         """Return the constants of a link type; a type without any is an error, never a guess."""
@@ -90,7 +91,10 @@ def collective_model() -> CollectiveModel:
     text = files("perfmodel").joinpath("calibrated/collectives.yaml").read_text(encoding="utf-8")
     data = yaml.load(text, Loader=yaml.CSafeLoader)
     links = {name: LinkEfficiency(**values["constants"]) for name, values in data["links"].items()}
-    return CollectiveModel(launch_s=data["launch_s"], softness=data["softness"], links=links)
+    return CollectiveModel(
+        launch_s=data["launch_s"], softness=data["softness"], links=links,
+        in_network_families=tuple(data["in_network_families"]),
+    )
 
 
 def group(levels: Sequence[Level], size: Integers | int, stride: Integers | int) -> Group:

@@ -1,0 +1,166 @@
+"""A training job: an architecture, a workload, a machine and a framework, with the constants that cost it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from hardware.catalogue import Machine, find
+from hardware.schema import Efficiency, EfficiencyFamily, OperatorEfficiency
+from hardware.topology import Level, levels
+from perfmodel.architecture import Architecture
+from perfmodel.collectives import CollectiveModel, collective_model
+from perfmodel.framework import Framework
+from perfmodel.operators import peak_flops
+
+PRECISIONS: dict[str, tuple[str, float]] = {
+    "bf16": ("bf16", 2),
+    "fp16": ("fp16", 2),
+    "fp32": ("fp32", 4),
+    "fp8": ("fp8", 1),
+    "mxfp8": ("fp8", 1),
+    "nvfp4": ("fp4", 0.5625),
+}
+"""Precision of a run -> type of its matrix products and bytes of an element of their factors (NVFP4: 4 bits and a
+byte of scale for 16 elements)."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of operators on one accelerator: the peak [FLOP/s] it runs against and its efficiencies."""
+
+    peak: float
+    efficiency: OperatorEfficiency
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about a training step but the plan.
+
+    Parameters
+    ----------
+    architecture : Architecture
+        The model.
+    machine : Machine
+        Accelerator, node, cluster and number of nodes.
+    ranks : int
+        Accelerators the job runs on.
+    seq_len, global_batch : int
+        Tokens of a sequence and sequences of an optimizer step.
+    precision : str
+        A key of ``PRECISIONS``.
+    framework : Framework
+        The training framework.
+    """
+
+    architecture: Architecture
+    machine: Machine
+    ranks: int
+    seq_len: int
+    global_batch: int
+    precision: str
+    framework: Framework
+    levels: tuple[Level, ...] = ()
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    collectives: CollectiveModel = field(default_factory=collective_model)
+    families: tuple[str, ...] = ()
+
+    @property
+    def element_bytes(self) -> float:
+        """Bytes of an element of a matrix product's factors."""
+        return PRECISIONS[self.precision][1]
+
+    @property
+    def peak(self) -> float:
+        """Dense peak of the type of the matrix products [FLOP/s]."""
+        return self.kinds["gemm"].peak
+
+    @property
+    def bandwidth(self) -> float:
+        """Memory bandwidth [bytes/s]."""
+        return self.machine.accelerator.memory.bandwidth
+
+
+@lru_cache(maxsize=64)
+def family_efficiency(name: str) -> tuple[Efficiency, tuple[str, ...]]:
+    """Return a family's efficiencies, what it lacks taken from the family it inherits, and the families used."""
+    family = find("efficiency", name)
+    assert isinstance(family, EfficiencyFamily)
+    own = family.operators
+    if family.inherits is None:
+        return own, (name,)
+    inherited, chain = family_efficiency(family.inherits)
+    merged = {}
+    for key in OPERATOR_CLASSES:
+        value = getattr(own, key)
+        if value is None and (parent := getattr(inherited, key)) is not None:
+            value = parent.model_copy(update={"spread": (parent.spread**2 + family.widen**2) ** 0.5})
+        merged[key] = value
+    return own.model_copy(update=merged), (name, *chain)
+
+
+OPERATOR_CLASSES = ("gemm", "gemm_fp8", "gemm_fp4", "attention", "attention_backward", "moe", "elementwise")
+
+
+def _kinds(machine: Machine, precision: str) -> tuple[dict[str, Kind], tuple[str, ...]]:
+    accelerator = machine.accelerator
+    family, chain = family_efficiency(accelerator.architecture)
+    if accelerator.efficiency is not None:
+        own = {key: value for key in OPERATOR_CLASSES if (value := getattr(accelerator.efficiency, key)) is not None}
+        family, chain = family.model_copy(update=own), (accelerator.name, *chain)
+    gemm, attention, moe, elementwise = family.gemm, family.attention, family.moe, family.elementwise
+    assert gemm is not None
+    assert attention is not None
+    assert moe is not None
+    assert elementwise is not None
+    dtype, _ = PRECISIONS[precision]
+    wide = "fp16" if precision == "fp16" else "bf16"
+    peak, wide_peak = peak_flops(accelerator, dtype), peak_flops(accelerator, wide if precision != "fp32" else "fp32")
+    linear = gemm
+    if dtype in ("fp8", "fp4"):
+        # an unmeasured type takes the shares of the nearest measured one; fp8 is measured on Hopper
+        low = (family.gemm_fp4 if dtype == "fp4" else None) or family.gemm_fp8 or _hopper_fp8()
+        moe = moe.model_copy(update={"compute": moe.compute * low.compute / gemm.compute})
+        linear = low
+    kinds = {
+        "gemm": Kind(peak, linear),
+        "gemm16": Kind(wide_peak, gemm),
+        "moe": Kind(peak, moe),
+        "attention": Kind(wide_peak, attention),
+        "attention_backward": Kind(wide_peak, family.attention_backward or attention),
+        "elementwise": Kind(wide_peak, elementwise),
+    }
+    return kinds, chain
+
+
+def _hopper_fp8() -> OperatorEfficiency:
+    fp8 = family_efficiency("hopper")[0].gemm_fp8
+    assert fp8 is not None
+    return fp8
+
+
+def job(
+    architecture: Architecture,
+    machine: Machine,
+    *,
+    ranks: int,
+    seq_len: int,
+    global_batch: int,
+    precision: str,
+    framework: Framework,
+) -> Job:
+    """Return the job with the constants of its machine looked up.
+
+    Raises
+    ------
+    ValueError
+        Where the accelerator has no arithmetic of the precision asked for.
+    """
+    model = collective_model()
+    kinds, families = _kinds(machine, precision)
+    in_network = bool(set(families) & set(model.in_network_families))
+    found = tuple(
+        replace(level, type="nvswitch-ring") if level.type == "nvswitch" and not in_network else level
+        for level in levels(machine, ranks)
+    )
+    return Job(architecture, machine, ranks, seq_len, global_batch, precision, framework, found, kinds, model, families)

@@ -1,0 +1,291 @@
+"""Cost of one layer of each kind, and of the embedding and the logits, for one micro-batch on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.architecture import LayerGroup
+from perfmodel.collectives import all_gather, all_reduce, all_to_all, group, send
+from perfmodel.job import Job
+from perfmodel.operators import (
+    ACTIVATION_BYTES,
+    Operator,
+    Shape,
+    attention_operators,
+    elementwise,
+    feed_forward_operators,
+    head_operators,
+    operator_time,
+    quantisation,
+)
+from perfmodel.plan import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Plan
+from perfmodel.terms import LINK, MEMORY, NO_BOUND, Array, Number, Term, total
+
+PARTS = ("projections", "attention core", "experts", "norms and activations", "quantisation", "embedding", "logits and loss")
+"""Leaves of a forward, backward or recomputed pass."""
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Time and memory of one layer, or of an end of the model, for one micro-batch.
+
+    Parameters
+    ----------
+    time : Term
+        Forward, backward, recomputation and the communication among them.
+    saved_bytes : array
+        Activations kept until the backward pass [bytes].
+    working_bytes : array
+        Activations that recomputation brings back for one layer at a time [bytes].
+    kernels : array
+        Kernels that the host launches.
+    forward_s, backward_s : array
+        Accelerator time of the two directions, recomputation in the backward, as communication can hide behind [s].
+    """
+
+    time: Term
+    saved_bytes: Number
+    working_bytes: Number
+    kernels: Number
+    forward_s: Number
+    backward_s: Number
+
+
+def _part(operator: Operator) -> str:
+    if operator.core or operator.kind == "attention" or operator.name == "attention scores and context":
+        return "attention core"
+    if operator.name in ("quantisation", "embedding"):
+        return operator.name
+    if operator.name in ("logits", "loss", "final norm"):
+        return "logits and loss"
+    return {"gemm": "projections", "gemm16": "projections", "moe": "experts", "elementwise": "norms and activations"}[operator.kind]
+
+
+def _pass(name: str, job: Job, operators: Sequence[Operator], *, backward: bool, factors: Sequence[Number] | None = None) -> Term:
+    """Return the term of one pass over the operators, each multiplied by its factor, grouped by part."""
+    seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
+    bounds: dict[str, int | NDArray[np.int8]] = dict.fromkeys(PARTS, NO_BOUND)
+    largest: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
+    for number, operator in enumerate(operators):
+        kind = job.kinds["attention_backward" if backward and operator.kind == "attention" else operator.kind]
+        work = (
+            (operator.backward_flops, operator.backward_bytes, operator.backward_kernels)
+            if backward
+            else (operator.flops, operator.bytes, operator.kernels)
+        )
+        time, bound = operator_time(*work, kind.peak, job.bandwidth, kind.efficiency)
+        if factors is not None:
+            time = time * factors[number]
+        part = _part(operator)
+        seconds[part] = seconds[part] + time
+        bounds[part] = np.where(time > largest[part], bound, bounds[part]).astype(np.int8)
+        largest[part] = np.maximum(largest[part], time)
+    return total(name, [Term(part, seconds[part], bounds[part]) for part in PARTS])
+
+
+def shape_of(job: Job, plan: Plan) -> Shape:
+    """Return what one rank computes of one micro-batch under each plan."""
+    tokens = plan.micro_batch * job.seq_len / plan.cp
+    norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
+    return Shape(tokens, plan.micro_batch, job.seq_len, plan.tp, plan.cp, plan.ep, norm_share)
+
+
+def _hidden_behind(seconds: Array, work_s: Number, share: Number) -> tuple[Array, Array]:
+    """Return exposed and hidden time of communication of which `share` can run behind `work_s` of compute."""
+    hidden = np.minimum(seconds * share, work_s)
+    return seconds - hidden, hidden
+
+
+def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
+    """Return the cost of one layer for one micro-batch.
+
+    Notes
+    -----
+    Tensor parallel: an all-reduce of the activations per block and direction, or an all-gather and a reduce-scatter with
+    sequence parallelism, which gathers the saved input once more in the backward pass (Korthikanti et al.,
+    arXiv 2205.05198, figures 4-6). With `overlap_tp` all but the first of tp chunks can hide behind the block's products.
+    Ring attention: cp - 1 steps that pass keys and values behind the blocks' arithmetic (Liu et al., arXiv 2310.01889).
+    Ulysses: all-to-all of queries, keys, values and outputs (arXiv 2309.14509). Experts: two all-to-alls a direction.
+    """
+    architecture, framework = job.architecture, job.framework
+    shape = shape_of(job, plan)
+    attention, feed_forward = layer.attention, layer.feed_forward
+    width = job.element_bytes
+    operators = attention_operators(
+        attention,
+        architecture.hidden,
+        shape,
+        norm=True,
+        rope=architecture.position == "rope",
+        fused=framework.attention == "flash",
+        dropout=framework.dropout,
+        width=width,
+    )
+    operators += feed_forward_operators(
+        feed_forward, architecture.hidden, shape, norm=True, dropout=framework.dropout, width=width
+    )
+    layer_input = ACTIVATION_BYTES * shape.tokens * architecture.hidden / shape.norm_share
+    saved_all: Number = sum((operator.saved_bytes for operator in operators), 0.0)
+    if width < ACTIVATION_BYTES:
+        operators.append(quantisation(operators, width))
+
+    full = plan.recompute == RECOMPUTE_FULL
+    selective = plan.recompute == RECOMPUTE_SELECTIVE
+    again, kept_selectively = _selective(job, operators)
+    factors = [np.where(full, 1.0, np.where(selective, share, 0.0)) for share in again]
+    forward = _pass("forward", job, operators, backward=False)
+    backward = _pass("backward", job, operators, backward=True)
+    recomputation = _pass("recomputation", job, operators, backward=False, factors=factors)
+
+    products_s = forward.children[PARTS.index("projections")].seconds
+    core_s = forward.children[PARTS.index("attention core")].seconds
+    core_backward_s = backward.children[PARTS.index("attention core")].seconds
+    repeats = 1.0 + full  # a full recomputation repeats the forward pass's communication
+    tensor = _tensor_parallel(job, layer, plan, shape, products_s, repeats)
+    context = _context_parallel(job, layer, plan, shape, core_s, core_backward_s, repeats)
+    expert = _expert_parallel(job, layer, plan, shape, repeats)
+
+    kernels: Number = sum(
+        (
+            operator.kernels * (1.0 + factor) + operator.backward_kernels
+            for operator, factor in zip(operators, factors, strict=True)
+        ),
+        0.0,
+    )
+    kernels = kernels + np.where(plan.tp > 1, 4.0 + 2.0 * repeats, 0.0) + np.where(plan.ep > 1, 2.0 + 2.0 * repeats, 0.0)
+    saved = np.where(full, layer_input, np.where(selective, kept_selectively, saved_all))
+    return PassCost(
+        total("layer", [forward, backward, recomputation, tensor, context, expert]),
+        saved,
+        np.where(full, saved_all, np.where(selective, saved_all - kept_selectively, 0.0)),
+        kernels,
+        forward.seconds,
+        backward.seconds + recomputation.seconds,
+    )
+
+
+def _selective(job: Job, operators: Sequence[Operator]) -> tuple[list[float], Number]:
+    """Return the share of each operator that selective recomputation repeats, and the bytes it keeps.
+
+    Notes
+    -----
+    ``core-attention``: what lies inside the attention core goes (Korthikanti et al., section 5). ``per-operator``: attention
+    and the results of every other product are kept, everything else is computed again.
+    """
+    if job.framework.selective == "core-attention":
+        kept: Number = sum((op.saved_bytes for op in operators if not op.core or op.kind == "attention"), 0.0)
+        return [1.0 if operator.core else 0.0 for operator in operators], kept
+    products = [op for op in operators if op.kind in ("gemm", "moe")]
+    results: Number = sum((op.saved_bytes for op in products), 0.0)
+    core: Number = sum((op.saved_bytes for op in operators if op.core), 0.0)
+    shares = [0.0 if op.core else 0.5 if op.kind in ("gemm", "moe") else 1.0 for op in operators]
+    return shares, results / 2 + core
+
+
+def _tensor_parallel(
+    job: Job, layer: LayerGroup, plan: Plan, shape: Shape, products_s: Number, repeats: Number
+) -> Term:
+    ranks = group(job.levels, plan.tp, plan.tp_stride)
+    activations = ACTIVATION_BYTES * shape.tokens * job.architecture.hidden
+    blocks = 1.0 + (layer.feed_forward.width > 0 or layer.feed_forward.shared_width > 0)
+    one_way = all_gather(ranks, activations, job.collectives)
+    reduced = all_reduce(ranks, activations, job.collectives)
+    parallel = plan.seq_parallel == 1
+    forward = blocks * np.where(parallel, 2 * one_way, reduced)
+    backward = blocks * np.where(parallel, 3 * one_way, reduced)
+    share = np.where(plan.overlap_tp == 1, 1 - 1 / plan.tp, 0.0)
+    forward_exposed, forward_hidden = _hidden_behind(forward, products_s, share)
+    backward_exposed, backward_hidden = _hidden_behind(backward, 2 * products_s, share)
+    return Term(
+        "tensor-parallel communication",
+        forward_exposed * repeats + backward_exposed,
+        LINK,
+        hidden_seconds=forward_hidden * repeats + backward_hidden,
+    )
+
+
+def _context_parallel(
+    job: Job, layer: LayerGroup, plan: Plan, shape: Shape, core_s: Number, core_backward_s: Number, repeats: Number
+) -> Term:
+    ranks = group(job.levels, plan.cp, plan.cp_stride)
+    attention = layer.attention
+    per_key = attention.qk_head_dim + attention.v_head_dim
+    kv_heads = attention.heads if attention.kind == "mla" else attention.kv_heads
+    keys = ACTIVATION_BYTES * shape.tokens * np.maximum(kv_heads / plan.tp, 1.0) * per_key
+    queries = ACTIVATION_BYTES * shape.tokens * attention.heads / plan.tp * attention.qk_head_dim
+    outputs = ACTIVATION_BYTES * shape.tokens * attention.heads / plan.tp * attention.v_head_dim
+    steps = plan.cp - 1
+    share = np.where(plan.cp > 1, 1.0, 0.0)
+    # the last block's arithmetic has no transfer left to hide
+    forward_exposed, forward_hidden = _hidden_behind(
+        steps * send(ranks, keys, job.collectives), core_s * steps / plan.cp, share
+    )
+    backward_exposed, backward_hidden = _hidden_behind(
+        steps * send(ranks, 2 * keys, job.collectives), core_backward_s * steps / plan.cp, share
+    )
+    exchanged = all_to_all(ranks, queries + keys, job.collectives) + all_to_all(ranks, outputs, job.collectives)
+    ulysses = plan.cp_style == 1
+    return Term(
+        "context-parallel communication",
+        np.where(ulysses, exchanged * (1 + repeats), forward_exposed * repeats + backward_exposed),
+        LINK,
+        hidden_seconds=np.where(ulysses, 0.0, forward_hidden * repeats + backward_hidden),
+    )
+
+
+def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repeats: Number) -> Term:
+    if not layer.feed_forward.experts:
+        return Term("expert all-to-all", np.zeros_like(np.asarray(repeats, dtype=float)), LINK)
+    ranks = group(job.levels, plan.ep, 1)
+    copies = shape.tokens / plan.tp * layer.feed_forward.experts_per_token
+    once = all_to_all(ranks, ACTIVATION_BYTES * copies * job.architecture.hidden, job.collectives)
+    return Term("expert all-to-all", 2 * once * (1 + repeats), LINK)
+
+
+def embedding_cost(job: Job, plan: Plan) -> PassCost:
+    """Return the cost of the embedding look-up on the first stage for one micro-batch."""
+    shape = shape_of(job, plan)
+    rows = shape.tokens * job.architecture.hidden
+    operator = elementwise("embedding", 2 * rows, rows / shape.norm_share if job.framework.dropout else 0.0)
+    return _end_cost(job, plan, [operator], all_reduces=1.0)
+
+
+def logits_cost(job: Job, plan: Plan) -> PassCost:
+    """Return the cost of final norm, logits and loss on the last stage for one micro-batch."""
+    operators = head_operators(job.architecture.hidden, job.architecture.vocab, shape_of(job, plan))
+    return _end_cost(job, plan, operators, all_reduces=1.0)
+
+
+def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: float) -> PassCost:
+    """Cost of an end of the model; its vocabulary is split over the tensor-parallel ranks, which reduce once."""
+    shape = shape_of(job, plan)
+    forward = _pass("forward", job, operators, backward=False)
+    backward = _pass("backward", job, operators, backward=True)
+    nothing = _pass("recomputation", job, operators, backward=False, factors=[0.0] * len(operators))
+    ranks = group(job.levels, plan.tp, plan.tp_stride)
+    reduced = all_reduces * all_reduce(ranks, ACTIVATION_BYTES * shape.tokens * job.architecture.hidden, job.collectives)
+    zero = np.zeros_like(reduced)
+    communication = [
+        Term("tensor-parallel communication", reduced, LINK),
+        Term("context-parallel communication", zero, LINK),
+        Term("expert all-to-all", zero, LINK),
+    ]
+    return PassCost(
+        total("layer", [forward, backward, nothing, *communication]),
+        sum((operator.saved_bytes for operator in operators), 0.0),
+        0.0,
+        sum(operator.kernels + operator.backward_kernels for operator in operators),
+        forward.seconds,
+        backward.seconds,
+    )
+
+
+def update_term(name: str, traffic_bytes: Number, job: Job) -> Term:
+    """Return the time to stream `traffic_bytes` through memory once, as an optimizer does [s]."""
+    kind = job.kinds["elementwise"]
+    seconds, _ = operator_time(0.0, traffic_bytes, 1.0, kind.peak, job.bandwidth, kind.efficiency)
+    return Term(name, seconds, MEMORY)

@@ -1,0 +1,124 @@
+"""Memory of a training plan by part, on the stage that needs most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from perfmodel.job import Job
+from perfmodel.parameters import StageParameters, group_weights
+from perfmodel.pipeline import Stages, in_flight_chunks
+from perfmodel.plan import Plan
+from perfmodel.terms import Array, Number
+
+LOGITS_TRANSIENT_BYTES = 4
+"""16-bit logits and their gradient, beside the 32-bit softmax that is kept."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per rank of the stage that needs most.
+
+    Parameters
+    ----------
+    weights, gradients, optimizer : array
+        Model states [bytes].
+    activations : array
+        Kept from forward to backward, all micro-batches in flight [bytes].
+    logits : array
+        Logits, their softmax and gradient [bytes].
+    communication : array
+        Weights gathered for use and gradients before they are scattered (ZeRO-3) [bytes].
+    workspace : array
+        Activations that recomputation brings back for one layer [bytes].
+    allocated_peak, reserved_peak : array
+        Sum of the above; with the allocator's fragmentation [bytes].
+    """
+
+    weights: Array
+    gradients: Array
+    optimizer: Array
+    activations: Array
+    logits: Array
+    communication: Array
+    workspace: Array
+    allocated_peak: Array
+    reserved_peak: Array
+
+
+PARTS = tuple(field.name for field in fields(Memory))[:-2]
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """Activations of one micro-batch: per layer of each group, and at the ends of the model [bytes]."""
+
+    layers: tuple[Number, ...]
+    working: tuple[Number, ...]
+    embedding: Number
+    head: Number
+
+
+def state_bytes(dense: Number, experts: Number, per_parameter: float, shared: Array, plan: Plan) -> Array:
+    """Bytes of a model state, divided over the data-parallel ranks where `shared`.
+
+    Notes
+    -----
+    ZeRO (Rajbhandari et al., arXiv 1910.02054), section 5: a state of K bytes per parameter takes K P / N_d.
+    """
+    dense_ranks = plan.dp * plan.cp
+    expert_ranks = plan.stage_ranks / plan.ep
+    return np.asarray(
+        per_parameter * np.where(shared, dense / dense_ranks + experts / expert_ranks, dense + np.asarray(experts))
+    )
+
+
+def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters, saved: SavedBytes) -> Memory:
+    """Return the memory of the worst of the first, an inner and the last stage."""
+    framework, architecture = job.framework, job.architecture
+    states = framework.states
+    micro_batches = plan.micro_batches(job.global_batch)
+    tokens = plan.micro_batch * job.seq_len / plan.cp
+    logits = tokens * architecture.vocab / plan.tp
+    per_stage: list[list[Array]] = []
+    for number, (position, layers, leading) in enumerate(zip((0, 1, -1), stages.layers, stages.leading, strict=True)):
+        dense, experts = parameters.dense[number], parameters.experts[number]
+        is_first = position == 0
+        is_last = (position == -1) | (plan.pp == 1)
+        chunks = in_flight_chunks(position, plan.pp, plan.vpp, micro_batches)
+        counts = group_weights(architecture, layers, leading)
+        one_pass: Number = sum((count * size for count, size in zip(counts, saved.layers, strict=True)), 0.0)
+        in_flight = chunks / plan.vpp
+        activations = in_flight * (one_pass + (saved.embedding if is_first else 0.0)) + np.where(is_last, saved.head, 0.0)
+        weights = np.where(plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight)
+        layer_dense = dense / np.maximum(layers, 1)
+        layer_experts = experts / np.maximum(layers, 1)
+        gathered = np.where(
+            plan.zero_stage >= 3,
+            2 * states.weight_traffic * (layer_dense + layer_experts) + states.gradient_traffic * (layer_dense + layer_experts),
+            0.0,
+        )
+        working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
+        per_stage.append(
+            [
+                weights * state_bytes(dense, experts, 1.0, plan.zero_stage >= 3, plan),
+                state_bytes(dense, experts, states.gradient, plan.zero_stage >= 2, plan),
+                np.where(plan.offload == 1, 0.0, state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)),
+                activations,
+                np.where(is_last, logits * LOGITS_TRANSIENT_BYTES, 0.0),
+                gathered,
+                working,
+            ]
+        )
+    shape = np.broadcast_shapes(*(np.shape(part) for stage in per_stage for part in stage), np.shape(plan.tp))
+    totals = np.stack([np.broadcast_to(sum(stage), shape) for stage in per_stage])
+    worst = np.argmax(totals, axis=0)
+    parts = [np.choose(worst, [np.broadcast_to(stage[i], shape) for stage in per_stage]) for i in range(len(PARTS))]
+    allocated = np.max(totals, axis=0)
+    return Memory(*parts, allocated, allocated * (1 + framework.reserve.fragmentation))
+
+
+def available_bytes(job: Job) -> float:
+    """Memory of an accelerator that a job's allocator can have [bytes]."""
+    return job.machine.accelerator.memory.capacity - job.framework.reserve.context

@@ -1,0 +1,301 @@
+"""Time and memory of an optimizer step under a plan: the equations that explain one plan and search a million."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.collectives import all_gather, all_reduce, group, send
+from perfmodel.job import Job
+from perfmodel.layer import PassCost, embedding_cost, layer_cost, logits_cost, update_term
+from perfmodel.memory import Memory, SavedBytes, memory_of
+from perfmodel.parameters import StageParameters, group_weights, stage_parameters
+from perfmodel.pipeline import bubble, split_layers
+from perfmodel.plan import Plan
+from perfmodel.terms import HOST, IDLE, LINK, Array, Number, Term, chosen, scaled, taken, total, weighted_sum
+
+_LAYER_FIELDS = ("tp", "cp", "ep", "micro_batch", "seq_parallel", "recompute", "overlap_tp", "cp_style")
+_SYNC_FIELDS = ("tp", "pp", "cp", "ep", "vpp", "dp", "rank_order")
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """What a step of each plan takes.
+
+    Parameters
+    ----------
+    step : Term
+        Time of an optimizer step, as a tree [s].
+    memory : Memory
+        Memory of the worst stage [bytes].
+    """
+
+    step: Term
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of the step beyond operators and collectives, from ``calibrated/training.yaml``."""
+
+    overlap_slowdown: float
+    straggler_jitter: float
+
+
+@lru_cache(maxsize=1)
+def training_calibration() -> dict[str, Any]:
+    """Return ``calibrated/training.yaml``: constants, residuals and where they come from."""
+    import yaml
+
+    text = files("perfmodel").joinpath("calibrated/training.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)
+    return data
+
+
+def constants() -> Constants:
+    """Return the shipped constants of the step."""
+    return Constants(**training_calibration()["constants"])
+
+
+def _distinct(columns: list[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the positions of the distinct rows and, for every row, which of them it equals."""
+    code = np.zeros(columns[0].shape, dtype=np.int64)
+    for column in columns:
+        values, inverse = np.unique(column, return_inverse=True)
+        code = code * len(values) + inverse
+        # keep the code small: renumber once it could overflow
+        code = np.unique(code, return_inverse=True)[1] if len(values) > 1 and code.max(initial=0) > 2**40 else code
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return first, inverse
+
+
+def _gathered(cost: PassCost, index: NDArray[np.intp], explain: bool) -> PassCost:
+    time = cost.time
+    if not explain:
+        children = tuple(replace(child, children=()) for child in time.children)
+        time = replace(time, children=children)
+
+    def pick(value: Number) -> Number:
+        return value[index] if isinstance(value, np.ndarray) and value.ndim and value.shape[0] > 1 else value
+
+    others = {f.name: pick(getattr(cost, f.name)) for f in fields(PassCost) if f.name != "time"}
+    return PassCost(taken(time, index), **others)
+
+
+def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPrediction:
+    """Predict time and memory of an optimizer step under every plan.
+
+    Parameters
+    ----------
+    job : Job
+        Model, workload, machine and framework.
+    plan : Plan
+        Arrays of one length; every plan must fill ``job.ranks`` and divide the global batch.
+    explain : bool
+        Keep the leaves of the term tree; False keeps only its upper levels, with the same seconds.
+
+    Returns
+    -------
+    StepPrediction
+        Step time as a tree, and memory by part.
+
+    Notes
+    -----
+    step = n t_max + bubble + sends + exposed gradient traffic + optimizer + host, with n micro-batches and t_max the slowest
+    of the first, an inner and the last stage. What depends on a few fields of the plan only is computed once for each of
+    their distinct values.
+    """
+    plan = plan.taken(slice(None))
+    known = constants()
+    key = [getattr(plan, name) for name in _LAYER_FIELDS] + [plan.tp_stride]
+    first, inverse = _distinct(key)
+    few = plan.taken(first)
+    layers = [_gathered(layer_cost(job, layer, few), inverse, explain) for layer in job.architecture.layers]
+    embedding = _gathered(embedding_cost(job, few), inverse, explain)
+    head = _gathered(logits_cost(job, few), inverse, explain)
+
+    stages = split_layers(job.architecture.depth, job.architecture.leading, plan.pp, plan.vpp)
+    micro_batches = plan.micro_batches(job.global_batch)
+    alone = plan.pp == 1
+    ends = ((1.0, np.where(alone, 1.0, 0.0)), (0.0, 0.0), (np.where(alone, 1.0, 0.0), 1.0))
+    stage_times, forwards, backwards = [], [], []
+    for layer_count, leading, (at_front, at_back) in zip(stages.layers, stages.leading, ends, strict=True):
+        weights = [*group_weights(job.architecture, layer_count, leading), at_front, at_back]
+        costs = [*layers, embedding, head]
+        stage_times.append(_with_host(job, costs, weights))
+        forwards.append(sum((w * cost.forward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
+        backwards.append(sum((w * cost.backward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
+    slowest = np.argmax(np.stack([np.broadcast_to(stage.seconds, micro_batches.shape) for stage in stage_times]), axis=0)
+    stage = chosen(slowest, stage_times)
+    forward_s, backward_s = np.choose(slowest, forwards), np.choose(slowest, backwards)
+    all_stages = stage_times[0].seconds + np.maximum(plan.pp - 2, 0) * stage_times[1].seconds + stage_times[2].seconds
+
+    parameters = stage_parameters(job.architecture, stages, plan)
+    sync = _gradient_terms(job, plan, parameters, forward_s, backward_s, stages.layers, known.overlap_slowdown)
+    work = scaled(stage, micro_batches.astype(float))
+    step = total(
+        "step",
+        [
+            replace(work, name="pipeline stage"),
+            Term("pipeline bubble", bubble(stage.seconds, all_stages, plan.pp, plan.vpp), IDLE),
+            _sends(job, plan, micro_batches),
+            *sync,
+            _optimizer(job, plan, parameters),
+            Term("host work per step", np.full(micro_batches.shape, job.framework.step_overhead), HOST),
+            _stragglers(job, work.seconds, known.straggler_jitter),
+        ],
+    )
+    saved = SavedBytes(
+        tuple(cost.saved_bytes for cost in layers),
+        tuple(cost.working_bytes for cost in layers),
+        embedding.saved_bytes,
+        head.saved_bytes,
+    )
+    return StepPrediction(step, memory_of(job, plan, stages, parameters, saved))
+
+
+def _with_host(job: Job, costs: list[PassCost], weights: list[Number]) -> Term:
+    """Sum a stage's parts; where the host launches slower than the accelerator works, the difference is a term."""
+    stage = weighted_sum([cost.time for cost in costs], weights)
+    kernels: Number = sum((weight * cost.kernels for weight, cost in zip(weights, costs, strict=True)), 0.0)
+    waiting = np.maximum(kernels * job.framework.host_per_kernel - stage.seconds, 0.0)
+    return total("pipeline stage", [*stage.children, Term("kernel launches by the host", waiting, HOST)])
+
+
+def _stragglers(job: Job, work_s: Number, jitter: float) -> Term:
+    """Wait for the slowest of n nodes: sigma sqrt(2 ln n) of the work, the leading term of a normal maximum's mean."""
+    nodes = max(job.ranks / job.levels[0].ranks, 1.0)
+    return Term("slowest node", work_s * (jitter * np.sqrt(2 * np.log(nodes))), IDLE)
+
+
+def _sends(job: Job, plan: Plan, micro_batches: Array) -> Term:
+    """Activations and their gradients between stages: 2 vpp a micro-batch, and pp - 1 hops each way to fill and drain.
+
+    Sends of the steady state hide where the framework overlaps them (SC21, arXiv 2104.04473, section 2.2.2, for the count).
+    """
+    norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
+    message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
+    ranks = group(job.levels, plan.pp, plan.stage_ranks)
+    once = send(ranks, message, job.collectives)
+    filling = 2 * (plan.pp - 1) * once
+    steady = 2 * plan.vpp * micro_batches * once
+    exposed = np.where(job.framework.overlap_pp, filling, filling + steady)
+    return Term("pipeline sends", exposed, LINK, hidden_seconds=steady + filling - exposed)
+
+
+def _gradient_terms(
+    job: Job,
+    plan: Plan,
+    parameters: StageParameters,
+    forward_s: Array,
+    backward_s: Array,
+    stage_layers: tuple[Array, Array, Array],
+    slowdown: float,
+) -> list[Term]:
+    """Gradient and weight traffic among data-parallel ranks that compute does not hide, and what hiding costs compute.
+
+    Notes
+    -----
+    Stage 0 reduces gradients once a step; 1 scatters them and gathers weights; 2 scatters every micro-batch; 3 gathers weights
+    in both directions and scatters gradients every micro-batch, layer by layer (ZeRO, arXiv 1910.02054, section 7). With
+    `overlap_dp` all but one layer's share can run behind one micro-batch's backward (gradients) or forward (weights) pass.
+    Work and communication slow each other down while both run.
+    """
+    first, inverse = _distinct([getattr(plan, name) for name in _SYNC_FIELDS])
+    few = plan.taken(first)
+    states = job.framework.states
+
+    def largest(values: tuple[Number, Number, Number]) -> Array:
+        return np.maximum.reduce([np.broadcast_to(value, plan.pp.shape)[first] for value in values])
+
+    dense, experts = largest(parameters.dense), largest(parameters.experts)
+    layers = np.maximum(largest(stage_layers), 1)
+    reduce_s: Array = np.zeros(len(first))
+    scatter_s: Array = np.zeros(len(first))
+    gather_s: Array = np.zeros(len(first))
+    layer_scatter_s: Array = np.zeros(len(first))
+    layer_gather_s: Array = np.zeros(len(first))
+    groups = [(dense, group(job.levels, few.dp * few.cp, few.dp_stride))]
+    if np.any(experts):
+        groups.append((experts, group(job.levels, few.stage_ranks // few.ep, few.ep)))
+    for count, ranks in groups:
+        gradient, weight = states.gradient_traffic * count, states.weight_traffic * count
+        reduce_s = reduce_s + all_reduce(ranks, gradient, job.collectives)
+        scatter_s = scatter_s + all_gather(ranks, gradient, job.collectives)
+        gather_s = gather_s + all_gather(ranks, weight, job.collectives)
+        layer_scatter_s = layer_scatter_s + layers * all_gather(ranks, gradient / layers, job.collectives)
+        layer_gather_s = layer_gather_s + layers * all_gather(ranks, weight / layers, job.collectives)
+
+    reduce_s, scatter_s, gather_s = reduce_s[inverse], scatter_s[inverse], gather_s[inverse]
+    layer_scatter_s, layer_gather_s, layers = layer_scatter_s[inverse], layer_gather_s[inverse], layers[inverse]
+    micro_batches = plan.micro_batches(job.global_batch)
+    zero = plan.zero_stage
+    sharded = zero >= 3
+    gradient_s = np.select([zero == 0, zero < 3], [reduce_s, scatter_s], layer_scatter_s + layer_gather_s)
+    weight_s = np.select([zero == 0, zero < 3], [0.0, gather_s], layer_gather_s)
+    share = np.where(plan.overlap_dp == 1, 1 - 1 / layers, 0.0)
+    gradient_hidden = np.minimum(gradient_s * share, backward_s)
+    weight_hidden = np.minimum(weight_s * share, forward_s)
+    gradient_times = np.where(zero >= 2, micro_batches, 1)
+    weight_times = np.where(sharded, micro_batches, 1)
+    hidden = gradient_hidden * gradient_times + weight_hidden * weight_times
+    return [
+        Term(
+            "gradient traffic",
+            (gradient_s - gradient_hidden) * gradient_times,
+            LINK,
+            hidden_seconds=gradient_hidden * gradient_times,
+        ),
+        Term("weight traffic", (weight_s - weight_hidden) * weight_times, LINK, hidden_seconds=weight_hidden * weight_times),
+        Term("slowdown under overlap", (slowdown - 1) * hidden, LINK),
+    ]
+
+
+def _optimizer(job: Job, plan: Plan, parameters: StageParameters) -> Term:
+    """Adam's update of the rank's share of the parameters.
+
+    Notes
+    -----
+    Reads gradients twice (norm and update), reads and writes the states, writes the weights. Offloaded, gradients and weights
+    cross the host link and the update streams through host memory (ZeRO-Offload, arXiv 2101.06840, section 4).
+    """
+    states = job.framework.states
+    dense = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.dense])
+    experts = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.experts])
+    shared = plan.zero_stage >= 1
+    held = np.where(
+        shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts
+    )
+    traffic = 2 * states.gradient + 2 * states.optimizer + states.weight
+    resident = update_term("optimizer", held * traffic, job)
+    if not np.any(plan.offload):
+        return resident
+    host_link, host_memory = host_rates(job)
+    moved = held * (states.gradient_traffic + states.weight_traffic) / host_link
+    updated = held * traffic / host_memory
+    return replace(resident, seconds=np.where(plan.offload == 1, np.maximum(moved, updated), resident.seconds))
+
+
+def host_rates(job: Job) -> tuple[float, float]:
+    """Return what one accelerator gets of its link to the host and of the host's memory [bytes/s].
+
+    Raises
+    ------
+    ValueError
+        Where the node describes no host memory or no link to it.
+    """
+    node = job.machine.node
+    tiers = [tier for tier in node.tiers if tier.name == "ddr"]
+    if not tiers:
+        raise ValueError(f"{node.name} describes no tier named ddr, so an optimizer cannot be offloaded")
+    tier = tiers[0]
+    links = [link for link in node.links if link.name == tier.link]
+    if not links or links[0].bandwidth is None:
+        raise ValueError(f"{node.name}: tier ddr names the link {tier.link!r}, which has no bandwidth")
+    sharing = node.accelerators.count
+    return links[0].bandwidth / links[0].shared_by, min(tier.read, tier.write) * tier.count / sharing
