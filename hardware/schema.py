@@ -176,6 +176,8 @@ class EfficiencyFamily(_Description):
     """Architecture whose numbers stand in for those that are missing here."""
     widen: Annotated[float, Field(strict=True, ge=0)] = 0.0
     """Added in quadrature to the spread of inherited numbers."""
+    reference: Text | None = None
+    """Accelerator the numbers were measured on: one of less power per peak arithmetic keeps a smaller share of its peak."""
     operators: Efficiency
     """Efficiency by class of kernel."""
 
