@@ -5,88 +5,16 @@ given that default here; every other field that a class needs and a file lacks i
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from hardware.faults import Fault, InputError, Path
+from hardware.faults import InputError, Path
 from hardware.yaml_source import Source, did_you_mean
+from perfmodel.architecture.coverage import ModelNotCovered, not_covered_type
+from perfmodel.architecture.fields import Fields
+from perfmodel.architecture.plain import PLAIN_READERS
 from perfmodel.architecture.shapes import Architecture, Attention, FeedForward, LayerGroup
-
-_PURPOSES = {
-    "hidden": "the width of the residual stream",
-    "layers": "the number of layers",
-    "heads": "the number of attention heads",
-    "kv_heads": "the number of key and value heads",
-    "head_dim": "the width of an attention head",
-    "width": "the inner width of the feed-forward part",
-    "vocab": "the number of rows of the token table",
-    "max_positions": "the number of positions",
-    "experts": "the number of routed experts",
-    "experts_per_token": "the number of experts a token visits",
-    "expert_width": "the inner width of one expert",
-    "window": "the number of tokens a sliding-window layer sees",
-}
-
-
-class _Fields:
-    """Reads the fields of one configuration and gathers what is wrong with them."""
-
-    def __init__(self, source: Source, at: Path, config: Mapping[str, Any], kind: str) -> None:
-        self.source = source
-        self.at = at
-        self.config = config
-        self.kind = kind
-        self.faults: list[Fault] = []
-
-    def fault(self, key: str, message: str) -> None:
-        self.faults.append(self.source.fault((*self.at, *key.split(".")), message))
-
-    def value(self, key: str) -> Any:
-        """Return what stands at a dotted key; None if nothing does."""
-        found: Any = self.config
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
-
-    def integer(self, key: str, purpose: str, default: int | None = None, least: int = 1) -> int:
-        """Return a whole number; after a fault some number, so that the rest can still be checked."""
-        found = self.value(key)
-        if found is None:
-            if default is None:
-                self.fault(key, f'missing; {purpose}, which model_type "{self.kind}" needs')
-            return max(least, 1) if default is None else default
-        if isinstance(found, bool) or not isinstance(found, int | float) or found != int(found):
-            self.fault(key, f"should be a whole number: {purpose} [got {found!r}]")
-            return max(least, 1)
-        if found < least:
-            self.fault(key, f"should be at least {least}: {purpose} [got {found!r}]")
-            return max(least, 1)
-        return int(found)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Return a truth value."""
-        found = self.value(key)
-        if found is None:
-            return default
-        if not isinstance(found, bool):
-            self.fault(key, f"should be true or false [got {found!r}]")
-            return default
-        return found
-
-    def size(self, key: str, what: str, default: int | None = None, least: int = 1) -> int:
-        """Return one of the sizes that have the same meaning in every model class."""
-        return self.integer(key, _PURPOSES[what], default, least)
-
-    def check_divides(self, key: str, part: int, whole: int, message: str) -> None:
-        if not self.faults and whole % part:
-            self.fault(key, f"{message} [got {part} and {whole}]")
-
-    def refuse(self, key: str, allowed: object, reason: str) -> None:
-        """Refuse any value but the one that is modelled."""
-        found = self.value(key)
-        if found is not None and found != allowed:
-            self.fault(key, f"should be {allowed!r}: {reason} [got {found!r}]")
 
 
 @dataclass(frozen=True)
@@ -175,7 +103,7 @@ _GATED: dict[str, _Traits] = {
 }
 
 
-def _gated_decoder(fields: _Fields, name: str, traits: _Traits) -> Architecture:
+def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
     default = traits.defaults.get
     hidden = fields.size("hidden_size", "hidden")
     depth = fields.size("num_hidden_layers", "layers")
@@ -222,7 +150,7 @@ def _gated_decoder(fields: _Fields, name: str, traits: _Traits) -> Architecture:
     )
 
 
-def _windows(fields: _Fields, traits: _Traits, depth: int) -> list[int]:
+def _windows(fields: Fields, traits: _Traits, depth: int) -> list[int]:
     """Return the window of every layer; 0 where a token sees all before it."""
     kinds = fields.value("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or len(kinds) != depth):
@@ -247,7 +175,7 @@ def _windows(fields: _Fields, traits: _Traits, depth: int) -> list[int]:
     return [window if slide else 0 for slide in slides]
 
 
-def _feed_forwards(fields: _Fields, traits: _Traits, depth: int) -> list[FeedForward]:
+def _feed_forwards(fields: Fields, traits: _Traits, depth: int) -> list[FeedForward]:
     bias = fields.flag("mlp_bias", False)
     if not traits.experts:
         return [FeedForward(fields.size("intermediate_size", "width"), gated=True, bias=bias)] * depth
@@ -262,6 +190,9 @@ def _feed_forwards(fields: _Fields, traits: _Traits, depth: int) -> list[FeedFor
     )
     _check_experts(fields, "num_experts_per_tok", mixture)
     dense_layers = fields.value("mlp_only_layers") or []
+    if not isinstance(dense_layers, list):
+        fields.fault("mlp_only_layers", f"should list the layers without experts [got {dense_layers!r}]")
+        dense_layers = []
     step = fields.integer("decoder_sparse_step", "every how many layers one has experts", 1)
     sparse = [index not in dense_layers and (index + 1) % step == 0 for index in range(depth)]
     if all(sparse):
@@ -270,12 +201,12 @@ def _feed_forwards(fields: _Fields, traits: _Traits, depth: int) -> list[FeedFor
     return [mixture if here else dense for here in sparse]
 
 
-def _check_experts(fields: _Fields, key: str, mixture: FeedForward) -> None:
+def _check_experts(fields: Fields, key: str, mixture: FeedForward) -> None:
     if not fields.faults and mixture.experts_per_token > mixture.experts:
         fields.fault(key, f"should not exceed the {mixture.experts} experts [got {mixture.experts_per_token}]")
 
 
-def _deepseek(fields: _Fields, name: str) -> Architecture:
+def _deepseek(fields: Fields, name: str) -> Architecture:
     hidden = fields.size("hidden_size", "hidden")
     depth = fields.size("num_hidden_layers", "layers")
     heads = fields.size("num_attention_heads", "heads")
@@ -324,185 +255,19 @@ def _deepseek(fields: _Fields, name: str) -> Architecture:
     )
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """Sizes of a decoder with layer normalisation and a feed-forward part without a gate."""
-
-    hidden: int
-    depth: int
-    heads: int
-    width: int
-    vocab: int
-    kv_heads: int = 0  # 0: as many as heads
-    bias: bool = True
-    norms: int = 2
-    norm_bias: bool = True
-
-
-def _plain_decoder(fields: _Fields, name: str, sizes: _Plain, heads_key: str, **rest: Any) -> Architecture:
-    fields.check_divides(heads_key, sizes.heads, sizes.hidden, "should divide the width of the residual stream")
-    norm = (1 + sizes.norm_bias) * sizes.hidden
-    head_dim = sizes.hidden // sizes.heads
-    attention = Attention(
-        kind="full",
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads or sizes.heads,
-        head_dim=head_dim,
-        v_head_dim=head_dim,
-        bias_qkv=sizes.bias,
-        bias_out=sizes.bias,
-    )
-    feed_forward = FeedForward(sizes.width, gated=False, bias=sizes.bias)
-    return Architecture(
-        name=name,
-        hidden=sizes.hidden,
-        vocab=sizes.vocab,
-        layers=(LayerGroup(sizes.depth, attention, feed_forward, sizes.norms * norm),),
-        final_norm_parameters=norm,
-        norm="layernorm",
-        **rest,
-    )
-
-
-def _gpt2(fields: _Fields, name: str) -> Architecture:
-    hidden = fields.size("n_embd", "hidden")
-    positions = fields.size("n_positions", "max_positions")
-    sizes = _Plain(
-        hidden=hidden,
-        depth=fields.size("n_layer", "layers"),
-        heads=fields.size("n_head", "heads"),
-        width=fields.size("n_inner", "width", 4 * hidden),
-        vocab=fields.size("vocab_size", "vocab"),
-    )
-    tied = fields.flag("tie_word_embeddings", True)
-    return _plain_decoder(
-        fields,
-        name,
-        sizes,
-        "n_head",
-        tied_embeddings=tied,
-        learned_positions=positions,
-        position="learned",
-        max_positions=positions,
-    )
-
-
-def _gpt_neox(fields: _Fields, name: str) -> Architecture:
-    sizes = _Plain(
-        hidden=fields.size("hidden_size", "hidden"),
-        depth=fields.size("num_hidden_layers", "layers"),
-        heads=fields.size("num_attention_heads", "heads"),
-        width=fields.size("intermediate_size", "width"),
-        vocab=fields.size("vocab_size", "vocab"),
-    )
-    fields.refuse("attention_bias", True, "this class without biases is not modelled")
-    return _plain_decoder(
-        fields,
-        name,
-        sizes,
-        "num_attention_heads",
-        tied_embeddings=fields.flag("tie_word_embeddings", False),
-        max_positions=fields.size("max_position_embeddings", "max_positions", 0),
-    )
-
-
-def _opt(fields: _Fields, name: str) -> Architecture:
-    hidden = fields.size("hidden_size", "hidden")
-    positions = fields.size("max_position_embeddings", "max_positions")
-    fields.refuse("word_embed_proj_dim", hidden, "a token table of another width is not modelled")
-    fields.refuse("do_layer_norm_before", True, "normalisation after the sum is not modelled")
-    sizes = _Plain(
-        hidden=hidden,
-        depth=fields.size("num_hidden_layers", "layers"),
-        heads=fields.size("num_attention_heads", "heads"),
-        width=fields.size("ffn_dim", "width"),
-        vocab=fields.size("vocab_size", "vocab"),
-        bias=fields.flag("enable_bias", True),
-    )
-    return _plain_decoder(
-        fields,
-        name,
-        sizes,
-        "num_attention_heads",
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
-        learned_positions=positions + 2,  # the first two rows stand for padding
-        position="learned",
-        max_positions=positions,
-    )
-
-
-def _bloom(fields: _Fields, name: str) -> Architecture:
-    def either(key: str, other: str, what: str) -> int:
-        return fields.size(other if fields.value(key) is None and fields.value(other) is not None else key, what)
-
-    hidden = either("hidden_size", "n_embed", "hidden")
-    sizes = _Plain(
-        hidden=hidden,
-        depth=either("n_layer", "num_hidden_layers", "layers"),
-        heads=either("n_head", "num_attention_heads", "heads"),
-        width=4 * hidden,
-        vocab=fields.size("vocab_size", "vocab"),
-    )
-    return _plain_decoder(
-        fields,
-        name,
-        sizes,
-        "n_head",
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
-        embedding_norm_parameters=2 * hidden,
-        position="alibi",
-        max_positions=fields.size("seq_length", "max_positions", 0),
-    )
-
-
-def _mpt(fields: _Fields, name: str) -> Architecture:
-    hidden = fields.size("d_model", "hidden")
-    heads = fields.size("n_heads", "heads")
-    positions = fields.size("max_seq_len", "max_positions")
-    bias = not fields.flag("no_bias", False)
-    fields.refuse("attn_config.qk_ln", False, "normalised queries and keys of this class are not modelled")
-    fields.refuse("ffn_config.ffn_type", "mptmlp", "another feed-forward part of this class is not modelled")
-    fields.refuse("attn_config.attn_type", "multihead_attention", "another attention of this class is not modelled")
-    sizes = _Plain(
-        hidden=hidden,
-        depth=fields.size("n_layers", "layers"),
-        heads=heads,
-        width=fields.integer("expansion_ratio", "the inner over the outer width of the feed-forward part", 4) * hidden,
-        vocab=fields.size("vocab_size", "vocab"),
-        bias=bias,
-        norm_bias=bias,
-    )
-    alibi = fields.flag("attn_config.alibi", False)
-    learned = not alibi and fields.flag("learned_pos_emb", True)  # alibi switches the table off
-    return _plain_decoder(
-        fields,
-        name,
-        sizes,
-        "n_heads",
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
-        learned_positions=positions if learned else 0,
-        position="alibi" if alibi else "learned" if learned else "none",
-        max_positions=positions,
-    )
-
-
-_READERS: dict[str, Callable[[_Fields, str], Architecture]] = {
+_READERS: dict[str, Callable[[Fields, str], Architecture]] = {
     **{kind: partial(_gated_decoder, traits=traits) for kind, traits in _GATED.items()},
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
     "kimi_k2": _deepseek,
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "opt": _opt,
-    "bloom": _bloom,
-    "mpt": _mpt,
+    **PLAIN_READERS,
 }
 
 MODEL_TYPES = tuple(sorted(_READERS))
 """The values of ``model_type`` that are read."""
 
 
-def from_config(config: Mapping[str, Any], name: str, source: Source | None = None) -> Architecture:
+def from_config(config: Mapping[str, Any], name: str, source: Source | None = None, at: Path = ()) -> Architecture:
     """Read a Hugging Face ``config.json``.
 
     Parameters
@@ -513,6 +278,8 @@ def from_config(config: Mapping[str, Any], name: str, source: Source | None = No
         Name of the architecture.
     source
         The file with its positions, to place faults.
+    at
+        Path of the configuration in it.
 
     Returns
     -------
@@ -522,26 +289,31 @@ def from_config(config: Mapping[str, Any], name: str, source: Source | None = No
     Raises
     ------
     InputError
-        Fields are missing or wrong (all of them are named), or the model type is unknown or not modelled.
+        Fields are missing or wrong (all of them are named), or the model type is unknown.
+    ModelNotCovered
+        The model has layers of a kind that is not modelled.
     """
     source = source or Source(name, config)
-    kind, at, part = _text_model(config)
+    kind, below, part = _text_model(config)
+    at = (*at, *below)
     if kind not in _READERS:
         path = (*at, "model_type")
-        if kind is None:
+        reason = not_covered_type(kind)
+        if reason:
+            raise ModelNotCovered(source.fault(path, f'model_type "{kind}": {reason}'))
+        if not kind:
             raise InputError([source.fault(path, f"missing; the class of the model; {did_you_mean('', MODEL_TYPES)}")])
         raise InputError([source.fault(path, f'unknown model_type "{kind}"; {did_you_mean(kind, MODEL_TYPES)}')])
-    fields = _Fields(source, at, part, kind)
+    fields = Fields(source, at, part, kind)
     architecture = _READERS[kind](fields, name)
     if fields.faults:
-        raise InputError(fields.faults)
-    return architecture
+        raise InputError(sorted(fields.faults, key=lambda fault: (fault.line, fault.column)))
+    return replace(architecture, source=str(config.get("source", "")))
 
 
-def _text_model(config: Mapping[str, Any]) -> tuple[str | None, Path, Mapping[str, Any]]:
+def _text_model(config: Mapping[str, Any]) -> tuple[str, Path, Mapping[str, Any]]:
     """Find the part of a configuration that describes the text model."""
-    kind = config.get("model_type")
     part = config.get("text_config")
-    if kind not in _READERS and isinstance(part, Mapping) and "model_type" in part:
-        return part["model_type"], ("text_config",), part
-    return kind, (), config
+    if isinstance(part, Mapping) and "model_type" in part:
+        return str(part["model_type"] or ""), ("text_config",), part
+    return str(config.get("model_type") or ""), (), config

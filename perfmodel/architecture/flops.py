@@ -26,17 +26,19 @@ def model_flops_per_token(architecture: Architecture, seq_len: int) -> float:
     multiplied by: projections, feed-forward part (of a mixture, the router, the shared experts and the routed
     experts it visits) and the output projection, not the token table, biases or norms. ``A`` is the attention
     itself, ``2 heads (d_qk + d_v) c`` per layer with ``c`` the mean number of tokens seen: ``s / 2`` under a causal
-    mask, ``w - w^2 / 2s`` in a window of ``w < s``. Recomputation, softmax and element-wise work do not count;
-    multi-token-prediction modules do not either.
+    mask, ``w - w^2 / 2s`` in a window of ``w < s``. A multi-token-prediction module adds its projection, its layer and
+    the logits once more. Recomputation, softmax and element-wise work do not count.
 
     References
     ----------
     PaLM, arXiv 2204.02311, appendix B, with the causal half of the attention only.
     """
-    forward = 2.0 * architecture.vocab * architecture.hidden
-    for group in architecture.layers:
-        matrices = 2.0 * _matrix_weights(group, architecture.hidden)
-        forward += group.count * (matrices + attention_flops_per_token(group, seq_len))
+    groups = architecture.layers
+    hidden = architecture.hidden
+    logits = 2.0 * architecture.vocab * hidden
+    layers = [2.0 * _matrix_weights(group, hidden) + attention_flops_per_token(group, seq_len) for group in groups]
+    forward = logits + sum(group.count * layer for group, layer in zip(groups, layers, strict=True))
+    forward += architecture.mtp_layers * (layers[-1] + 4.0 * hidden**2 + logits)
     return 3.0 * forward
 
 

@@ -165,8 +165,8 @@ class Architecture:
     max_positions
         Longest sequence the model was made for [tokens]; 0 = not stated.
     mtp_layers
-        Multi-token-prediction modules that train beside the model [1]; they belong neither to `depth` nor to
-        `parameters`, as published counts leave them out.
+        Multi-token-prediction modules that train beside the model [1], each a layer like those of the last group;
+        they belong neither to `depth` nor to `parameters`, as published counts leave them out.
     source
         Where the sizes come from.
     """
@@ -209,6 +209,16 @@ class Architecture:
         """All parameters [1]; a tied table counts once, multi-token-prediction modules do not count."""
         layers = sum(group.count * layer_parameters(group, self.hidden).total for group in self.layers)
         return self.embedding_parameters + layers + self.final_norm_parameters + self.output_parameters
+
+    @property
+    def mtp_parameters(self) -> int:
+        """Parameters of the multi-token-prediction modules [1].
+
+        Each has three norms, the projection of a hidden state beside an embedding, and a layer; it shares the token
+        table and the output projection (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+        """
+        layer = layer_parameters(self.layers[-1], self.hidden).total
+        return self.mtp_layers * (layer + 2 * self.hidden**2 + 3 * self.hidden)
 
     @property
     def active_parameters(self) -> int:
