@@ -1,0 +1,223 @@
+"""Files and `--set` options as one document that knows where everything in it came from."""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from hardware.catalogue import description, read_file, resolve_cluster
+from hardware.faults import Fault, InputError, Path
+from hardware.yaml_source import Source, read_yaml
+
+_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+_DOTTED = re.compile(r"[^.\[\]]+(?:\[\d+\])*(?:\.[^.\[\]]+(?:\[\d+\])*)*")
+
+PLAN_SCHEMA = "perfmodel.plan/1"
+
+_REACH: dict[str | int, Path] = {
+    "accelerator": ("cluster", "node", "accelerators", "type"),
+    "node": ("cluster", "node"),
+}
+"""Short ways into the hardware -> where it stands in a cluster that is written out."""
+
+_FOLLOWS: dict[Path, tuple[str, ...]] = {
+    ("cluster", "fabric", "oversubscription"): ("spines", "uplinks", "cores"),
+    ("cluster", "fabric", "core_oversubscription"): ("spines",),
+    ("cluster", "fabric", "link"): ("spines", "uplinks", "cores"),
+    ("cluster", "fabric", "hosts_per_leaf"): ("leaves", "spines", "uplinks", "cores"),
+    ("cluster", "node", "nics", "count"): ("leaves", "spines", "uplinks", "cores"),
+    ("cluster", "node", "nics", "bandwidth"): ("spines", "uplinks", "cores"),
+}
+"""What is set -> counts of the catalogue's network that follow from it, and would contradict another value of it."""
+
+
+def load(path: FilePath, overrides: Sequence[str] = ()) -> Source:
+    """Read a scenario, or the scenario of a plan JSON with its plan, and set values in it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    overrides : sequence of str
+        ``dotted.path=value`` each. A path reaches into mappings and lists (``links[0].latency``, or an item by its
+        ``name``: ``links.nvlink.latency``) and makes what is missing. ``cluster.``, ``node.`` and ``accelerator.``
+        reach into the hardware; a cluster that is only named is written out for it. The value is YAML.
+
+    Returns
+    -------
+    Source
+        Data with the position of every key; what was set is traced to its option.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or is no YAML, or an option is wrong; with every fault.
+    """
+    return with_overrides(_of_plan(read_file(path)), overrides, path.parent)
+
+
+def _of_plan(source: Source) -> Source:
+    """Turn a plan JSON into the scenario it answers, with its plan."""
+    data = source.data
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str) or not schema.startswith("perfmodel.plan/"):
+        return source
+    if schema != PLAN_SCHEMA:
+        raise InputError([source.fault(("schema",), f'only plans of "{PLAN_SCHEMA}" can be read [got "{schema}"]')])
+    scenario = data.get("scenario")
+    if not isinstance(scenario, dict):
+        raise InputError([source.fault(("scenario",), "missing; a plan is read again through its scenario")])
+    positions = {path[1:]: place for path, place in source.positions.items() if path[:1] == ("scenario",)}
+    if data.get("plan") is not None:
+        scenario = {**scenario, "plan": data["plan"]}
+        positions = {path: place for path, place in positions.items() if path[:1] != ("plan",)}
+        positions |= {path: place for path, place in source.positions.items() if path[:1] == ("plan",)}
+    return replace(source, data=scenario, positions=positions)
+
+
+def with_overrides(source: Source, overrides: Sequence[str], base_dir: FilePath) -> Source:
+    """Set values in a document.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    overrides : sequence of str
+        As for `load`.
+    base_dir : Path
+        Folder that paths in the document are relative to.
+
+    Returns
+    -------
+    Source
+        A changed copy.
+
+    Raises
+    ------
+    InputError
+        With every fault of the options.
+    """
+    faults: list[Fault] = []
+    parsed: list[tuple[str, Path, Any]] = []
+    for text in overrides:
+        try:
+            parsed.append(_parsed(text))
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(faults)
+    # Which cluster it is must be known before something in it can be set.
+    parsed.sort(key=lambda item: item[1][0] in ("cluster", *_REACH) and len(item[1]) > 1)
+    for origin, path, value in parsed:
+        if not isinstance(source.data, dict):
+            break
+        try:
+            source = _with_value(source, origin, path, value, base_dir)
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(dict.fromkeys(faults))
+    return source
+
+
+def _parsed(text: str) -> tuple[str, Path, Any]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    origin = f"--set {key}"
+    if not equals or not _DOTTED.fullmatch(key):
+        message = 'should be a dotted path, "=" and a value, such as workload.seq_len=8192 or links[0].latency="2 us"'
+        raise InputError([Fault(f"--set {text}", 0, 0, "", message)])
+    path = tuple(int(index) if index else name for index, name in _PART.findall(key))
+    try:
+        return origin, path, read_yaml(value, origin).data if value else None
+    except InputError as error:
+        raise InputError(Fault(origin, 0, 0, fault.key, fault.message) for fault in error.faults) from None
+
+
+def _with_value(source: Source, origin: str, path: Path, value: Any, base_dir: FilePath) -> Source:
+    if path[0] in _REACH and path[0] not in source.data and len(path) > 1:
+        path = (*_REACH[path[0]], *path[1:])
+        source = _written_out(source, base_dir, origin, path)
+    elif path[0] == "cluster" and len(path) > 1 and not _reaches(source.data.get("cluster"), path[1:]):
+        source = _written_out(source, base_dir, origin, path)
+    data = copy.deepcopy(source.data)
+    path = _set(data, path, value, origin)
+    positions = {other: place for other, place in source.positions.items() if other[: len(path)] != path}
+    origins = {other: place for other, place in source.origins.items() if other[: len(path)] != path}
+    origins[path] = origin
+    for count in _FOLLOWS.get(path, ()):
+        place = ("cluster", "fabric", count)
+        if place not in origins and place not in positions:  # what the person wrote stays, and may contradict
+            data["cluster"].get("fabric", {}).pop(count, None)
+    return replace(source, data=data, positions=positions, origins=origins)
+
+
+def _reaches(part: Any, path: Path) -> bool:
+    """Tell whether a path can be followed without looking a name up in the catalogue."""
+    if isinstance(part, dict) and path[0] == "fabric" and "node" not in part:
+        return False  # a node alone, whose network stands nowhere yet
+    for key in path:
+        if isinstance(part, str) or part is None:
+            return False
+        if not isinstance(part, dict) or key not in part:
+            return True
+        part = part[key]
+    return True
+
+
+def _written_out(source: Source, base_dir: FilePath, origin: str, path: Path) -> Source:
+    """Replace the name of a cluster, or a description that names parts, by the whole description."""
+    if "cluster" not in source.data:
+        message = "there is no cluster whose hardware could be changed"
+        raise InputError([Fault(origin, 0, 0, ".".join(map(str, path)), message)])
+    nodes = source.data.get("nodes")
+    machine = resolve_cluster(
+        source.data["cluster"],
+        base_dir,
+        nodes if isinstance(nodes, int) and not isinstance(nodes, bool) else None,
+        source=source,
+        at=("cluster",),
+    )
+    return replace(source, data={**source.data, "cluster": description(machine)})
+
+
+def _set(data: Any, path: Path, value: Any, origin: str) -> Path:
+    """Set a value in place; return its path as the data has it."""
+    taken: list[str | int] = []
+    for depth, key in enumerate(path):
+        last = depth == len(path) - 1
+        fresh: Any = value if last else [] if isinstance(path[depth + 1], int) else {}
+        where = ".".join(map(str, taken))
+        if isinstance(data, dict) and isinstance(key, str):
+            if last or data.get(key) is None:
+                data[key] = fresh
+        elif isinstance(data, list):
+            key = _index(data, key, where, origin)
+            if key == len(data):
+                data.append(fresh)
+            elif last:
+                data[key] = fresh
+        else:
+            kind = "a mapping, whose keys have names" if isinstance(data, dict) else f"the value {data!r}"
+            raise InputError([Fault(origin, 0, 0, "", f"{where or 'the document'} is {kind}; nothing is at {key!r}")])
+        taken.append(key)
+        data = data[key]
+    return tuple(taken)
+
+
+def _index(items: Sequence[Any], key: str | int, where: str, origin: str) -> int:
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if isinstance(key, int) or key.isdigit():
+        if int(key) <= len(items):
+            return int(key)
+        message = f"{where} has {len(items)} items, counted from 0; the next would be [{len(items)}]"
+    else:
+        message = f"{where} is a list; allowed: {_choices(names, len(items))}"
+    raise InputError([Fault(origin, 0, 0, "", f"{message} [got {key!r}]")])
+
+
+def _choices(names: Iterable[Any], count: int) -> str:
+    return ", ".join([*(str(name) for name in names if name), f"0 to {count}"])
