@@ -1,218 +1,15 @@
-"""The network between nodes in full: what a description leaves out, worked out from the rest.
-
-A contradiction between the numbers that were written is a fault that names them.
-"""
+"""The network between nodes: its links, whether it fits the nodes that stand on it, and what failures leave of it."""
 
 import csv
 import math
 import re
-from dataclasses import dataclass
+from collections import deque
 from pathlib import Path as FilePath
 
+from hardware.clos import Clos, clos, core_cables
 from hardware.faults import Fault, InputError, KeyFaultsError
-from hardware.schema import Edge, Fabric, Nics, Node
-from hardware.units import format_quantity, parse_quantity
-
-RADIX = 64
-"""Ports of a switch where nothing is said: 64 x 400 Gbit/s, the switch of the DGX SuperPOD H100 and B200 reference
-architectures and of MegaScale (Jiang et al., NSDI 2024)."""
-
-_TOLERANCE = 0.01
-"""Rates that agree to one per cent do not contradict each other: link rates are written rounded."""
-
-
-@dataclass(frozen=True)
-class Clos:
-    """A network of two or three levels of switches, complete.
-
-    Parameters
-    ----------
-    rails
-        Leaf switches each node's ports are spread over.
-    hosts_per_leaf
-        Nodes below one leaf.
-    leaves, spines, cores
-        Switches in all; no cores if there are two levels.
-    uplinks
-        Cables from one leaf to its spines together.
-    link
-        Rate of one cable between switches in one direction [B/s].
-    oversubscription
-        Rate of the nodes below a leaf over the rate of its uplinks [1].
-    pods, leaves_per_pod, spines_per_pod
-        Leaves and spines that are connected all to all; one pod if there are two levels.
-    core_uplinks
-        Cables from one spine to the cores together.
-    core_oversubscription
-        Rate into a spine from below over the rate of its cables to the cores [1].
-    """
-
-    rails: int
-    hosts_per_leaf: int
-    leaves: int
-    spines: int
-    cores: int
-    uplinks: int
-    link: float
-    oversubscription: float
-    pods: int
-    leaves_per_pod: int
-    spines_per_pod: int
-    core_uplinks: int
-    core_oversubscription: float
-
-    @property
-    def cables_per_pair(self) -> int:
-        """Cables between a leaf and each spine of its pod."""
-        return self.uplinks // self.spines_per_pod
-
-    @property
-    def hosts_per_pod(self) -> int:
-        """Nodes below the leaves of one pod."""
-        return max(1, self.leaves_per_pod // self.rails) * self.hosts_per_leaf
-
-
-def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
-    """Complete a network of leaves and spines.
-
-    Parameters
-    ----------
-    fabric
-        What was written; of type ``leaf-spine``, ``rail-optimised`` or ``fat-tree``.
-    nics
-        Network adapters of each node.
-    nodes
-        Nodes of the cluster.
-
-    Returns
-    -------
-    Clos
-        The network, every number filled in.
-
-    Raises
-    ------
-    KeyFaultsError
-        The numbers contradict each other.
-
-    Notes
-    -----
-    With h nodes of p ports of rate b below a leaf and u cables of rate B above it, the oversubscription is
-    ``o = h p b / (u B)``. A two-level network has as few spines as their radix R allows, ``leaves u / R``, such that
-    every leaf has equally many cables to each of them. Beyond R leaves a rail-optimised network gets a third level as
-    in the DGX SuperPOD reference architecture, where a spine has half its ports below and half above. Switch and cable
-    counts agree with that document for 2 to 64 scalable units.
-    """
-    radix = fabric.radix or RADIX
-    rails = fabric.rails or (nics.count if fabric.type == "rail-optimised" else 1)
-    if nics.count % rails:
-        raise KeyFaultsError((("rails",), f"{nics.count} ports of a node do not spread evenly over {rails} rails"))
-    ports = nics.count // rails
-    hosts, leaves = _hosts_and_leaves(fabric, nodes, rails, ports, radix)
-    link = fabric.link or nics.bandwidth
-    below = hosts * ports * nics.bandwidth
-    uplinks, oversubscription = _uplinks(fabric, hosts, ports, nics.bandwidth, below, link)
-
-    too_many = fabric.type == "rail-optimised" and fabric.spines is None and leaves > radix
-    share = fabric.core_oversubscription
-    if too_many or _has_cores(fabric):
-        down = max(1, round(radix * share / (1 + share)))  # ports of a spine towards its leaves
-        leaves_per_pod = min(leaves, down - down % rails if down >= rails else down)
-        pods = math.ceil(leaves / leaves_per_pod)
-    else:
-        down, leaves_per_pod, pods = radix, leaves, 1
-    per_pod = _spines_per_pod(fabric, uplinks, leaves_per_pod, down, pods, oversubscription)
-    spines = per_pod * pods
-    core_uplinks = math.ceil(leaves_per_pod * (uplinks // per_pod) / share - 1e-9) if pods > 1 else 0
-    fewest = math.ceil(spines * core_uplinks / radix)
-    if fabric.cores is not None and fabric.cores < fewest:
-        message = (
-            f"{fabric.cores} core switches of {radix} ports cannot take {core_uplinks} cables from each of {spines} "
-            f"spines; at least {fewest}"
-        )
-        raise KeyFaultsError((("cores",), message))
-    return Clos(
-        rails=rails,
-        hosts_per_leaf=hosts,
-        leaves=leaves,
-        spines=spines,
-        cores=fabric.cores or fewest,
-        uplinks=uplinks,
-        link=link,
-        oversubscription=oversubscription,
-        pods=pods,
-        leaves_per_pod=leaves_per_pod,
-        spines_per_pod=per_pod,
-        core_uplinks=core_uplinks,
-        core_oversubscription=share if pods > 1 else 1.0,
-    )
-
-
-def _has_cores(fabric: Fabric) -> bool:
-    return fabric.type == "fat-tree" or fabric.cores is not None
-
-
-def _hosts_and_leaves(fabric: Fabric, nodes: int, rails: int, ports: int, radix: int) -> tuple[int, int]:
-    if fabric.leaves is not None and fabric.leaves % rails:
-        message = f"{fabric.leaves} leaves are not a whole number for each of {rails} rails"
-        raise KeyFaultsError((("leaves",), message))
-    if fabric.hosts_per_leaf:
-        hosts = fabric.hosts_per_leaf
-    elif fabric.leaves:
-        hosts = math.ceil(nodes * rails / fabric.leaves)
-    else:
-        hosts = max(1, radix // 2 // ports)
-    needed = rails * math.ceil(nodes / hosts)
-    if fabric.leaves is not None and fabric.leaves < needed:
-        message = f"{fabric.leaves} leaves with {hosts} hosts each cannot hold {nodes} nodes on {rails} rails: {needed}"
-        raise KeyFaultsError((("leaves",), message))
-    return hosts, fabric.leaves or needed
-
-
-def _uplinks(fabric: Fabric, hosts: int, ports: int, port_rate: float, below: float, link: float) -> tuple[int, float]:
-    """Settle cables above a leaf and oversubscription, each from the other if only one was written."""
-    rates = (
-        f"{hosts} hosts x {ports} x {format_quantity(port_rate, 'bit/s')} below a leaf, "
-        f"{format_quantity(link, 'bit/s')} per cable above"
-    )
-    said = fabric.oversubscription
-    uplinks = fabric.uplinks
-    if uplinks is None and said is None and fabric.spines is not None and fabric.type == "leaf-spine":
-        uplinks = fabric.spines  # one cable to each spine
-    if uplinks is not None:
-        follows = below / (uplinks * link)
-        if said is not None and abs(follows / said - 1) > _TOLERANCE:
-            message = f"{said:g} contradicts {uplinks} uplinks, which make it {follows:.4g} ({rates})"
-            raise KeyFaultsError((("oversubscription",), message))
-        return uplinks, max(1.0, follows)
-    said = said or 1.0
-    cables = below / (said * link)
-    if fabric.spines is None or _has_cores(fabric):
-        return max(1, math.ceil(cables - _TOLERANCE)), said
-    # The spines were written too: every leaf must have the same whole number of cables to each of them.
-    each = cables / fabric.spines
-    if abs(round(each) - each) > _TOLERANCE * each:
-        message = (
-            f"{said:g} contradicts {fabric.spines} spines: {rates}, so a leaf needs {cables:.4g} cables, {each:.4g} to "
-            f"each spine; one to each makes the oversubscription {below / (fabric.spines * link):.4g}"
-        )
-        raise KeyFaultsError((("oversubscription",), message))
-    return max(1, round(cables)), said
-
-
-def _spines_per_pod(
-    fabric: Fabric, uplinks: int, leaves_per_pod: int, down: int, pods: int, oversubscription: float
-) -> int:
-    if fabric.spines is None:
-        fewest = leaves_per_pod * uplinks / down
-        return next((count for count in range(1, uplinks) if uplinks % count == 0 and count >= fewest), uplinks)
-    if fabric.spines % pods or uplinks % (fabric.spines // pods):
-        where = f" in {pods} pods" if pods > 1 else ""
-        message = (
-            f"{fabric.spines} spines{where} do not share the {uplinks} uplinks of a leaf evenly "
-            f"(oversubscription {oversubscription:.4g})"
-        )
-        raise KeyFaultsError((("spines",), message))
-    return fabric.spines // pods
+from hardware.schema import Edge, Fabric, Node
+from hardware.units import parse_quantity
 
 
 def read_edges(path: FilePath) -> tuple[Edge, ...]:
@@ -304,6 +101,8 @@ def check_fabric(fabric: Fabric, node: Node, nodes: int) -> None:
                     + ", a spine or core alone or two connected switches such as leaf0-spine0"
                 )
                 raise KeyFaultsError((("failed", index), f"{message} [got {name!r}]"))
+        if not (leaf_share(fabric, network, nodes) and core_share(fabric, network, nodes)):
+            raise KeyFaultsError((("failed",), "too much is broken: two leaves have no path between them"))
         return
     if fabric.type == "edges" and isinstance(fabric.edges, tuple):
         _check_edges(fabric, fabric.edges, nodes)
@@ -332,59 +131,148 @@ def _check_edges(fabric: Fabric, edges: tuple[Edge, ...], nodes: int) -> None:
     for index, name in enumerate(fabric.failed):
         if name not in links | names:
             raise KeyFaultsError((("failed", index), f"no such switch or link [got {name!r}]"))
+    reached = distances(fabric, edges, "host0")
+    cut_off = [f"host{index}" for index in range(nodes) if f"host{index}" not in reached]
+    if cut_off:
+        raise KeyFaultsError((("edges",), f"no path from host0 to {', '.join(cut_off[:5])}"))
+
+
+def distances(fabric: Fabric, edges: tuple[Edge, ...], start: str) -> dict[str, int]:
+    """Count the links from one part of a network of any shape to every other it can reach.
+
+    Parameters
+    ----------
+    fabric
+        The network.
+    edges
+        Its links.
+    start
+        Name of the part to start from.
+
+    Returns
+    -------
+    dict of str to int
+        Name -> links on the shortest way there that is not broken.
+    """
+    beside: dict[str, list[str]] = {}
+    for edge in edges:
+        if not is_failed(fabric, edge.a, edge.b):
+            beside.setdefault(edge.a, []).append(edge.b)
+            beside.setdefault(edge.b, []).append(edge.a)
+    found = {start: 0}
+    queue = deque([start])
+    while queue:
+        here = queue.popleft()
+        for name in beside.get(here, ()):
+            if name not in found:
+                found[name] = found[here] + 1
+                queue.append(name)
+    return found
 
 
 _PART = re.compile(r"(leaf|spine|core)([0-9]+)")
 
 
-def failed_switches(fabric: Fabric) -> frozenset[str]:
-    """List the switches that are broken as a whole.
-
-    Parameters
-    ----------
-    fabric
-        The network.
-
-    Returns
-    -------
-    frozenset of str
-        Names such as ``spine3``.
-    """
-    return frozenset(name for name in fabric.failed if "-" not in name)
-
-
-def failed_pairs(fabric: Fabric) -> frozenset[tuple[str, str]]:
-    """List the broken connections between two switches of a network of leaves and spines.
-
-    Parameters
-    ----------
-    fabric
-        The network.
-
-    Returns
-    -------
-    frozenset of (str, str)
-        Names such as ``("leaf0", "spine3")``, the lower level first.
-    """
-    rank = {"leaf": 0, "spine": 1, "core": 2}
-    pairs = (name.split("-") for name in fabric.failed if "-" in name)
-    return frozenset(
-        (low, high)
-        for pair in pairs
-        for low, high in [sorted(pair, key=lambda name: rank.get(name.rstrip("0123456789"), 3))]
-    )
-
-
 def _exists(network: Clos, name: str) -> bool:
     sizes = {"leaf": network.leaves, "spine": network.spines, "core": network.cores}
-    parts = sorted((match for part in name.split("-") if (match := _PART.fullmatch(part))), key=_level)
-    if len(parts) != name.count("-") + 1 or any(int(part[2]) >= sizes[part[1]] for part in parts):
+    matches = [_PART.fullmatch(part) for part in name.split("-")]
+    parts = sorted((tuple(sizes).index(match[1]), int(match[2])) for match in matches if match)
+    if len(parts) != len(matches) or any(number >= list(sizes.values())[level] for level, number in parts):
         return False
-    kinds = [part[1] for part in parts]
-    if kinds == ["leaf", "spine"]:
-        return int(parts[0][2]) // network.leaves_per_pod == int(parts[1][2]) // network.spines_per_pod
-    return kinds in (["spine"], ["core"], ["spine", "core"])
+    if [level for level, _ in parts] == [0, 1]:
+        return parts[0][1] // network.leaves_per_pod == parts[1][1] // network.spines_per_pod
+    if [level for level, _ in parts] == [1, 2]:
+        return parts[1][1] in core_cables(network, parts[0][1])
+    return len(parts) == 1 and parts[0][0] > 0
 
 
-def _level(part: re.Match[str]) -> int:
-    return ("leaf", "spine", "core").index(part[1])
+def is_failed(fabric: Fabric, *names: str) -> bool:
+    """Tell whether a switch, or the connection of two, is broken.
+
+    Parameters
+    ----------
+    fabric
+        The network.
+    names
+        One switch, or both ends of a connection in any order.
+
+    Returns
+    -------
+    bool
+        Whether it, or one of its ends, is listed as failed.
+    """
+    return bool({*names, "-".join(names), "-".join(reversed(names))}.intersection(fabric.failed))
+
+
+def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
+    """Work out how much of its rate to the spines the worst pair of leaves keeps after failures.
+
+    Parameters
+    ----------
+    fabric
+        The network as written.
+    network
+        The network complete.
+    hosts
+        Nodes in use, the first ones of the cluster.
+
+    Returns
+    -------
+    float
+        Share between 0 and 1 [1].
+
+    Notes
+    -----
+    Two leaves of a rail that lost their cables to the sets X and Y of S spines have ``1 - |X or Y| / S`` left between
+    them: what goes up to a spine must come down from it. Traffic between neighbours of a ring is as slow as that.
+    """
+    if not fabric.failed:
+        return 1.0
+    used = network.rails * math.ceil(hosts / network.hosts_per_leaf)
+    worst = 0
+    for rail in range(network.rails):
+        for pod in range(network.pods):
+            leaves = range(pod * network.leaves_per_pod, min((pod + 1) * network.leaves_per_pod, used))
+            spines = range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod)
+            lost = [
+                frozenset(spine for spine in spines if is_failed(fabric, f"leaf{leaf}", f"spine{spine}"))
+                for leaf in leaves
+                if leaf % network.rails == rail
+            ]
+            for first, one in enumerate(lost):
+                # A leaf alone in its pod still reaches the core through its spines.
+                others = lost[first + 1 :] or [one]
+                worst = max(worst, *(len(one | other) for other in others))
+    return 1 - worst / network.spines_per_pod
+
+
+def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
+    """Work out how much of its rate to the core the worst pod keeps after failures.
+
+    Parameters
+    ----------
+    fabric
+        The network as written.
+    network
+        The network complete.
+    hosts
+        Nodes in use, the first ones of the cluster.
+
+    Returns
+    -------
+    float
+        Share between 0 and 1 [1].
+    """
+    if not fabric.failed or network.pods == 1:
+        return 1.0
+    shares = []
+    for pod in range(min(network.pods, math.ceil(hosts / network.hosts_per_pod))):
+        kept = 0
+        for spine in range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod):
+            kept += sum(
+                cables
+                for core, cables in core_cables(network, spine).items()
+                if not is_failed(fabric, f"spine{spine}", f"core{core}")
+            )
+        shares.append(kept / (network.spines_per_pod * network.core_uplinks))
+    return min(shares)

@@ -5,15 +5,16 @@ that editors use to ``hardware/schemas``.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.faults import KeyFaultsError, Path
+from hardware.provenance import Date, Description, Recorded, Text
+from hardware.provenance import Provenance as Provenance
 from hardware.units import (
     BytesPerSecond,
     FlopPerSecond,
@@ -26,7 +27,6 @@ from hardware.units import (
 )
 from hardware.yaml_source import did_you_mean
 
-Text = Annotated[str, Field(strict=True, min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Ratio = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
@@ -48,57 +48,7 @@ PCIE_BYTES_PER_S_PER_LANE: Mapping[int, float] = {
 from generation 6, of the flit (PCI Express Base Specifications 2.1, 5.0 and 6.0)."""
 
 
-def _date(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(_DATE, value):
-        raise ValueError("should be a date, YYYY-MM or YYYY-MM-DD")
-    return value
-
-
-_DATE = "^[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?$"
-Date = Annotated[str, BeforeValidator(_date), WithJsonSchema({"type": "string", "pattern": _DATE})]
-
-
-class _Description(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Provenance(_Description):
-    """Where a number comes from."""
-
-    source: Text
-    """Title or address of the document, or how the number was measured."""
-    date: Date
-    """When it was read or measured: YYYY-MM or YYYY-MM-DD."""
-    evidence: Literal["data sheet", "documentation", "measured", "published", "derived", "from memory"]
-    """What kind of statement the number rests on."""
-    note: str = ""
-    """Anything a reader should know, such as how the number was derived."""
-
-
-class _Recorded(_Description):
-    """A description whose numbers name their source."""
-
-    provenance: dict[Text, Provenance] = {}
-    """Dotted key, such as memory.bandwidth, or the key above several -> where the numbers below it come from.
-    An item of a list is named by its position or its name: links.0 or links.nvlink."""
-
-    @model_validator(mode="after")
-    def _provenance_names_keys(self) -> Self:
-        faults: list[tuple[Path, str]] = []
-        for key in self.provenance:
-            part: object = self
-            for name in provenance_path(key):
-                choices = _children(part)
-                if name not in choices:
-                    faults.append((("provenance", key), f'no key "{name}" here; {did_you_mean(name, choices)}'))
-                    break
-                part = choices[name]
-        if faults:
-            raise KeyFaultsError(*faults)
-        return self
-
-
-class Memory(_Description):
+class Memory(Description):
     """The accelerator's own memory."""
 
     capacity: PositiveBytes
@@ -107,7 +57,7 @@ class Memory(_Description):
     """Peak rate of reads or writes, such as 3.35 TB/s."""
 
 
-class AcceleratorPower(_Description):
+class AcceleratorPower(Description):
     """What one accelerator draws."""
 
     limit: Watts
@@ -116,7 +66,7 @@ class AcceleratorPower(_Description):
     """Power without work, such as 72 W."""
 
 
-class Price(_Description):
+class Price(Description):
     """What renting costs, per hour of the whole thing described."""
 
     on_demand: UsdPerHour | None = None
@@ -133,7 +83,7 @@ class Price(_Description):
     """Where the price was read."""
 
 
-class OperatorEfficiency(_Description):
+class OperatorEfficiency(Description):
     """How close one class of kernels comes to the roofline."""
 
     launch: Seconds
@@ -146,7 +96,7 @@ class OperatorEfficiency(_Description):
     """Standard deviation of ln(measured/predicted)."""
 
 
-class Efficiency(_Recorded):
+class Efficiency(Recorded):
     """Measured efficiency by class of kernel."""
 
     gemm: OperatorEfficiency | None = None
@@ -165,7 +115,7 @@ class Efficiency(_Recorded):
     """Norms, activations, additions, copies."""
 
 
-class EfficiencyFamily(_Description):
+class EfficiencyFamily(Description):
     """Efficiency shared by the accelerators of one architecture."""
 
     kind: Literal["efficiency"] = "efficiency"
@@ -177,12 +127,13 @@ class EfficiencyFamily(_Description):
     widen: Annotated[float, Field(strict=True, ge=0)] = 0.0
     """Added in quadrature to the spread of inherited numbers."""
     reference: Text | None = None
-    """Accelerator the numbers were measured on: one of less power per peak arithmetic keeps a smaller share of its peak."""
+    """Accelerator the numbers were measured on; one of less power per peak arithmetic keeps a smaller share of its
+    peak."""
     operators: Efficiency
     """Efficiency by class of kernel."""
 
 
-class Accelerator(_Recorded):
+class Accelerator(Recorded):
     """What one rank drives: one GPU, one GCD of an MI250X, one TPU chip."""
 
     kind: Literal["accelerator"] = "accelerator"
@@ -215,7 +166,7 @@ class Accelerator(_Recorded):
     """Anything else worth knowing."""
 
 
-class Link(_Description):
+class Link(Description):
     """A link between the accelerators of a node, or from them to the host."""
 
     name: Text
@@ -257,7 +208,7 @@ class Link(_Description):
         return self
 
 
-class Nics(_Description):
+class Nics(Description):
     """The node's network adapters for traffic between accelerators."""
 
     count: Count
@@ -270,7 +221,7 @@ class Nics(_Description):
     """Protocol of the network."""
 
 
-class Tier(_Description):
+class Tier(Description):
     """Memory beyond the accelerator's own: host memory, CXL, flash, remote."""
 
     name: Text
@@ -291,7 +242,7 @@ class Tier(_Description):
     """How many accelerators share one device."""
 
 
-class NodePower(_Description):
+class NodePower(Description):
     """What a node draws."""
 
     limit: Watts | None = None
@@ -307,7 +258,7 @@ def _name_or_description(value: object) -> str:
     return "(description)" if isinstance(value, Mapping | BaseModel) else "(name)"
 
 
-class NodeAccelerators(_Description):
+class NodeAccelerators(Description):
     """The accelerators of a node."""
 
     type: Annotated[
@@ -319,7 +270,7 @@ class NodeAccelerators(_Description):
     """How many the node holds."""
 
 
-class Node(_Recorded):
+class Node(Recorded):
     """A server: accelerators that share a fast interconnect and a host."""
 
     kind: Literal["node"] = "node"
@@ -370,7 +321,7 @@ class Node(_Recorded):
         return self
 
 
-class Edge(_Description):
+class Edge(Description):
     """A link of a network of any shape."""
 
     a: Text
@@ -385,7 +336,7 @@ def _path_or_edges(value: object) -> str:
     return "(path)" if isinstance(value, str) else "(edges)"
 
 
-class Fabric(_Description):
+class Fabric(Description):
     """The network between nodes. What is left out follows from the rest; a contradiction is an error."""
 
     type: FabricType
@@ -456,7 +407,7 @@ class Fabric(_Description):
         return self
 
 
-class Cluster(_Recorded):
+class Cluster(Recorded):
     """Nodes on a network."""
 
     kind: Literal["cluster"] = "cluster"
@@ -479,122 +430,13 @@ class Cluster(_Recorded):
     """Anything else worth knowing."""
 
 
-MODELS: Mapping[str, type[_Description]] = {
+MODELS: Mapping[str, type[Description]] = {
     "accelerator": Accelerator,
     "node": Node,
     "cluster": Cluster,
     "efficiency": EfficiencyFamily,
 }
 """Kind of hardware file -> the model that checks it."""
-
-
-def provenance_path(key: str) -> tuple[str, ...]:
-    """Split a key of a provenance mapping.
-
-    Parameters
-    ----------
-    key
-        Such as ``links[0].bandwidth`` or ``links.nvlink.bandwidth``.
-
-    Returns
-    -------
-    tuple of str
-        The names on the way down.
-    """
-    return tuple(key.replace("[", ".").replace("]", "").split("."))
-
-
-def _children(part: object) -> dict[str, object]:
-    """List what stands below a part of a description, by every name it may be called."""
-    if isinstance(part, BaseModel):
-        return {name: getattr(part, name) for name in type(part).model_fields if name != "provenance"}
-    if isinstance(part, Mapping):
-        return {str(key): value for key, value in part.items()}
-    if isinstance(part, tuple):
-        by_name = {item.name: item for item in part if isinstance(item, Link | Tier)}
-        return {**{str(index): item for index, item in enumerate(part)}, **by_name}
-    return {}
-
-
-def _numbers(part: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Walk to every number that was written, in files of their own excepted: those have their own provenance."""
-    if isinstance(part, BaseModel):
-        if isinstance(part, Price) or (path and isinstance(part, _Recorded)):
-            return
-        for name in sorted(part.model_fields_set):
-            yield from _numbers(getattr(part, name), (*path, name))
-    elif isinstance(part, Mapping):
-        for key, value in part.items():
-            yield from _numbers(value, (*path, str(key)))
-    elif isinstance(part, tuple):
-        for index, item in enumerate(part):
-            yield from _numbers(item, (*path, str(index)))
-    elif isinstance(part, int | float) and not isinstance(part, bool):
-        yield path
-
-
-def _recorded(part: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Recorded]]:
-    """Walk to every part that carries its own provenance."""
-    if isinstance(part, _Recorded):
-        yield path, part
-    if isinstance(part, BaseModel):
-        for name in type(part).model_fields:
-            yield from _recorded(getattr(part, name), (*path, name))
-
-
-def from_memory(description: BaseModel) -> list[tuple[str, Provenance]]:
-    """List what rests on somebody's memory alone.
-
-    Parameters
-    ----------
-    description
-        A parsed hardware file.
-
-    Returns
-    -------
-    list of (str, Provenance)
-        Dotted keys and what their provenance says.
-    """
-    return [
-        (".".join((*path, key)), entry)
-        for path, part in _recorded(description)
-        for key, entry in part.provenance.items()
-        if entry.evidence == "from memory"
-    ]
-
-
-def numbers_without_provenance(description: BaseModel) -> list[str]:
-    """List the numbers that name no source.
-
-    Parameters
-    ----------
-    description
-        A parsed hardware file.
-
-    Returns
-    -------
-    list of str
-        Dotted keys. An entry for a key covers all numbers below it; a price names its own source.
-    """
-    missing: list[str] = []
-    for path, part in _recorded(description):
-        covered = {_by_position(part, provenance_path(key)) for key in part.provenance}
-        for number in _numbers(part, ()):
-            if not any(number[:length] in covered for length in range(1, len(number) + 1)):
-                missing.append(".".join((*path, *number)))
-    return missing
-
-
-def _by_position(part: object, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Rewrite the names of list items in a path to their positions."""
-    path: list[str] = []
-    for name in names:
-        child = _children(part).get(name)
-        if isinstance(part, tuple) and not name.isdigit():
-            name = str(next(index for index, item in enumerate(part) if item is child))
-        path.append(name)
-        part = child
-    return tuple(path)
 
 
 def json_schema(name: str) -> dict[str, Any]:

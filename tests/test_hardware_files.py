@@ -237,6 +237,6 @@ def test_faults_stand_where_the_scenario_holds_them() -> None:
 
 
 def test_the_catalogue_is_light_to_import() -> None:
-    code = "import sys, hardware.catalogue; print(*sys.modules)"
+    code = "import sys, hardware.catalogue, hardware.topology; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "scipy", "pandas", "networkx", "pulp", "highspy"} & set(loaded)

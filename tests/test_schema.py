@@ -10,15 +10,14 @@ import yaml
 
 import hardware.schema
 from hardware.faults import InputError
+from hardware.provenance import from_memory, numbers_without_provenance
 from hardware.schema import (
     MODELS,
     Accelerator,
     Cluster,
     Link,
     Node,
-    from_memory,
     json_schema,
-    numbers_without_provenance,
     write_schemas,
 )
 from hardware.yaml_source import read_yaml, validated

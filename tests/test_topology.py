@@ -1,0 +1,478 @@
+"""Levels, switches and cables of machines, against published designs and an independent graph library."""
+
+import csv
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import networkx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware.catalogue import Machine, resolve_cluster
+from hardware.faults import InputError
+from hardware.topology import counts, graph, levels
+
+HERE = Path()
+DATA = Path(os.environ.get("PERFMODEL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def node(accelerators: int = 8, nics: int = 8, protocol: str = "infiniband", **more: Any) -> dict[str, Any]:
+    chip = {
+        "name": "chip", "vendor": "v", "architecture": "a", "peak": {"bf16": 1e12},
+        "memory": {"capacity": 1e9, "bandwidth": 1e12}, "units": 1, "clock": 1e9, "power": {"limit": 1.0},
+    }  # fmt: skip
+    return {
+        "name": "box",
+        "accelerators": {"type": chip, "count": accelerators},
+        "links": [{"name": "nvlink", "type": "nvswitch", "bandwidth": "450 GB/s", "latency": "1 us"}],
+        "nics": {"count": nics, "bandwidth": "400 Gbit/s", "protocol": protocol} if nics else None,
+        **more,
+    }
+
+
+def machine(nodes: int, fabric: dict[str, Any], box: dict[str, Any] | None = None, used: int | None = None) -> Machine:
+    return resolve_cluster({"name": "c", "node": box or node(), "nodes": nodes, "fabric": fabric}, HERE, used)
+
+
+def faults(nodes: int, fabric: dict[str, Any], box: dict[str, Any] | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        machine(nodes, fabric, box)
+    return str(caught.value)
+
+
+# --- published machines
+
+
+# DGX SuperPOD with DGX B200, reference architecture: scalable units of 32 nodes, 8 rail leaves each, 64-port switches;
+# columns units, leaf, spine and core switches, node-leaf, leaf-spine and spine-core cables.
+SUPERPOD = [
+    (2, 16, 8, 0, 512, 512, 0),
+    (4, 32, 16, 0, 1024, 1024, 0),
+    (8, 64, 32, 0, 2048, 2048, 0),
+    (16, 128, 128, 64, 4096, 4096, 4096),
+    (32, 256, 256, 128, 8192, 8192, 8192),
+    (64, 512, 512, 256, 16384, 16384, 16384),
+]
+
+
+@pytest.mark.parametrize("row", SUPERPOD, ids=lambda row: f"{row[0]} units")
+def test_switches_and_cables_of_a_superpod_follow_from_its_size(row: tuple[int, ...]) -> None:
+    units, *expected = row
+    found = counts(resolve_cluster("dgx-b200", HERE, 32 * units))
+    assert list(found.values()) == expected
+    assert list(found) == [
+        "leaf_switches", "spine_switches", "core_switches",
+        "node_leaf_cables", "leaf_spine_cables", "spine_core_cables",
+    ]  # fmt: skip
+
+
+def test_the_published_table_of_superpods_is_the_one_above() -> None:
+    path = DATA / "network" / "superpod_counts.csv"
+    if not path.exists():
+        pytest.skip(f"no {path}: set PERFMODEL_DATA")
+    with path.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "B200" in row["design"]]
+    columns = list(counts(resolve_cluster("dgx-b200", HERE, 64)))
+    assert [(int(row["scalable_units"]), *(int(row[name] or 0) for name in columns)) for row in rows] == SUPERPOD
+
+
+def test_dgx_h100() -> None:
+    # DGX H100 user guide: NVLink 450 GB/s a direction, one 400 Gbit/s port each; SuperPOD: 32 nodes on 8 rail leaves.
+    found = levels(resolve_cluster("dgx-h100", HERE, 64))
+    assert [(level.name, level.ranks, level.bandwidth, level.type) for level in found] == [
+        ("node", 8, 450e9, "nvswitch"),
+        ("leaf", 256, 50e9, "infiniband"),
+        ("spine", 512, 50e9, "infiniband"),
+    ]
+    # Two adapters of 0.55 us each and one or three switches of 0.1 us.
+    assert [level.latency for level in found] == [1e-6, pytest.approx(1.2e-6), pytest.approx(1.4e-6)]
+
+
+def test_frontier_node() -> None:
+    # OLCF Frontier user guide: 200 GB/s between the GCDs of a module, 50-100 between modules, 4 x 25 GB/s for 8 GCDs.
+    frontier = {"node": "frontier-node", "nodes": 48, "fabric": {"type": "dragonfly"}}
+    found = levels(resolve_cluster(frontier, HERE))
+    assert [(level.name, level.ranks, level.bandwidth, level.type) for level in found] == [
+        ("gcd-pair", 2, 200e9, "xgmi"),
+        ("node", 8, 50e9, "xgmi"),
+        ("fabric", 384, 12.5e9, "slingshot"),
+    ]
+
+
+def test_a_domain_of_72_holds_64_ranks_of_256() -> None:
+    found = levels(resolve_cluster("gb200-nvl72", HERE, 4), 256)
+    # DGX GB200 user guide: 72 GPUs at 900 GB/s a direction, 400 Gbit/s each into the network.
+    assert [(level.ranks, level.bandwidth) for level in found] == [(64, 900e9), (256, 50e9)]
+
+
+def test_a_box_without_a_fast_link_uses_pci_express() -> None:
+    (level,) = levels(resolve_cluster("l40s-8", HERE))
+    # PCIe 4 x16 is 31.5 GB/s, shared by the two accelerators behind one switch.
+    assert (level.name, level.ranks, level.type) == ("node", 8, "pcie")
+    assert level.bandwidth == pytest.approx(31.5e9 / 2, rel=1e-3)
+
+
+# --- how a job spreads
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        (1, []),
+        (4, [("node", 4)]),
+        (8, [("node", 8)]),
+        (12, [("node", 6), ("leaf", 12)]),
+        (320, [("node", 8), ("leaf", 160), ("spine", 320)]),
+        (512, [("node", 8), ("leaf", 256), ("spine", 512)]),
+        (37, [("leaf", 1), ("spine", 37)]),
+    ],
+)
+def test_a_job_spreads_evenly(ranks: int, expected: list[tuple[str, int]]) -> None:
+    found = levels(machine(64, {"type": "rail-optimised"}), ranks)
+    assert [(level.name, level.ranks) for level in found] == [pair for pair in expected if pair[1] > 1]
+
+
+def test_a_job_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="20 nodes with 5 each, but there are 16 nodes"):
+        levels(machine(16, {"type": "rail-optimised"}), 100)
+    with pytest.raises(ValueError, match="at least one rank"):
+        levels(machine(16, {"type": "rail-optimised"}), 0)
+
+
+def test_links_of_groups_stand_below_those_of_the_node() -> None:
+    links = [
+        {"name": "pcie", "type": "pcie", "generation": 4, "lanes": 16, "shared_by": 2},
+        {"name": "bridge", "type": "nvlink-mesh", "bandwidth": "300 GB/s", "group": 2},
+    ]
+    box = node(4, 0, links=links)
+    assert [(level.name, level.ranks, level.type) for level in levels(machine(1, {"type": "rail-optimised"}, box))] == [
+        ("bridge", 2, "nvlink-mesh"),
+        ("node", 4, "pcie"),
+    ]
+    # Three ranks cannot be paired.
+    assert [level.ranks for level in levels(machine(1, {"type": "rail-optimised"}, box), 3)] == [3]
+
+
+# --- networks of leaves and spines
+
+
+def test_what_is_left_out_follows_from_the_rest() -> None:
+    # 16 hosts x 8 x 400 Gbit/s = 128 cables of 400 Gbit/s at 1:1, 16 to each of 8 spines.
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "link": "400 Gbit/s", "oversubscription": 1}
+    assert list(counts(machine(256, fabric)).values()) == [16, 8, 0, 2048, 16 * 128, 0]
+    # Cables of twice the rate are half as many; at 4:1 a quarter of that.
+    assert counts(machine(256, fabric | {"link": "800 Gbit/s"}))["leaf_spine_cables"] == 16 * 64
+    assert counts(machine(256, fabric | {"link": "800 Gbit/s", "oversubscription": 4}))["leaf_spine_cables"] == 16 * 16
+    # One cable to each spine where neither cables nor oversubscription are written: 128 / 8 = 16:1.
+    spine = levels(machine(256, {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8}))[-1]
+    assert (spine.name, spine.bandwidth) == ("spine", pytest.approx(50e9 / 16))
+    # 20 uplinks for 32 ports: 1.6:1.
+    spine = levels(machine(64, {"type": "rail-optimised", "uplinks": 20}))[-1]
+    assert spine.bandwidth == pytest.approx(50e9 / 1.6)
+    # 8 leaves of one port each from every node make 4 nodes below a leaf of 2 rows.
+    found = levels(machine(8, {"type": "rail-optimised", "leaves": 16}))
+    assert [(level.name, level.ranks) for level in found] == [("node", 8), ("leaf", 32), ("spine", 64)]
+
+
+@pytest.mark.parametrize(
+    ("fabric", "words"),
+    [
+        (
+            {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "oversubscription": 3},
+            # 16 x 8 / 3 = 42.67 cables to 8 spines
+            ["oversubscription: 3 contradicts 8 spines", "16 hosts x 8 x 400 Gbit/s", "42.67 cables", "5.333 to each"],
+        ),
+        (
+            {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "uplinks": 64, "oversubscription": 1},
+            ["oversubscription: 1 contradicts 64 uplinks, which make it 2"],
+        ),
+        ({"type": "rail-optimised", "uplinks": 12, "spines": 8}, ["spines: 8 spines do not share the 12 uplinks"]),
+        ({"type": "rail-optimised", "leaves": 12}, ["leaves: 12 leaves are not a whole number for each of 8 rails"]),
+        ({"type": "leaf-spine", "leaves": 2, "hosts_per_leaf": 16}, ["2 leaves with 16 hosts each cannot hold 64"]),
+        ({"type": "rail-optimised", "rails": 3}, ["rails: 8 ports of a node do not spread evenly over 3 rails"]),
+        ({"type": "fat-tree", "cores": 1}, ["cores: 16 leaves fit into one pod of 16, which needs no core switches"]),
+        # 64 leaves in 2 pods of 32 spines, each with 32 cables up: 2048 cables, 32 switches of 64 ports.
+        ({"type": "fat-tree", "hosts_per_leaf": 1, "uplinks": 32, "cores": 31}, ["cables from each of 64", "least 32"]),
+        ({"type": "torus", "dims": [8, 8], "link": 1e9}, ["dims: 8 x 8 = 64, but 64 nodes of 8 accelerators are 512"]),
+        ({"type": "torus", "dims": [8, 64]}, ["link: missing"]),
+        ({"type": "rail-optimised", "failed": ["leaf0-spine99"]}, ["failed[0]: no such part; allowed: leaf0 to"]),
+        ({"type": "rail-optimised", "failed": ["leaf3"]}, ["failed[0]: no such part"]),
+        ({"type": "rail-optimised", "failed": ["leaf3-leaf4"]}, ["failed[0]: no such part"]),
+        ({"type": "rail-optimised", "failed": [f"spine{n}" for n in range(8)]}, ["too much is broken"]),
+        ({"type": "dragonfly", "failed": ["group1"]}, ["no parts that can be named"]),
+        ({"type": "edges", "edges": [{"a": "host0", "b": "sw", "bandwidth": 1}]}, ["not among the links: host1, "]),
+    ],
+)  # fmt: skip
+def test_a_contradiction_names_the_numbers(fabric: dict[str, Any], words: list[str]) -> None:
+    message = faults(64, fabric)
+    for word in words:
+        assert word in message
+
+
+def test_a_network_needs_adapters() -> None:
+    assert "has no nics" in faults(2, {"type": "rail-optimised"}, node(nics=0))
+    assert [level.name for level in levels(machine(1, {"type": "rail-optimised"}, node(nics=0)))] == ["node"]
+
+
+def test_three_levels_are_slowed_down_at_each() -> None:
+    # 4 hosts x 8 ports = 32 below, 16 above at 2:1; spines with 48 ports down, 16 up at 3:1.
+    fabric = {"type": "fat-tree", "oversubscription": 2, "core_oversubscription": 3}
+    found = levels(machine(768, fabric))
+    assert [(level.name, level.ranks, level.bandwidth) for level in found] == [
+        ("node", 8, 450e9),
+        ("leaf", 32, 50e9),
+        ("spine", 48 * 32, pytest.approx(25e9)),
+        ("core", 768 * 8, pytest.approx(25e9 / 3)),
+    ]
+    total = counts(machine(768, fabric))
+    assert total["leaf_spine_cables"] == 192 * 16
+    assert total["spine_core_cables"] == 192 * 16 / 3
+
+
+def test_a_leaf_that_loses_uplinks_slows_its_ranks() -> None:
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "oversubscription": 1}
+    lost = ["leaf3-spine0", "leaf3-spine5", "spine7-leaf3"]
+    assert levels(machine(256, fabric | {"failed": lost}))[-1].bandwidth == pytest.approx(50e9 * 5 / 8)
+    # A spine lost to another leaf as well cannot carry what goes between the two.
+    lost += ["leaf9-spine1"]
+    assert levels(machine(256, fabric | {"failed": lost}))[-1].bandwidth == pytest.approx(50e9 * 4 / 8)
+    assert levels(machine(256, fabric | {"failed": ["spine2"]}))[-1].bandwidth == pytest.approx(50e9 * 7 / 8)
+    # Leaves that the job does not use do not matter to it.
+    assert levels(machine(256, fabric | {"failed": lost}, used=48))[-1].bandwidth == pytest.approx(50e9)
+    # Leaves of different rails do not talk to each other: leaf 0 is of rail 0, leaf 1 of rail 1.
+    rails = {"type": "rail-optimised", "failed": ["leaf0-spine0", "leaf1-spine1"]}
+    assert levels(machine(64, rails))[-1].bandwidth == pytest.approx(50e9 * 7 / 8)
+
+
+def test_a_pod_that_loses_core_cables_slows_the_core() -> None:
+    whole = machine(512, {"type": "rail-optimised"})
+    # 32 spines of a pod with 32 cables each; half of those of one spine go to each of its two core switches.
+    failed = machine(512, {"type": "rail-optimised", "failed": ["spine0-core0"]})
+    assert [level.name for level in levels(whole)] == ["node", "leaf", "spine", "core"]
+    assert levels(failed)[-1].bandwidth == pytest.approx(levels(whole)[-1].bandwidth * (1 - 16 / 1024))
+    assert levels(failed)[-2].bandwidth == levels(whole)[-2].bandwidth
+
+
+# --- other shapes
+
+
+def test_dragonfly_groups_and_taper() -> None:
+    fabric = {"type": "dragonfly", "hosts_per_group": 16, "taper": 0.5}
+    found = levels(machine(64, fabric, node(protocol="slingshot")))
+    assert [(level.name, level.ranks, level.bandwidth) for level in found] == [
+        ("node", 8, 450e9),
+        ("group", 128, 50e9),
+        ("global", 512, 25e9),
+    ]
+    assert [level.name for level in levels(machine(64, fabric, used=16))] == ["node", "fabric"]
+    drawn = graph(machine(64, fabric))
+    # A group of 16 nodes x 400 GB/s injects 6.4 TB/s, half of which leaves it, a third of that to each other group.
+    assert drawn["group0"]["group3"]["capacity"] == pytest.approx(6.4e12 * 0.5 / 3)
+
+
+def test_nvlink_domains() -> None:
+    # GB200 NVL72 as 18 trays of 4 accelerators in each domain.
+    tray = node(4, 4, links=[{"name": "nvlink", "type": "nvswitch", "bandwidth": "900 GB/s"}])
+    fabric = {"type": "nvlink-domain", "hosts_per_group": 18}
+    found = levels(machine(36, fabric, tray))
+    assert [(level.name, level.ranks, level.bandwidth, level.type) for level in found] == [
+        ("node", 4, 900e9, "nvswitch"),
+        ("domain", 72, 900e9, "nvswitch"),
+        ("fabric", 144, 50e9, "infiniband"),
+    ]
+    assert [level.name for level in levels(machine(36, fabric, tray, used=18))] == ["node", "domain"]
+    # Whole domains send to each other through the adapters of all their trays.
+    flow = networkx.maximum_flow_value(graph(machine(36, fabric, tray)), "host0", "host20")
+    assert flow == pytest.approx(18 * 4 * 50e9)
+    assert "several domains need a network" in faults(36, fabric, tray | {"nics": None})
+
+
+def test_torus_rings_and_lines() -> None:
+    box = node(4, 0, links=[{"name": "ici", "type": "ici", "bandwidth": "300 GB/s", "latency": "1 us"}])
+    whole = machine(16, {"type": "torus", "dims": [4, 4, 4]}, box)
+    # 6 links of 50 GB/s; both directions of a ring at once.
+    assert [(level.ranks, level.bandwidth) for level in levels(whole)] == [(4, 100e9), (16, 100e9), (64, 100e9)]
+    # Half of the last dimension is a line.
+    assert [(level.ranks, level.bandwidth) for level in levels(whole, 32)] == [(4, 100e9), (16, 100e9), (32, 50e9)]
+    drawn = graph(whole)
+    assert len(drawn) == 64 and drawn.number_of_edges() == 3 * 64
+    assert set(dict(drawn.degree()).values()) == {6}
+    assert networkx.is_isomorphic(drawn, networkx.grid_graph([4, 4, 4], periodic=True))
+
+
+def edges_of(drawn: "networkx.Graph[str]") -> list[dict[str, Any]]:
+    return [{"a": a, "b": b, "bandwidth": data["capacity"]} for a, b, data in drawn.edges(data=True)]
+
+
+@pytest.mark.parametrize("oversubscription", [1, 2, 8])
+def test_the_same_network_link_by_link_is_as_fast(oversubscription: int) -> None:
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 4, "spines": 4, "oversubscription": oversubscription}
+    by_numbers = machine(16, fabric)
+    by_links = machine(16, {"type": "edges", "edges": edges_of(graph(by_numbers))})
+    assert levels(by_links)[-1].bandwidth == pytest.approx(levels(by_numbers)[-1].bandwidth)
+    # Through a leaf, a spine and a leaf.
+    assert levels(by_links)[-1].latency == levels(by_numbers)[-1].latency
+
+
+def test_an_uneven_network_is_as_fast_as_its_tightest_cut() -> None:
+    links = [
+        ("host0", "a", 200e9),
+        ("host1", "a", 200e9),
+        ("a", "b", 100e9),
+        ("host2", "b", 200e9),
+        ("host3", "b", 60e9),
+    ]
+    edges = [{"a": a, "b": b, "bandwidth": rate} for a, b, rate in links]
+    box = node(2, 2)
+    # Two nodes of two ranks behind 100 GB/s: 25 GB/s; host3 alone has 30.
+    found = levels(machine(4, {"type": "edges", "edges": edges}, box))
+    assert found[-1].bandwidth == pytest.approx(25e9)
+    # The first two alone need nothing of that, and are held by their adapters.
+    assert levels(machine(4, {"type": "edges", "edges": edges}, box, used=2))[-1].bandwidth == pytest.approx(50e9)
+    assert "no path from host0 to host2" in faults(4, {"type": "edges", "edges": edges, "failed": ["b-a"]}, box)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(1, 9)), min_size=8, max_size=30))
+def test_cuts_agree_with_an_independent_maximum_flow(links: list[tuple[int, int, int]]) -> None:
+    names = ["host0", "host1", "host2", "host3", "s4", "s5", "s6", "s7"]
+    ring = [(names[n], names[(n + 1) % 8], 1.0) for n in range(8)]
+    drawn: networkx.Graph[str] = networkx.Graph()
+    for a, b, rate in ring + [(names[a], names[b], float(rate)) for a, b, rate in links if a != b]:
+        drawn.add_edge(a, b, capacity=drawn.get_edge_data(a, b, {"capacity": 0.0})["capacity"] + rate)
+    found = levels(machine(4, {"type": "edges", "edges": edges_of(drawn)}, node(1, 1)))[-1].bandwidth
+    names = names[:4]
+    rates = {
+        cut: networkx.maximum_flow_value(joined(drawn, names, cut), "source", "sink") / min(size, 4 - size)
+        for size in (1, 2, 3)
+        for cut in itertools.combinations(names, size)
+    }
+    # Single nodes and the first half are among the cuts that are looked at; no cut is tighter than the tightest.
+    looked_at = [rates[name,] for name in names] + [rates["host0", "host1"]]
+    assert min(50e9, *rates.values()) * (1 - 1e-9) <= found <= min(50e9, *looked_at) * (1 + 1e-9)
+
+
+def joined(drawn: "networkx.Graph[str]", names: list[str], cut: tuple[str, ...]) -> "networkx.Graph[str]":
+    ends = drawn.copy()
+    for name in names:
+        ends.add_edge("source" if name in cut else "sink", name, capacity=1e9)
+    return ends
+
+
+# --- the graph
+
+
+def test_the_graph_has_the_counted_switches_and_cables() -> None:
+    for fabric in ({"type": "rail-optimised"}, {"type": "fat-tree"}, {"type": "leaf-spine"}):
+        big = machine(512, fabric)
+        drawn, total = graph(big), counts(big)
+        for kind in ("leaf", "spine", "core"):
+            assert sum(name.startswith(kind) for name in drawn) == total[f"{kind}_switches"]
+        for pair in (("host", "leaf"), ("leaf", "spine"), ("spine", "core")):
+            found = sum(
+                data["cables"]
+                for a, b, data in drawn.edges(data=True)
+                if {a.rstrip("0123456789"), b.rstrip("0123456789")} == {*pair}
+            )
+            assert found == total["_".join(pair).replace("host", "node") + "_cables"]
+        assert networkx.is_connected(drawn)
+        # No switch has more cables than ports; modular spines of a plain leaf-spine network may.
+        ports = dict(drawn.degree(weight="cables"))
+        if fabric["type"] != "leaf-spine":
+            assert max(count for name, count in ports.items() if not name.startswith("host")) <= 64
+
+
+def test_failed_parts_are_not_drawn() -> None:
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 4, "spines": 4, "oversubscription": 1}
+    drawn = graph(machine(16, fabric | {"failed": ["spine1-leaf0", "spine2"]}))
+    assert not drawn.has_edge("leaf0", "spine1") and drawn.has_edge("leaf1", "spine1")
+    assert "spine2" not in drawn
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(2, 4), st.integers(1, 4), st.sampled_from([2, 4, 8]), st.sampled_from([1.0, 2.0, 4.0]), st.data()
+)  # fmt: skip
+def test_the_rate_between_two_leaves_is_that_of_the_graph(
+    leaves: int, hosts: int, spines: int, oversubscription: float, data: st.DataObject
+) -> None:
+    pairs = [f"leaf0-spine{spine}" for spine in range(spines)]
+    failed = data.draw(st.lists(st.sampled_from(pairs), max_size=spines - 1, unique=True))
+    fabric = {
+        "type": "leaf-spine", "hosts_per_leaf": hosts, "spines": spines, "uplinks": 8, "failed": failed,
+    }  # fmt: skip
+    found = machine(leaves * hosts, fabric, node(4, 8))
+    drawn = graph(found)
+    for name, ends in (("source", range(hosts)), ("sink", range(hosts, 2 * hosts))):
+        for host in ends:
+            drawn.add_edge(name, f"host{host}", capacity=8 * 50e9)
+    flow = networkx.maximum_flow_value(drawn, "source", "sink")
+    # 4 ranks a node; each has 100 GB/s at most.
+    assert levels(found)[-1].bandwidth == pytest.approx(flow / (4 * hosts))
+
+
+# --- properties
+
+
+fabrics = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["leaf-spine", "rail-optimised", "fat-tree"]),
+        "hosts_per_leaf": st.sampled_from([2, 3, 4, 8, 32]),
+        "oversubscription": st.sampled_from([1.0, 1.5, 2.0, 3.0, 4.0]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(fabrics, st.integers(1, 300), st.data())
+def test_levels_are_a_tower_of_whole_units(fabric: dict[str, Any], nodes: int, data: st.DataObject) -> None:
+    found = machine(nodes, fabric)
+    used = data.draw(st.integers(1, nodes))
+    ranks = used * data.draw(st.sampled_from([1, 2, 4, 8])) if nodes > 1 else data.draw(st.integers(1, 8))
+    try:
+        tower = levels(found, ranks)
+    except ValueError:
+        return
+    units = [1, *(level.ranks for level in tower)]
+    assert units[-1] == ranks
+    assert all(outer % inner == 0 and outer > inner for inner, outer in itertools.pairwise(units))
+    network = [level for level in tower if level.type == "infiniband"]
+    for inner, outer in itertools.pairwise(network):
+        assert outer.bandwidth <= inner.bandwidth and outer.latency > inner.latency
+
+
+@settings(deadline=None, max_examples=60)
+@given(fabrics, st.integers(2, 300), st.sampled_from([1.0, 1.25, 2.0, 5.0]))
+def test_more_oversubscription_never_makes_anything_faster(fabric: dict[str, Any], nodes: int, more: float) -> None:
+    one = levels(machine(nodes, fabric))
+    other = levels(machine(nodes, fabric | {"oversubscription": fabric["oversubscription"] * more}))
+    slow, fast = ({level.name: level.bandwidth for level in tower} for tower in (other, one))
+    assert all(slow[name] <= fast[name] * (1 + 1e-12) for name in slow.keys() & fast.keys())
+    assert min(slow.values()) <= min(fast.values()) * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12, unique=True),
+    st.randoms(use_true_random=False),
+)
+def test_more_failures_never_make_anything_faster_and_their_order_does_not_matter(
+    pairs: list[tuple[int, int]], random: Any
+) -> None:
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 4, "spines": 8, "oversubscription": 2}
+    names = [f"leaf{leaf}-spine{spine}" for leaf, spine in pairs]
+    before = 50e9 / 2
+    for length in range(len(names) + 1):
+        failed = names[:length]
+        try:
+            now = levels(machine(32, fabric | {"failed": failed}))[-1].bandwidth
+        except InputError as error:
+            assert "too much is broken" in str(error)
+            return
+        assert now <= before
+        random.shuffle(failed)
+        assert levels(machine(32, fabric | {"failed": failed}))[-1].bandwidth == now
+        before = now
