@@ -65,6 +65,10 @@ class Framework(_Strict):
     """Dropout and its masks."""
     selective: Literal["core-attention", "per-operator"] = "core-attention"
     """What selective recomputation computes again: the attention core, or every operator but every other product."""
+    attention_share: float = 1.0
+    """Speed of its attention kernels over that of the kernels the efficiencies were measured on."""
+    sharded_bandwidth_share: float = 1.0
+    """Share of a collective's bandwidth that gathering and scattering sharded weights (ZeRO-3) reaches."""
     overlap_pp: bool = False
     """Sends between pipeline stages run behind compute."""
     states: StateBytes

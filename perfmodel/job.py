@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from hardware.catalogue import Machine, find
-from hardware.schema import Efficiency, EfficiencyFamily, OperatorEfficiency
+from hardware.schema import Accelerator, Efficiency, EfficiencyFamily, OperatorEfficiency
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture
+from perfmodel.calibration import Constants, training_calibration, training_constants
 from perfmodel.collectives import CollectiveModel, collective_model
 from perfmodel.framework import Framework
 from perfmodel.operators import peak_flops
@@ -63,6 +64,7 @@ class Job:
     levels: tuple[Level, ...] = ()
     kinds: dict[str, Kind] = field(default_factory=dict)
     collectives: CollectiveModel = field(default_factory=collective_model)
+    constants: Constants = field(default_factory=training_constants)
     families: tuple[str, ...] = ()
 
     @property
@@ -102,9 +104,28 @@ def family_efficiency(name: str) -> tuple[Efficiency, tuple[str, ...]]:
 OPERATOR_CLASSES = ("gemm", "gemm_fp8", "gemm_fp4", "attention", "attention_backward", "moe", "elementwise")
 
 
-def _kinds(machine: Machine, precision: str) -> tuple[dict[str, Kind], tuple[str, ...]]:
+def sustained_share(accelerator: Accelerator, reference: str | None, exponent: float) -> float:
+    """Return what an accelerator keeps of the share of peak measured on the reference of its family.
+
+    Notes
+    -----
+    min(1, (watts per peak FLOP/s over the reference's)^exponent): long matrix products run against the power limit, and
+    dynamic power grows with about the cube of the clock. The exponent is fitted on training runs under power caps
+    (``python benchmarks/fit_operators.py``).
+    """
+    if reference is None:
+        return 1.0
+    measured = find("accelerator", reference)
+    ours = accelerator.power.limit / peak_flops(accelerator, "bf16")
+    theirs = measured.power.limit / peak_flops(measured, "bf16")
+    return float(min(1.0, (ours / theirs) ** exponent))
+
+
+def _kinds(machine: Machine, precision: str, attention_share: float) -> tuple[dict[str, Kind], tuple[str, ...]]:
     accelerator = machine.accelerator
     family, chain = family_efficiency(accelerator.architecture)
+    reference = find("efficiency", accelerator.architecture).reference
+    sustained = sustained_share(accelerator, reference, training_calibration()["constants"]["power_exponent"])
     if accelerator.efficiency is not None:
         own = {key: value for key in OPERATOR_CLASSES if (value := getattr(accelerator.efficiency, key)) is not None}
         family, chain = family.model_copy(update=own), (accelerator.name, *chain)
@@ -123,14 +144,20 @@ def _kinds(machine: Machine, precision: str) -> tuple[dict[str, Kind], tuple[str
         moe = moe.model_copy(update={"compute": moe.compute * low.compute / gemm.compute})
         linear = low
     kinds = {
-        "gemm": Kind(peak, linear),
-        "gemm16": Kind(wide_peak, gemm),
-        "moe": Kind(peak, moe),
-        "attention": Kind(wide_peak, attention),
-        "attention_backward": Kind(wide_peak, family.attention_backward or attention),
+        "gemm": Kind(peak, _slowed(linear, sustained)),
+        "gemm16": Kind(wide_peak, _slowed(gemm, sustained)),
+        "moe": Kind(peak, _slowed(moe, sustained)),
+        "attention": Kind(wide_peak, _slowed(attention, sustained * attention_share)),
+        "attention_backward": Kind(
+            wide_peak, _slowed(family.attention_backward or attention, sustained * attention_share)
+        ),
         "elementwise": Kind(wide_peak, elementwise),
     }
     return kinds, chain
+
+
+def _slowed(efficiency: OperatorEfficiency, share: float) -> OperatorEfficiency:
+    return efficiency.model_copy(update={"compute": efficiency.compute * share})
 
 
 def _hopper_fp8() -> OperatorEfficiency:
@@ -157,10 +184,10 @@ def job(
         Where the accelerator has no arithmetic of the precision asked for.
     """
     model = collective_model()
-    kinds, families = _kinds(machine, precision)
+    kinds, families = _kinds(machine, precision, framework.attention_share)
     in_network = bool(set(families) & set(model.in_network_families))
     found = tuple(
         replace(level, type="nvswitch-ring") if level.type == "nvswitch" and not in_network else level
         for level in levels(machine, ranks)
     )
-    return Job(architecture, machine, ranks, seq_len, global_batch, precision, framework, found, kinds, model, families)
+    return Job(architecture, machine, ranks, seq_len, global_batch, precision, framework, found, kinds, model, families=families)

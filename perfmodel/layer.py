@@ -91,7 +91,8 @@ def shape_of(job: Job, plan: Plan) -> Shape:
     """Return what one rank computes of one micro-batch under each plan."""
     tokens = plan.micro_batch * job.seq_len / plan.cp
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
-    return Shape(tokens, plan.micro_batch, job.seq_len, plan.tp, plan.cp, plan.ep, norm_share)
+    ring_steps = np.where(plan.cp_style == 0, plan.cp, 1)
+    return Shape(tokens, plan.micro_batch, job.seq_len, plan.tp, plan.cp, plan.ep, norm_share, ring_steps)
 
 
 def _hidden_behind(seconds: Array, work_s: Number, share: Number) -> tuple[Array, Array]:

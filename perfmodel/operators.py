@@ -34,6 +34,8 @@ class Shape:
         Parallel sizes.
     norm_share : array
         Over how many ranks norms and residuals are split: tp with sequence parallelism, else 1.
+    ring_steps : array
+        Pieces in which the attention core runs: cp with ring attention, else 1.
     """
 
     tokens: Number
@@ -43,6 +45,7 @@ class Shape:
     cp: Number
     ep: Number
     norm_share: Number
+    ring_steps: Number
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,16 @@ class Operator:
     kind: str
     flops: Number
     bytes: Number
-    kernels: float
+    kernels: Number
     backward_flops: Number
     backward_bytes: Number
-    backward_kernels: float
+    backward_kernels: Number
     saved_bytes: Number
     core: bool = False
 
 
 def operator_time(
-    flops: Number, traffic_bytes: Number, kernels: float, peak: float, bandwidth: float, efficiency: OperatorEfficiency
+    flops: Number, traffic_bytes: Number, kernels: Number, peak: float, bandwidth: float, efficiency: OperatorEfficiency
 ) -> tuple[Number, NDArray[np.int8]]:
     """Time of an operator and what bounds it.
 
@@ -84,7 +87,7 @@ def operator_time(
     ----------
     flops, traffic_bytes : array
         Arithmetic [FLOP] and memory traffic [bytes].
-    kernels : float
+    kernels : array
         Kernels launched.
     peak, bandwidth : float
         Dense peak of the operator's type [FLOP/s] and memory bandwidth [bytes/s].
@@ -186,7 +189,10 @@ def attention_operators(
         # the backward pass computes the scores again: five products for the forward pass's two (FlashAttention,
         # arXiv 2205.14135, algorithm 4)
         operators.append(
-            Operator("attention core", "attention", flops, traffic, 1, 2.5 * flops, 2.5 * traffic, 2, kept + 4 * T * heads, core=True)
+            Operator(
+                "attention core", "attention", flops, traffic, shape.ring_steps,
+                2.5 * flops, 2.5 * traffic, 2 * shape.ring_steps, kept + 4 * T * heads, core=True,
+            )
         )
     else:
         scores = shape.seq_len**2 * pairs_share * heads

@@ -40,6 +40,20 @@ def group_weights(architecture: Architecture, layers: Number, leading: Number) -
     return counts + [rest * (group.count / depth) for group in mixed]
 
 
+def stage_weights(
+    architecture: Architecture, layers: Number, leading: Number, at_front: Number, at_back: Number
+) -> list[Number]:
+    """Return how often a stage computes a layer of each group, the embedding and the logits.
+
+    Every multi-token-prediction module is one more layer and one more set of logits on the last stage (DeepSeek-V3,
+    arXiv 2412.19437, section 2.2).
+    """
+    modules = architecture.mtp_layers * np.asarray(at_back)
+    counts: list[Number] = list(group_weights(architecture, layers, leading))
+    counts[-1] = counts[-1] + modules
+    return [*counts, at_front, at_back + modules]
+
+
 def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> StageParameters:
     """Count the parameters of the stages; a tied output table is held by the first and the last stage alike."""
     groups = [layer_parameters(group, architecture.hidden) for group in architecture.layers]
@@ -54,10 +68,14 @@ def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> 
     )
     dense: list[Number] = []
     experts: list[Number] = []
-    for layers, leading, end in zip(stages.layers, stages.leading, ends, strict=True):
-        dense_here: Number = end
+    backs = (np.where(alone, 1.0, 0.0), 0.0, 1.0)
+    # a multi-token-prediction module also joins two hidden states by a product
+    joining = architecture.mtp_layers * 2 * architecture.hidden**2 / plan.tp
+    for layers, leading, end, back in zip(stages.layers, stages.leading, ends, backs, strict=True):
+        dense_here: Number = end + back * joining
         experts_here: Number = 0.0
-        for part, count in zip(groups, group_weights(architecture, layers, leading), strict=True):
+        counts = stage_weights(architecture, layers, leading, 0.0, back)[:-2]
+        for part, count in zip(groups, counts, strict=True):
             split = part.attention + part.dense_mlp + part.shared
             dense_here = dense_here + count * (split / plan.tp + part.norms + part.router)
             experts_here = experts_here + count * part.routed / plan.ep

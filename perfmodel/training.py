@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from importlib.resources import files
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +11,7 @@ from perfmodel.collectives import all_gather, all_reduce, group, send
 from perfmodel.job import Job
 from perfmodel.layer import PassCost, embedding_cost, layer_cost, logits_cost, update_term
 from perfmodel.memory import Memory, SavedBytes, memory_of
-from perfmodel.parameters import StageParameters, group_weights, stage_parameters
+from perfmodel.parameters import StageParameters, stage_parameters, stage_weights
 from perfmodel.pipeline import bubble, split_layers
 from perfmodel.plan import Plan
 from perfmodel.terms import HOST, IDLE, LINK, Array, Number, Term, chosen, scaled, taken, total, weighted_sum
@@ -37,29 +34,6 @@ class StepPrediction:
 
     step: Term
     memory: Memory
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Constants of the step beyond operators and collectives, from ``calibrated/training.yaml``."""
-
-    overlap_slowdown: float
-    straggler_jitter: float
-
-
-@lru_cache(maxsize=1)
-def training_calibration() -> dict[str, Any]:
-    """Return ``calibrated/training.yaml``: constants, residuals and where they come from."""
-    import yaml
-
-    text = files("perfmodel").joinpath("calibrated/training.yaml").read_text(encoding="utf-8")
-    data: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)
-    return data
-
-
-def constants() -> Constants:
-    """Return the shipped constants of the step."""
-    return Constants(**training_calibration()["constants"])
 
 
 def _distinct(columns: list[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -107,11 +81,12 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     Notes
     -----
     step = n t_max + bubble + sends + exposed gradient traffic + optimizer + host, with n micro-batches and t_max the slowest
-    of the first, an inner and the last stage. What depends on a few fields of the plan only is computed once for each of
+    of the first, an inner and the last stage. Whatever communication runs behind compute slows both down while it does, by
+    the factor ``overlap_slowdown``. What depends on a few fields of the plan only is computed once for each of
     their distinct values.
     """
     plan = plan.taken(slice(None))
-    known = constants()
+    known = job.constants
     key = [getattr(plan, name) for name in _LAYER_FIELDS] + [plan.tp_stride]
     first, inverse = _distinct(key)
     few = plan.taken(first)
@@ -125,9 +100,9 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     ends = ((1.0, np.where(alone, 1.0, 0.0)), (0.0, 0.0), (np.where(alone, 1.0, 0.0), 1.0))
     stage_times, forwards, backwards = [], [], []
     for layer_count, leading, (at_front, at_back) in zip(stages.layers, stages.leading, ends, strict=True):
-        weights = [*group_weights(job.architecture, layer_count, leading), at_front, at_back]
+        weights = stage_weights(job.architecture, layer_count, leading, at_front, at_back)
         costs = [*layers, embedding, head]
-        stage_times.append(_with_host(job, costs, weights))
+        stage_times.append(_with_host(job, costs, weights, known.host_softness))
         forwards.append(sum((w * cost.forward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
         backwards.append(sum((w * cost.backward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
     slowest = np.argmax(np.stack([np.broadcast_to(stage.seconds, micro_batches.shape) for stage in stage_times]), axis=0)
@@ -136,15 +111,18 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     all_stages = stage_times[0].seconds + np.maximum(plan.pp - 2, 0) * stage_times[1].seconds + stage_times[2].seconds
 
     parameters = stage_parameters(job.architecture, stages, plan)
-    sync = _gradient_terms(job, plan, parameters, forward_s, backward_s, stages.layers, known.overlap_slowdown)
+    sync = _gradient_terms(job, plan, parameters, forward_s, backward_s, stages.layers)
     work = scaled(stage, micro_batches.astype(float))
+    sends = _sends(job, plan, micro_batches)
+    hidden = work.hidden_seconds + sends.hidden_seconds + sum(term.hidden_seconds for term in sync)
     step = total(
         "step",
         [
             replace(work, name="pipeline stage"),
             Term("pipeline bubble", bubble(stage.seconds, all_stages, plan.pp, plan.vpp), IDLE),
-            _sends(job, plan, micro_batches),
+            sends,
             *sync,
+            Term("slowdown under overlap", (known.overlap_slowdown - 1) * hidden, LINK),
             _optimizer(job, plan, parameters),
             Term("host work per step", np.full(micro_batches.shape, job.framework.step_overhead), HOST),
             _stragglers(job, work.seconds, known.straggler_jitter),
@@ -159,12 +137,19 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     return StepPrediction(step, memory_of(job, plan, stages, parameters, saved))
 
 
-def _with_host(job: Job, costs: list[PassCost], weights: list[Number]) -> Term:
-    """Sum a stage's parts; where the host launches slower than the accelerator works, the difference is a term."""
+def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness: float) -> Term:
+    """Sum a stage's parts, and what waiting for the host to launch kernels adds.
+
+    Notes
+    -----
+    Accelerator and host work at the same time, so the slower counts: (gpu^p + host^p)^(1/p), a soft maximum because within
+    a layer some kernels wait for the host and others for the accelerator.
+    """
     stage = weighted_sum([cost.time for cost in costs], weights)
     kernels: Number = sum((weight * cost.kernels for weight, cost in zip(weights, costs, strict=True)), 0.0)
-    waiting = np.maximum(kernels * job.framework.host_per_kernel - stage.seconds, 0.0)
-    return total("pipeline stage", [*stage.children, Term("kernel launches by the host", waiting, HOST)])
+    host = kernels * job.framework.host_per_kernel
+    together = stage.seconds * (1 + (host / stage.seconds) ** softness) ** (1 / softness)
+    return total("pipeline stage", [*stage.children, Term("kernel launches by the host", together - stage.seconds, HOST)])
 
 
 def _stragglers(job: Job, work_s: Number, jitter: float) -> Term:
@@ -195,16 +180,14 @@ def _gradient_terms(
     forward_s: Array,
     backward_s: Array,
     stage_layers: tuple[Array, Array, Array],
-    slowdown: float,
 ) -> list[Term]:
-    """Gradient and weight traffic among data-parallel ranks that compute does not hide, and what hiding costs compute.
+    """Gradient and weight traffic among data-parallel ranks that compute does not hide.
 
     Notes
     -----
     Stage 0 reduces gradients once a step; 1 scatters them and gathers weights; 2 scatters every micro-batch; 3 gathers weights
     in both directions and scatters gradients every micro-batch, layer by layer (ZeRO, arXiv 1910.02054, section 7). With
     `overlap_dp` all but one layer's share can run behind one micro-batch's backward (gradients) or forward (weights) pass.
-    Work and communication slow each other down while both run.
     """
     first, inverse = _distinct([getattr(plan, name) for name in _SYNC_FIELDS])
     few = plan.taken(first)
@@ -228,8 +211,9 @@ def _gradient_terms(
         reduce_s = reduce_s + all_reduce(ranks, gradient, job.collectives)
         scatter_s = scatter_s + all_gather(ranks, gradient, job.collectives)
         gather_s = gather_s + all_gather(ranks, weight, job.collectives)
-        layer_scatter_s = layer_scatter_s + layers * all_gather(ranks, gradient / layers, job.collectives)
-        layer_gather_s = layer_gather_s + layers * all_gather(ranks, weight / layers, job.collectives)
+        share = job.framework.sharded_bandwidth_share
+        layer_scatter_s = layer_scatter_s + layers * all_gather(ranks, gradient / layers / share, job.collectives)
+        layer_gather_s = layer_gather_s + layers * all_gather(ranks, weight / layers / share, job.collectives)
 
     reduce_s, scatter_s, gather_s = reduce_s[inverse], scatter_s[inverse], gather_s[inverse]
     layer_scatter_s, layer_gather_s, layers = layer_scatter_s[inverse], layer_gather_s[inverse], layers[inverse]
@@ -243,7 +227,6 @@ def _gradient_terms(
     weight_hidden = np.minimum(weight_s * share, forward_s)
     gradient_times = np.where(zero >= 2, micro_batches, 1)
     weight_times = np.where(sharded, micro_batches, 1)
-    hidden = gradient_hidden * gradient_times + weight_hidden * weight_times
     return [
         Term(
             "gradient traffic",
@@ -252,7 +235,6 @@ def _gradient_terms(
             hidden_seconds=gradient_hidden * gradient_times,
         ),
         Term("weight traffic", (weight_s - weight_hidden) * weight_times, LINK, hidden_seconds=weight_hidden * weight_times),
-        Term("slowdown under overlap", (slowdown - 1) * hidden, LINK),
     ]
 
 

@@ -1,0 +1,45 @@
+"""What was fitted on measured training runs, and how far they lie from the predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of a training step beyond operators and collectives.
+
+    Parameters
+    ----------
+    power_exponent : float
+        Sustained throughput goes with the power limit to this power.
+    overlap_slowdown : float
+        Factor on the time of work and communication while both run.
+    host_softness : float
+        Exponent of the soft maximum of accelerator and host time.
+    straggler_jitter : float
+        Standard deviation of a node's step over its mean.
+    """
+
+    power_exponent: float
+    overlap_slowdown: float
+    host_softness: float
+    straggler_jitter: float
+
+
+@lru_cache(maxsize=1)
+def training_calibration() -> dict[str, Any]:
+    """Return ``calibrated/training.yaml``: constants, residuals and where they come from."""
+    import yaml
+
+    text = files("perfmodel").joinpath("calibrated/training.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)
+    return data
+
+
+def training_constants() -> Constants:
+    """Return the shipped constants of the step."""
+    return Constants(**training_calibration()["constants"])

@@ -1,0 +1,449 @@
+"""The best training plan by exhaustion of the stated space, through the equations that explain one plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel import terms
+from perfmodel.architecture import attention_flops_per_token, model_flops_per_token
+from perfmodel.intervals import gain_interval, step_interval
+from perfmodel.job import Job
+from perfmodel.memory import PARTS, Memory, available_bytes
+from perfmodel.plan import CHOICES, FIELDS, Plan, plan_to_dict
+from perfmodel.provenance import provenance
+from perfmodel.training import predict_step
+from solvers.backend import relative_gap
+from solvers.result import Objective, Result
+from solvers.scenario import TrainScenario, usd_per_hour
+from solvers.train_space import Space, space
+
+CHUNK = 32_768
+"""Plans costed at once: few enough to stay in a processor's cache."""
+
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Step time [s] and memory needed [bytes] of every plan of a space, and the plans."""
+
+    plan: Plan
+    step_time_s: NDArray[np.float64]
+    required_bytes: NDArray[np.float64]
+    complete: bool
+
+
+def evaluate(
+    job: Job, candidates: Space, progress: Callable[[float], None] | None = None, deadline: float | None = None
+) -> Evaluated:
+    """Cost every plan of a space.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    candidates : Space
+        Layouts and switches.
+    progress : callable
+        Called with the share done.
+    deadline : float
+        ``time.perf_counter()`` value [s] after which no further chunk is begun.
+
+    Returns
+    -------
+    Evaluated
+        Arrays over all plans; ``complete`` is False where the deadline cut the space short.
+    """
+    plans: list[Plan] = []
+    times: list[NDArray[np.float64]] = []
+    needs: list[NDArray[np.float64]] = []
+    complete = True
+    for first, last in _chunks(candidates):
+        if deadline is not None and time.perf_counter() > deadline:
+            complete = False
+            break
+        plan = candidates.plans(first, last, job)
+        if not len(plan):
+            continue
+        predicted = predict_step(job, plan, explain=False)
+        plans.append(plan)
+        times.append(np.asarray(predicted.step.seconds))
+        needs.append(predicted.memory.reserved_peak)
+        if progress is not None:
+            progress(last / len(candidates.layouts))
+    if not plans:
+        empty = np.zeros(0)
+        return Evaluated(Plan(**dict.fromkeys(FIELDS, np.zeros(0, dtype=np.int64))), empty, empty, complete)
+    joined = Plan(**{name: np.concatenate([getattr(plan, name) for plan in plans]) for name in FIELDS})
+    return Evaluated(joined, np.concatenate(times), np.concatenate(needs), complete)
+
+
+def _chunks(candidates: Space) -> Iterator[tuple[int, int]]:
+    step = max(CHUNK // max(len(candidates.switches), 1), 1)
+    for first in range(0, len(candidates.layouts), step):
+        yield first, min(first + step, len(candidates.layouts))
+
+
+def plan(
+    scenario: TrainScenario,
+    *,
+    top: int = 5,
+    time_limit_s: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Find the best plan of a training scenario, prove it by exhaustion, and predict it.
+
+    Parameters
+    ----------
+    scenario : TrainScenario
+        The question.
+    top : int
+        How many further plans to list, the best of each other layout (tp, pp, dp, cp, ep).
+    time_limit_s : float
+        Wall time after which the best plan so far is returned, with a bound that holds for every plan [s].
+    progress : callable
+        Called with the share of the space that is done.
+
+    Returns
+    -------
+    Result
+        ``optimal`` when the space was exhausted, ``time_limit`` when not, ``infeasible`` with the smallest relaxation.
+    """
+    began = time.perf_counter()
+    job = scenario.job
+    candidates = space(job, scenario.question.search)
+    deadline = None if time_limit_s is None else began + time_limit_s
+    found = evaluate(job, candidates, progress, deadline)
+    capacity = available_bytes(job)
+    fits = found.required_bytes <= capacity
+    common: dict[str, Any] = {
+        "kind": "train",
+        "candidates": len(found.step_time_s),
+        "why_not": _why_not(job, candidates, found, fits, capacity),
+        "scenario": scenario.resolved,
+        "provenance": provenance(job),
+    }
+    if not fits.any():
+        return _nothing_fits(scenario, candidates, found, capacity, common, began)
+    order = np.flatnonzero(fits)[np.argsort(found.step_time_s[fits], kind="stable")]
+    chosen = order[0]
+    described, breakdown = explained(scenario, found.plan.taken(np.array([chosen])))
+    objective = _objective(scenario, described)
+    value = objective.value
+    assert value is not None
+    bound = value if found.complete else _objective_value(scenario, ideal_step_s(job))
+    others = _distinct_layouts(found.plan, order)[1 : top + 1]
+    return Result(
+        status="optimal" if found.complete else "time_limit",
+        objective=objective,
+        best_bound=bound,
+        gap=relative_gap(value, bound),
+        solve_time_s=time.perf_counter() - began,
+        plan=plan_to_dict(found.plan, int(chosen)),
+        prediction=described,
+        breakdown=breakdown,
+        binding=_binding(found, int(chosen), fits, capacity),
+        alternatives=[_entry(scenario, found.plan, int(index)) for index in others],
+        pareto={
+            "objectives": ["step_time_s", "memory_bytes.reserved_peak"],
+            "points": [_entry(scenario, found.plan, int(index)) for index in _pareto(found, order)],
+        },
+        baseline=_baseline(scenario, described),
+        **common,
+    )
+
+
+def predict(scenario: TrainScenario) -> Result:
+    """Cost the plan that a scenario gives.
+
+    Raises
+    ------
+    ValueError
+        Where it gives none.
+    """
+    if scenario.plan is None:
+        raise ValueError("the scenario has no plan to predict")
+    began = time.perf_counter()
+    job = scenario.job
+    described, breakdown = explained(scenario, scenario.plan)
+    needed, capacity = described["memory_bytes"]["reserved_peak"], available_bytes(job)
+    common: dict[str, Any] = {
+        "kind": "train", "candidates": 1, "scenario": scenario.resolved, "provenance": provenance(job),
+    }
+    if needed > capacity:
+        return Result(
+            status="infeasible",
+            objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
+            why_not=[
+                {
+                    "reason": "out of memory",
+                    "candidates": 1,
+                    "nearest": {"plan": plan_to_dict(scenario.plan), "prediction": described},
+                }
+            ],
+            relaxation=[_memory_relaxation(job, needed)],
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    return Result(
+        status="feasible",
+        objective=_objective(scenario, described),
+        plan=plan_to_dict(scenario.plan),
+        prediction=described,
+        breakdown=breakdown,
+        binding=[{"constraint": "memory", "slack": capacity - needed, "shadow_price": None, "unit": "bytes"}],
+        solve_time_s=time.perf_counter() - began,
+        **common,
+    )
+
+
+def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return prediction and breakdown of one plan, as the plan JSON holds them."""
+    job = scenario.job
+    predicted = predict_step(job, one)
+    tree = terms.at(predicted.step, 0)
+    breakdown = terms.to_dict(tree)
+    seconds = breakdown["seconds"]
+    low, high = step_interval(job, one)
+    tokens = job.global_batch * job.seq_len
+    mfu, hfu = utilisation(job, one, seconds)
+    hourly = usd_per_hour(job.machine)
+    total = scenario.question.workload.tokens
+    days = None if total is None else total / tokens * seconds / DAY_S
+    described: dict[str, Any] = {
+        "step_time_s": seconds,
+        "step_time_s_p10": seconds * low,
+        "step_time_s_p90": seconds * high,
+        "tokens_per_s": tokens / seconds,
+        "tokens_per_s_per_gpu": tokens / seconds / job.ranks,
+        "tokens_per_s_per_gpu_p10": tokens / (seconds * high) / job.ranks,
+        "tokens_per_s_per_gpu_p90": tokens / (seconds * low) / job.ranks,
+        "mfu": mfu,
+        "hfu": hfu,
+        "memory_bytes": _memory(predicted.memory),
+        "memory_available_bytes": available_bytes(job),
+        "micro_batches": int(one.micro_batches(job.global_batch).reshape(-1)[0]),
+        "gpus": job.ranks,
+        "power_w": None,
+        "energy_j": None,
+        "cost_usd_per_hour": hourly,
+        "training_days": days,
+        "cost_usd": None if days is None or hourly is None else days * 24 * hourly,
+    }
+    return described, breakdown
+
+
+def _memory(memory: Memory) -> dict[str, float]:
+    names = (*PARTS, "allocated_peak", "reserved_peak")
+    return {name: float(np.asarray(getattr(memory, name)).reshape(-1)[0]) for name in names}
+
+
+def utilisation(job: Job, one: Plan, step_time_s: float) -> tuple[float, float]:
+    """Return model and hardware FLOPs utilisation of a step.
+
+    Notes
+    -----
+    MFU: model FLOPs (causal attention halved, logits counted, no look-up, no recomputation) over the dense peak of the matrix
+    products' type. HFU adds a forward pass of the layers with full recomputation, of the attention core with selective.
+    """
+    architecture = job.architecture
+    tokens = job.global_batch * job.seq_len
+    model = model_flops_per_token(architecture, job.seq_len)
+    core = sum(group.count * attention_flops_per_token(group, job.seq_len) for group in architecture.layers)
+    logits = 2.0 * architecture.hidden * architecture.vocab * (1 + architecture.mtp_layers)
+    recompute = CHOICES["recompute"][int(one.recompute.reshape(-1)[0])]
+    again = {"none": 0.0, "selective": core / 3, "full": model / 3 - logits}[recompute]
+    ideal = tokens / (job.ranks * job.peak * step_time_s)
+    return model * ideal, (model + again) * ideal
+
+
+def ideal_step_s(job: Job) -> float:
+    """Return the model FLOPs of a step at the peak of all accelerators: no plan can be faster [s]."""
+    tokens = job.global_batch * job.seq_len
+    fastest = max(kind.peak for kind in job.kinds.values())
+    return model_flops_per_token(job.architecture, job.seq_len) * tokens / (job.ranks * fastest)
+
+
+def _unit(scenario: TrainScenario) -> str:
+    return {"step_time_s": "s", "training_days": "d", "cost_usd": "USD"}[scenario.question.objective]
+
+
+def _objective(scenario: TrainScenario, described: dict[str, Any]) -> Objective:
+    name = scenario.question.objective
+    return Objective(name, described[name], _unit(scenario), "min")
+
+
+def _objective_value(scenario: TrainScenario, step_time_s: float) -> float:
+    """Return the objective of a step time; all objectives grow with it."""
+    name = scenario.question.objective
+    if name == "step_time_s":
+        return step_time_s
+    total = scenario.question.workload.tokens
+    assert total is not None
+    days = total / (scenario.job.global_batch * scenario.job.seq_len) * step_time_s / DAY_S
+    hourly = usd_per_hour(scenario.job.machine)
+    return days if name == "training_days" else days * 24 * (hourly or 0.0)
+
+
+def _entry(scenario: TrainScenario, plans: Plan, index: int) -> dict[str, Any]:
+    described, _ = explained(scenario, plans.taken(np.array([index])))
+    return {"plan": plan_to_dict(plans, index), "prediction": described}
+
+
+def _distinct_layouts(plans: Plan, order: NDArray[np.intp]) -> list[int]:
+    """Return the first plan, in the given order, of every layout (tp, pp, dp, cp, ep)."""
+    layout = np.stack([getattr(plans, name)[order] for name in ("tp", "pp", "dp", "cp", "ep")], axis=1)
+    _, first = np.unique(layout, axis=0, return_index=True)
+    return [int(order[position]) for position in np.sort(first)]
+
+
+def _pareto(found: Evaluated, order: NDArray[np.intp], most: int = 12) -> list[int]:
+    """Return plans that no other beats in both time and memory, fastest first, thinned evenly to `most`."""
+    needed = found.required_bytes[order]
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(needed)[:-1]])
+    front = order[needed < best_before * (1 - 1e-9)]
+    if len(front) > most:
+        front = front[np.unique(np.linspace(0, len(front) - 1, most).round().astype(int))]
+    return [int(index) for index in front]
+
+
+def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: float) -> list[dict[str, Any]]:
+    """Return the memory constraint: its slack, and what the cheapest faster plan would pay for more of it.
+
+    The shadow price is that of a step: seconds saved per byte more, taken at the plan that saves most per byte.
+    """
+    faster = ~fits & (found.step_time_s < found.step_time_s[chosen])
+    price = 0.0
+    if faster.any():
+        saved = found.step_time_s[chosen] - found.step_time_s[faster]
+        price = -float(np.max(saved / (found.required_bytes[faster] - capacity)))
+    slack = float(capacity - found.required_bytes[chosen])
+    return [{"constraint": "memory", "slack": slack, "shadow_price": price * 2**30, "unit": "s/GiB"}]
+
+
+def _why_not(
+    job: Job, candidates: Space, found: Evaluated, fits: NDArray[np.bool_], capacity: float
+) -> list[dict[str, Any]]:
+    reasons: list[dict[str, Any]] = []
+    if (~fits).any():
+        over = np.flatnonzero(~fits)
+        nearest = int(over[np.argmin(found.required_bytes[over])])
+        reasons.append(
+            {
+                "reason": "out of memory",
+                "candidates": len(over),
+                "nearest": {
+                    "plan": plan_to_dict(found.plan, nearest),
+                    "reserved_peak_bytes": float(found.required_bytes[nearest]),
+                    "available_bytes": capacity,
+                },
+            }
+        )
+    reasons += [{"reason": reason, "candidates": count, "nearest": None} for reason, count in candidates.dropped.most_common()]
+    return reasons
+
+
+def _baseline(scenario: TrainScenario, best: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what runs today beside the best, with the gain; errors that both share cancel in it."""
+    if scenario.plan is None:
+        return None
+    described, _ = explained(scenario, scenario.plan)
+    gain = described["step_time_s"] / best["step_time_s"]
+    low, high = gain_interval()
+    return {
+        "plan": plan_to_dict(scenario.plan),
+        "prediction": described,
+        "gain": gain,
+        "gain_p10": gain * low,
+        "gain_p90": gain * high,
+        "fits": described["memory_bytes"]["reserved_peak"] <= available_bytes(scenario.job),
+    }
+
+
+def _memory_relaxation(job: Job, needed: float) -> dict[str, Any]:
+    extra = job.framework.reserve.context
+    return {
+        "constraint": "accelerator.memory.capacity",
+        "now": job.machine.accelerator.memory.capacity,
+        "needed": needed + extra,
+        "unit": "bytes",
+    }
+
+
+def _nothing_fits(
+    scenario: TrainScenario, candidates: Space, found: Evaluated, capacity: float, common: dict[str, Any], began: float
+) -> Result:
+    """Answer a question that has no plan: name what conflicts and the smallest changes that would do."""
+    relaxation = []
+    if len(found.required_bytes):
+        relaxation.append(_memory_relaxation(scenario.job, float(found.required_bytes.min())))
+    nodes = _nodes_needed(scenario)
+    if nodes is not None:
+        relaxation.append({"constraint": "nodes", "now": scenario.job.machine.nodes, "needed": nodes, "unit": "nodes"})
+    batch = _batch_needed(scenario) if not len(candidates.layouts) else None
+    if batch is not None:
+        relaxation.append(
+            {"constraint": "workload.global_batch", "now": scenario.job.global_batch, "needed": batch, "unit": "sequences"}
+        )
+    return Result(
+        status="infeasible" if found.complete else "time_limit",
+        objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
+        best_bound=None if found.complete else _objective_value(scenario, ideal_step_s(scenario.job)),
+        solve_time_s=time.perf_counter() - began,
+        relaxation=relaxation if found.complete else [],
+        **common,
+    )
+
+
+def _feasible_on(scenario: TrainScenario, nodes: int) -> bool:
+    job = on_nodes(scenario.job, nodes)
+    found = evaluate(job, space(job, scenario.question.search))
+    return bool((found.required_bytes <= available_bytes(job)).any())
+
+
+def on_nodes(job: Job, nodes: int) -> Job:
+    """Return the job on another number of nodes, on a cluster that is large enough."""
+    from perfmodel.job import job as make
+
+    cluster = job.machine.cluster.model_copy(update={"nodes": max(nodes, job.machine.cluster.nodes)})
+    machine = replace(job.machine, cluster=cluster, nodes=nodes)
+    return make(
+        job.architecture,
+        machine,
+        ranks=nodes * machine.node.accelerators.count,
+        seq_len=job.seq_len,
+        global_batch=job.global_batch,
+        precision=job.precision,
+        framework=job.framework,
+    )
+
+
+def _nodes_needed(scenario: TrainScenario, most: int = 4096) -> int | None:
+    """Return the smallest power-of-two multiple of the nodes, or near count, on which a plan fits; None up to `most` times."""
+    now = scenario.job.machine.nodes
+    tried = now
+    while tried < now * most:
+        tried *= 2
+        if tried * scenario.job.machine.node.accelerators.count > scenario.job.global_batch * 4096:
+            return None
+        if _feasible_on(scenario, tried):
+            for fewer in range(tried // 2 + 1, tried):
+                if (tried - fewer) <= 64 and _feasible_on(scenario, fewer):
+                    return fewer
+            return tried
+    return None
+
+
+def _batch_needed(scenario: TrainScenario) -> int | None:
+    """Return the next global batch for which the accelerators can be laid out."""
+    job = scenario.job
+    for batch in range(job.global_batch + 1, job.global_batch + job.ranks + 1):
+        if len(space(replace(job, global_batch=batch), scenario.question.search).layouts):
+            return batch
+    return None
