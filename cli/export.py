@@ -208,7 +208,8 @@ def _leaves(data: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tu
 
 def _scenario_cells(given: Mapping[str, Any]) -> Iterable[tuple[str, Cell]]:
     """Lay a scenario out, its quantities as numbers in SI units under names that end in the unit."""
-    for path, value in _leaves(given):
+    for keys, value in _leaves(given):
+        path = tuple(part for key in keys for part in re.split(r"[.\[\]]+", key) if part)
         name = "_".join(("scenario", *path))
         known = next((_DIMENSIONS[key] for key in reversed(path) if key in _DIMENSIONS), None)
         dimension = known if path[0] in _HARDWARE else None

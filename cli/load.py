@@ -58,6 +58,31 @@ def load(path: FilePath, overrides: Sequence[str] = ()) -> Source:
     return with_overrides(_of_plan(read_file(path)), overrides, path.parent)
 
 
+def written(path: FilePath, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read what was set, in the file and with options, and nothing else.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    overrides : sequence of str
+        As for `load`.
+
+    Returns
+    -------
+    dict
+        The file's values, changed; an option that reaches below a mere name stands beside it under its dotted path.
+    """
+    data: dict[str, Any] = copy.deepcopy(_of_plan(read_file(path)).data)
+    for origin, keys, value in map(_parsed, overrides):
+        inside = len(keys) == 1 or (keys[0] in data and _reaches(data[keys[0]], keys[1:]))
+        if inside or keys[0] not in (*_REACH, "cluster"):
+            _set(data, keys, value, origin)
+        else:
+            data[origin.removeprefix("--set ")] = value
+    return data
+
+
 def _of_plan(source: Source) -> Source:
     """Turn a plan JSON into the scenario it answers, with its plan."""
     data = source.data

@@ -42,7 +42,7 @@ def result(answer: Result, top: int = 5) -> RenderableType:
         _relaxation(answer.relaxation),
         _alternatives(answer, top),
         _pareto(answer),
-        _why_not(answer.why_not, answer.plan),
+        _why_not(answer),
         _footer(answer.provenance),
     ]
     return Group(*parts)
@@ -107,9 +107,9 @@ def _prediction(prediction: Mapping[str, Any], baseline: Mapping[str, Any] | Non
         rows.append((key, quantity(key, value), *ends, *([quantity(key, today.get(key))] if baseline else [])))
     yield table("Prediction", ("", "value", "P10", "P90", *(["today"] if baseline else [])), rows)
     if baseline and baseline.get("gain") is not None:
-        gains = [baseline.get("gain_p10"), baseline.get("gain_p90")]
-        interval = "" if None in gains else " (P10 {}, P90 {})".format(*(quantity("gain", gain) for gain in gains))
-        yield text(f"Gain over today: {quantity('gain', baseline['gain'])}{interval}\n")
+        low, high = baseline.get("gain_p10"), baseline.get("gain_p90")
+        interval = "" if low is None or high is None else f" (P10 {number(low)} x, P90 {number(high)} x)"
+        yield text(f"Gain over today: {number(baseline['gain'])} x{interval}\n")
     for key, parts in nested.items():
         title = "Memory per accelerator, worst stage" if key == "memory_bytes" else key
         before = today.get(key, {})
@@ -153,10 +153,12 @@ def _nothing() -> RenderableType:
 
 
 def _binding(binding: Iterable[Mapping[str, Any]]) -> RenderableType:
-    rows = [
-        (entry["constraint"], with_unit(entry.get("slack"), entry.get("unit") or ""), number(entry.get("shadow_price")))
-        for entry in binding
-    ]
+    rows = []
+    for entry in binding:
+        slack = with_unit(entry.get("slack"), entry.get("unit") or "")
+        rows.append(
+            (entry["constraint"], slack, with_unit(entry.get("shadow_price"), entry.get("shadow_price_unit") or ""))
+        )
     return table("Binding constraints", ("", "slack", "shadow price"), rows) if rows else _nothing()
 
 
@@ -190,13 +192,8 @@ def _pareto(answer: Result) -> RenderableType:
         return _nothing()
     names = answer.pareto["objectives"]
 
-    def value(prediction: Any, path: str) -> str:
-        for key in path.split("."):
-            prediction = prediction.get(key) if isinstance(prediction, Mapping) else None
-        return quantity(path, prediction)
-
     rows = [
-        (*(value(point["prediction"], name) for name in names), compact(point["plan"], answer.plan))
+        (*(quantity(name, _at(point["prediction"], name)) for name in names), compact(point["plan"], answer.plan))
         for point in answer.pareto["points"]
     ]
     # A long name would leave no room for the plan: its parts stand below each other.
@@ -204,14 +201,24 @@ def _pareto(answer: Result) -> RenderableType:
     return table("Not beaten in everything", (*heads, "differs in"), rows, numbers=range(len(names)))
 
 
-def _why_not(why_not: Iterable[Mapping[str, Any]], plan: Mapping[str, Any] | None) -> RenderableType:
+def _why_not(answer: Result) -> RenderableType:
     rows = []
-    for entry in why_not:
+    for entry in answer.why_not:
         nearest = dict(entry.get("nearest") or {})
-        parts = [compact(nearest.pop("plan"), plan)] if "plan" in nearest else []
-        parts += [compact(nearest)] if nearest else []
+        plan, prediction = nearest.pop("plan", None), nearest.pop("prediction", None) or {}
+        parts = [compact(plan, answer.plan)] if plan else []
+        # Of a whole prediction, what was asked for and what most often forbids it.
+        names = (answer.objective.name, "memory_bytes.reserved_peak")
+        told = {name: _at(prediction, name) for name in names if _at(prediction, name) is not None}
+        parts += [compact(fields) for fields in (told, nearest) if fields]
         rows.append((entry["reason"], number(entry.get("candidates")), "; ".join(parts)))
     return table("Why not", ("", "candidates", "nearest miss"), rows, numbers=(1,)) if rows else _nothing()
+
+
+def _at(prediction: Any, path: str) -> Any:
+    for key in path.split("."):
+        prediction = prediction.get(key) if isinstance(prediction, Mapping) else None
+    return prediction
 
 
 def _footer(provenance: Mapping[str, Any]) -> RenderableType:

@@ -15,7 +15,7 @@ from hardware.units import format_quantity
 WIDTH = 80
 """Columns that every table fits."""
 
-_FRACTIONS = ("mfu", "hfu", "gain", "share", "gap")
+_FRACTIONS = ("mfu", "hfu", "share", "gap")
 """Fields shown in per cent."""
 
 

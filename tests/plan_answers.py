@@ -99,7 +99,8 @@ def train_answer(**changes: Any) -> Result:
                 "slack": 9_388_235_569.76,
                 "shadow_price": None,
                 "unit": "bytes",
-            }
+            },
+            {"constraint": "nodes", "slack": 0, "shadow_price": -0.125, "unit": "nodes", "shadow_price_unit": "s/node"},
         ],
         "alternatives": [
             {"plan": plan(tp=4, micro_batch=1), "prediction": prediction(12.75)},

@@ -139,6 +139,7 @@ def test_csv_gives_quantities_of_the_scenario_their_unit() -> None:
             "model": "70B",
             "search": {"limit": 3},
             "label": "12 monkeys",
+            "cluster.node.links[0].latency": "2 us",
         },
     )
     row = read_csv(text)[0]
@@ -154,6 +155,7 @@ def test_csv_gives_quantities_of_the_scenario_their_unit() -> None:
         "scenario_model": "70B",
         "scenario_search_limit": "3",
         "scenario_label": "12 monkeys",
+        "scenario_cluster_node_links_0_latency_s": "2e-06",
     }
 
 

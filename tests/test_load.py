@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from plan_answers import infeasible_answer, plan, train_answer
 
-from cli.load import load
+from cli.load import load, written
 from hardware.catalogue import names, resolve_cluster
 from hardware.faults import InputError
 from hardware.yaml_source import Source
@@ -198,6 +198,22 @@ def test_faults_of_the_cluster_itself_keep_their_place(scenario: Path) -> None:
     scenario.write_text("kind: train\n")
     with pytest.raises(InputError, match=r"--set accelerator.units: .*no cluster"):
         load(scenario, ["accelerator.units=1"])
+
+
+def test_what_was_set_and_nothing_else(scenario: Path) -> None:
+    options = ["nodes=8", "cluster.fabric.oversubscription=4", "accelerator.peak.bf16=1e15", "search.pp=[2]"]
+    assert written(scenario, options) == {
+        **load(scenario).data,
+        "nodes": 8,
+        "search": {"tp": [1, 2, 4], "pp": [2]},
+        "cluster.fabric.oversubscription": 4,
+        "accelerator.peak.bf16": 1e15,
+    }
+    scenario.write_text("cluster: {node: dgx-h100, nodes: 4}\n")
+    assert written(scenario, ["cluster.nodes=2", "cluster.node.nics.count=4"]) == {
+        "cluster": {"node": "dgx-h100", "nodes": 2},
+        "cluster.node.nics.count": 4,
+    }
 
 
 # --- plans as scenarios ---------------------------------------------------------------------------------------

@@ -31,9 +31,8 @@ def with_baseline() -> Result:
         baseline={
             "plan": plan(tp=2),
             "prediction": prediction(14.0),
-            "gain": 0.107,
-            "gain_p10": 0.09,
-            "gain_p90": 0.12,
+            "gain_p10": 1.09,
+            "gain_p90": 1.15,
         },
         pareto={
             "objectives": ["step_time_s", "memory_bytes.reserved_peak", "cost_usd_per_hour"],
@@ -117,6 +116,7 @@ def test_what_a_person_reads() -> None:
         r"1 term below 0\.1% not shown",
         r"memory\[stage 0\] +8\.74 GiB +-",
         r"2 +tp 4, dp 32, micro_batch 1 +12\.75 s +\+2\.00 % +12\.112 s +13\.547 s",
+        r"nodes +0 nodes +-0\.125 s/node",
         r"out of memory +90,211 +tp 2, dp 64; constraint",
         r"hardware: dgx-h100; h100-80gb-sxm \(source data sheet, date 2024-05\)",
     ):
@@ -132,12 +132,19 @@ def test_an_infeasible_answer_says_what_would_do() -> None:
     assert not any("Plan" in line or "Prediction" in line for line in text)
 
 
+def test_a_nearest_miss_with_its_prediction_is_short() -> None:
+    miss = {"reason": "out of memory", "candidates": 1, "nearest": {"plan": plan(tp=2), "prediction": prediction(9.0)}}
+    body = " ".join(" ".join(lines(train_answer(why_not=[miss]))).split())
+    assert "tp 2, dp 64; step_time_s 9 s, memory_bytes.reserved_peak 71.26 GiB" in body
+    assert body.count("hfu") == 1
+
+
 def test_what_runs_today_stands_beside_the_best() -> None:
     body = "\n".join(lines(with_baseline()))
     assert re.search(r"best +today", body)
     assert re.search(r"tp +8 +2\n", body)
     assert re.search(r"step_time_s +12\.5 s +11\.875 s +13\.281 s +14 s", body)
-    assert "Gain over today: 10.7 % (P10 9 %, P90 12 %)" in body
+    assert "Gain over today: 1.12 x (P10 1.09 x, P90 1.15 x)" in body
     assert re.search(r"14 s +71\.26 GiB +1536 USD/h +tp 2, dp 64", body)
 
 
