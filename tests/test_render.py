@@ -31,6 +31,7 @@ def with_baseline() -> Result:
         baseline={
             "plan": plan(tp=2),
             "prediction": prediction(14.0),
+            "gain": 1.12,
             "gain_p10": 1.09,
             "gain_p90": 1.15,
         },
