@@ -31,18 +31,24 @@ def fit(compute_s: np.ndarray, memory_s: np.ndarray, measured_s: np.ndarray) -> 
     def loss(x: np.ndarray) -> float:
         t0, compute, memory = np.exp(x)
         predicted = t0 + np.maximum(compute_s / compute, memory_s / memory)
-        return float(np.mean(np.abs(np.log(predicted / measured_s))) + 10 * max(0.0, compute - 1) + 10 * max(0.0, memory - 1))
+        return float(
+            np.mean(np.abs(np.log(predicted / measured_s))) + 10 * max(0.0, compute - 1) + 10 * max(0.0, memory - 1)
+        )
 
     best = min(
-        (minimize(loss, np.log([t0, 0.6, 0.7]), method="Nelder-Mead", options={"maxiter": 2000, "fatol": 1e-6})
-         for t0 in (3e-6, 1e-5)),
+        (
+            minimize(loss, np.log([t0, 0.6, 0.7]), method="Nelder-Mead", options={"maxiter": 2000, "fatol": 1e-6})
+            for t0 in (3e-6, 1e-5)
+        ),
         key=lambda result: result.fun,
     )
     t0, compute, memory = np.exp(best.x)
     residual = np.log(measured_s / (t0 + np.maximum(compute_s / compute, memory_s / memory)))
     error = np.expm1(-residual)
-    return (f"launch {t0 * 1e6:6.2f} us  compute {compute:.3f}  memory {memory:.3f}  spread {residual.std():.3f}"
-            f"  | rows {len(residual)}  MAPE {np.abs(error).mean():.3f}  bias {np.exp(-residual.mean()):.3f}")
+    return (
+        f"launch {t0 * 1e6:6.2f} us  compute {compute:.3f}  memory {memory:.3f}  spread {residual.std():.3f}"
+        f"  | rows {len(residual)}  MAPE {np.abs(error).mean():.3f}  bias {np.exp(-residual.mean()):.3f}"
+    )
 
 
 def gemm(device: str, dtype: str) -> Arrays:
@@ -51,22 +57,34 @@ def gemm(device: str, dtype: str) -> Arrays:
     width = 2 if dtype == "bfloat16" else 1
     flops = 2.0 * rows.m * rows.n * rows.k
     traffic = width * (rows.m * rows.k + rows.n * rows.k) + 2.0 * rows.m * rows.n
-    return (flops / PEAK[device][dtype]).to_numpy(), (traffic / BANDWIDTH[device]).to_numpy(), rows.us_ref.to_numpy() * 1e-6
+    return (
+        (flops / PEAK[device][dtype]).to_numpy(),
+        (traffic / BANDWIDTH[device]).to_numpy(),
+        rows.us_ref.to_numpy() * 1e-6,
+    )
 
 
 def attention(device: str) -> Arrays:
     """Roofline times of causal self-attention at the lengths and head sizes of training (512 tokens and more)."""
     rows = pd.read_csv(DATA / "attention_prefill.csv.gz").dropna(subset=["us_ref"])
-    rows = rows.query("device == @device and attn_dtype == 'bfloat16' and kv_dtype == 'bfloat16' and seq >= 512 and head_dim >= 64")
+    rows = rows.query(
+        "device == @device and attn_dtype == 'bfloat16' and kv_dtype == 'bfloat16' and seq >= 512 and head_dim >= 64"
+    )
     flops = 2.0 * rows.batch * rows.heads * rows.seq * (rows.seq + 1) * rows.head_dim
     traffic = 2.0 * rows.batch * rows.seq * rows.head_dim * (2 * rows.heads + 2 * rows.kv_heads)
-    return (flops / PEAK[device]["bfloat16"]).to_numpy(), (traffic / BANDWIDTH[device]).to_numpy(), rows.us_ref.to_numpy() * 1e-6
+    return (
+        (flops / PEAK[device]["bfloat16"]).to_numpy(),
+        (traffic / BANDWIDTH[device]).to_numpy(),
+        rows.us_ref.to_numpy() * 1e-6,
+    )
 
 
 def moe(device: str) -> Arrays:
     """Roofline times of the fused expert network, balanced, with the expected number of distinct experts touched."""
     rows = pd.read_csv(DATA / "moe.csv.gz").dropna(subset=["us_ref"])
-    rows = rows.query("device == @device and moe_dtype == 'bfloat16' and distribution == 'balanced' and moe_ep_size == 1")
+    rows = rows.query(
+        "device == @device and moe_dtype == 'bfloat16' and distribution == 'balanced' and moe_ep_size == 1"
+    )
     rows = rows.query("num_tokens * topk >= 64 * num_experts")  # the token counts of training
     matrices = np.where(rows.gated == 1, 3, 2)
     local = rows.num_experts / rows.moe_ep_size
@@ -75,12 +93,16 @@ def moe(device: str) -> Arrays:
     touched = local * (1 - (1 - rows.topk / rows.num_experts) ** rows.num_tokens)
     flops = 2.0 * tokens * matrices * rows.hidden_size * width
     traffic = 2.0 * touched * matrices * rows.hidden_size * width + 4.0 * tokens * rows.hidden_size
-    return (flops / PEAK[device]["bfloat16"]).to_numpy(), (traffic / BANDWIDTH[device]).to_numpy(), rows.us_ref.to_numpy() * 1e-6
+    return (
+        (flops / PEAK[device]["bfloat16"]).to_numpy(),
+        (traffic / BANDWIDTH[device]).to_numpy(),
+        rows.us_ref.to_numpy() * 1e-6,
+    )
 
 
 def elementwise(device: str) -> Arrays:
     """Roofline times of norms, activations and additions of 512 tokens and more."""
-    family = device.split("_")[0]
+    family = device.split("_")[0]  # noqa: F841 - named in the query
     rows = pd.read_csv(DATA / "vidur_layers.csv.gz").query("device == @family and num_tokens >= 512")
     traffic = {  # bytes read and written, two each
         "us_input_layernorm": 4.0 * rows.num_tokens * rows.n_embd,

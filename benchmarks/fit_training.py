@@ -4,7 +4,8 @@
     python benchmarks/fit_training.py --no-leave-out   # the fit alone
 
 Reads PERFMODEL_DATA (default ../shared/data) and prints the constants that ``perfmodel/calibrated/training.yaml``,
-``perfmodel/frameworks/*.yaml`` and ``hardware/catalog/efficiency/*.yaml`` hold. Sources weigh alike, whatever their rows.
+``perfmodel/frameworks/*.yaml`` and ``hardware/catalog/efficiency/*.yaml`` hold. Sources weigh alike, whatever their
+rows.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ DATA = Path(os.environ.get("PERFMODEL_DATA", "../shared/data")) / "training"
 
 # name: (start, lower, upper); shares and factors multiply what the kernels' fit gave
 PARAMETERS: dict[str, tuple[float, float, float]] = {
-    "sustained products": (0.97, 0.6, 1.1),          # long products in training over short ones in a benchmark
-    "attention backward": (0.85, 0.4, 1.1),          # its share of peak over the forward pass's
+    "sustained products": (0.97, 0.6, 1.1),  # long products in training over short ones in a benchmark
+    "attention backward": (0.85, 0.4, 1.1),  # its share of peak over the forward pass's
     "elementwise memory": (1.3, 0.5, 2.0),
-    "collective bandwidth": (0.85, 0.3, 1.1),        # inside training over alone
+    "collective bandwidth": (0.85, 0.3, 1.1),  # inside training over alone
     "host per kernel us, compiled": (10.0, 1.0, 60.0),
     "host per kernel us, megatron-deepspeed": (35.0, 1.0, 80.0),
     "host softness": (3.0, 1.0, 8.0),
@@ -65,7 +66,16 @@ def batches(skip: frozenset[str] = frozenset()) -> list[Batch]:
             job, plan = row_job(row, Defaults())
         except RowError:
             continue
-        key = (row.source_key, job.architecture, id(job.machine), job.ranks, job.seq_len, job.global_batch, job.precision, job.framework.name)
+        key = (
+            row.source_key,
+            job.architecture,
+            id(job.machine),
+            job.ranks,
+            job.seq_len,
+            job.global_batch,
+            job.precision,
+            job.framework.name,
+        )
         found[key].append((job, plan, measured))
     result = []
     for key, runs in found.items():
@@ -106,9 +116,7 @@ def tuned(job: Job, x: dict[str, float]) -> Job:
             "sharded_bandwidth_share": x["sharded bandwidth, megatron-deepspeed"] if deepspeed else 1.0,
         }
     )
-    constants = replace(
-        job.constants, host_softness=x["host softness"], straggler_jitter=x["straggler jitter"]
-    )
+    constants = replace(job.constants, host_softness=x["host softness"], straggler_jitter=x["straggler jitter"])
     return replace(
         job, kinds=kinds, collectives=replace(job.collectives, links=links), framework=framework, constants=constants
     )
@@ -135,7 +143,10 @@ def fit(data: list[Batch], evaluations: int) -> dict[str, float]:
         return float(np.mean([np.minimum(np.abs(error), 0.7).mean() for error in errors.values()]))
 
     result = minimize(
-        loss, (start - low) / (high - low), method="Powell", bounds=[(0.0, 1.0)] * len(names),
+        loss,
+        (start - low) / (high - low),
+        method="Powell",
+        bounds=[(0.0, 1.0)] * len(names),
         options={"maxfev": evaluations, "ftol": 1e-4, "xtol": 1e-2},
     )
     return dict(zip(names, low + (high - low) * result.x, strict=True))
@@ -143,8 +154,11 @@ def fit(data: list[Batch], evaluations: int) -> dict[str, float]:
 
 def summary(name: str, error: np.ndarray) -> str:
     """Return one line of figures."""
-    return (f"{name:16} rows {len(error):5}  median APE {np.median(np.abs(np.expm1(error))):.3f}  mean |ln| {np.abs(error).mean():.3f}"
-            f"  bias {np.exp(error.mean()):.3f}")
+    return (
+        f"{name:16} rows {len(error):5}  median APE {np.median(np.abs(np.expm1(error))):.3f}"
+        f"  mean |ln| {np.abs(error).mean():.3f}"
+        f"  bias {np.exp(error.mean()):.3f}"
+    )
 
 
 def main() -> None:

@@ -92,7 +92,9 @@ def collective_model() -> CollectiveModel:
     data = yaml.load(text, Loader=yaml.CSafeLoader)
     links = {name: LinkEfficiency(**values["constants"]) for name, values in data["links"].items()}
     return CollectiveModel(
-        launch_s=data["launch_s"], softness=data["softness"], links=links,
+        launch_s=data["launch_s"],
+        softness=data["softness"],
+        links=links,
         in_network_families=tuple(data["in_network_families"]),
     )
 
@@ -117,6 +119,11 @@ def group(levels: Sequence[Level], size: Integers | int, stride: Integers | int)
     return Group(n, tuple(members), tuple(levels))
 
 
+def _step(level: Level, model: CollectiveModel) -> float:
+    """Latency of one step across a level [s]: the calibrated one, or the path's own where that is longer."""
+    return max(model.link(level.type).step, level.latency)
+
+
 def _crossings(ranks: Group) -> list[Array]:
     """Return, for each level, how many of the hops of a ring over the group cross a link of that level."""
     units = [ranks.size / members for members in ranks.members]
@@ -128,7 +135,7 @@ def _ring_latency(ranks: Group, model: CollectiveModel) -> Number:
     """Latency of n - 1 steps around a ring, each at the latency of the link it crosses [s]."""
     latency: Number = 0.0
     for level, hops in zip(ranks.levels, _crossings(ranks), strict=True):
-        latency = latency + hops * model.link(level.type).step
+        latency = latency + hops * _step(level, model)
     return latency
 
 
@@ -139,7 +146,7 @@ def _tree_latency(ranks: Group, model: CollectiveModel) -> Number:
     for depth, (level, members) in enumerate(zip(ranks.levels, ranks.members, strict=True)):
         degree = members / below
         steps = degree - 1 if depth == 0 else np.ceil(np.log2(np.maximum(degree, 1)))
-        latency = latency + steps * model.link(level.type).step
+        latency = latency + steps * _step(level, model)
         below = members
     return latency
 
@@ -216,20 +223,22 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Ar
     for level, members in zip(ranks.levels, ranks.members, strict=True):
         link = model.link(level.type)
         efficiency = link.bandwidth * link.all_to_all * (1 - link.small_group_loss / np.maximum(members, 2))
-        slowest = np.maximum(slowest, (n - below) / n * buffer_bytes / (level.bandwidth * efficiency) * (members > below))
-        latency = np.maximum(latency, link.step * (members > below))
+        slowest = np.maximum(
+            slowest, (n - below) / n * buffer_bytes / (level.bandwidth * efficiency) * (members > below)
+        )
+        latency = np.maximum(latency, _step(level, model) * (members > below))
         below = members
     return _where_alone(ranks, _soft_sum(model.launch_s + latency, slowest, model.softness))
 
 
 def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
-    """Time to send `message_bytes` from one rank to its neighbour in the group, over the outermost level crossed [s]."""
+    """Time to send `message_bytes` to the neighbour in the group, over the outermost level crossed [s]."""
     seconds: Number = 0.0
     below: Number = 1.0
     for level, members in zip(ranks.levels, ranks.members, strict=True):
         link = model.link(level.type)
         time = _soft_sum(
-            model.launch_s + link.step, message_bytes / (level.bandwidth * link.bandwidth), model.softness
+            model.launch_s + _step(level, model), message_bytes / (level.bandwidth * link.bandwidth), model.softness
         )
         seconds = np.where(members > below, np.maximum(seconds, time), seconds)
         below = members

@@ -12,8 +12,8 @@ def step_interval(job: Job, plan: Plan) -> tuple[float, float]:
 
     Notes
     -----
-    Quantiles of the residuals of each source of measured runs, predicted with that source left out of the fit; a family of
-    accelerators without measured kernels widens them by its own spread.
+    Quantiles of the residuals of each source of measured runs, predicted with that source left out of the fit; a
+    family of accelerators without measured kernels widens them by its own spread.
     """
     residuals = training_calibration()["residuals"]
     return float(residuals["p10"]), float(residuals["p90"])

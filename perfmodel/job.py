@@ -190,4 +190,16 @@ def job(
         replace(level, type="nvswitch-ring") if level.type == "nvswitch" and not in_network else level
         for level in levels(machine, ranks)
     )
-    return Job(architecture, machine, ranks, seq_len, global_batch, precision, framework, found, kinds, model, families=families)
+    return Job(
+        architecture,
+        machine,
+        ranks,
+        seq_len,
+        global_batch,
+        precision,
+        framework,
+        found,
+        kinds,
+        model,
+        families=families,
+    )

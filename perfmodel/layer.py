@@ -25,7 +25,15 @@ from perfmodel.operators import (
 from perfmodel.plan import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Plan
 from perfmodel.terms import LINK, MEMORY, NO_BOUND, Array, Number, Term, total
 
-PARTS = ("projections", "attention core", "experts", "norms and activations", "quantisation", "embedding", "logits and loss")
+PARTS = (
+    "projections",
+    "attention core",
+    "experts",
+    "norms and activations",
+    "quantisation",
+    "embedding",
+    "logits and loss",
+)
 """Leaves of a forward, backward or recomputed pass."""
 
 
@@ -62,10 +70,14 @@ def _part(operator: Operator) -> str:
         return operator.name
     if operator.name in ("logits", "loss", "final norm"):
         return "logits and loss"
-    return {"gemm": "projections", "gemm16": "projections", "moe": "experts", "elementwise": "norms and activations"}[operator.kind]
+    return {"gemm": "projections", "gemm16": "projections", "moe": "experts", "elementwise": "norms and activations"}[
+        operator.kind
+    ]
 
 
-def _pass(name: str, job: Job, operators: Sequence[Operator], *, backward: bool, factors: Sequence[Number] | None = None) -> Term:
+def _pass(
+    name: str, job: Job, operators: Sequence[Operator], *, backward: bool, factors: Sequence[Number] | None = None
+) -> Term:
     """Return the term of one pass over the operators, each multiplied by its factor, grouped by part."""
     seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
     bounds: dict[str, int | NDArray[np.int8]] = dict.fromkeys(PARTS, NO_BOUND)
@@ -106,11 +118,12 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
 
     Notes
     -----
-    Tensor parallel: an all-reduce of the activations per block and direction, or an all-gather and a reduce-scatter with
-    sequence parallelism, which gathers the saved input once more in the backward pass (Korthikanti et al.,
-    arXiv 2205.05198, figures 4-6). With `overlap_tp` all but the first of tp chunks can hide behind the block's products.
-    Ring attention: cp - 1 steps that pass keys and values behind the blocks' arithmetic (Liu et al., arXiv 2310.01889).
-    Ulysses: all-to-all of queries, keys, values and outputs (arXiv 2309.14509). Experts: two all-to-alls a direction.
+    Tensor parallel: an all-reduce of the activations per block and direction, or an all-gather and a reduce-scatter
+    with sequence parallelism, which gathers the saved input once more in the backward pass (Korthikanti et al.,
+    arXiv 2205.05198, figures 4-6). With `overlap_tp` all but the first of tp chunks can hide behind the block's
+    products. Ring attention: cp - 1 steps that pass keys and values behind the blocks' arithmetic (Liu et al., arXiv
+    2310.01889). Ulysses: all-to-all of queries, keys, values and outputs (arXiv 2309.14509). Experts: two all-to-alls
+    a direction.
     """
     architecture, framework = job.architecture, job.framework
     shape = shape_of(job, plan)
@@ -157,7 +170,9 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
         ),
         0.0,
     )
-    kernels = kernels + np.where(plan.tp > 1, 4.0 + 2.0 * repeats, 0.0) + np.where(plan.ep > 1, 2.0 + 2.0 * repeats, 0.0)
+    kernels = (
+        kernels + np.where(plan.tp > 1, 4.0 + 2.0 * repeats, 0.0) + np.where(plan.ep > 1, 2.0 + 2.0 * repeats, 0.0)
+    )
     saved = np.where(full, layer_input, np.where(selective, kept_selectively, saved_all))
     return PassCost(
         total("layer", [forward, backward, recomputation, tensor, context, expert]),
@@ -174,8 +189,8 @@ def _selective(job: Job, operators: Sequence[Operator]) -> tuple[list[float], Nu
 
     Notes
     -----
-    ``core-attention``: what lies inside the attention core goes (Korthikanti et al., section 5). ``per-operator``: attention
-    and the results of every other product are kept, everything else is computed again.
+    ``core-attention``: what lies inside the attention core goes (Korthikanti et al., section 5). ``per-operator``:
+    attention and the results of every other product are kept, everything else is computed again.
     """
     if job.framework.selective == "core-attention":
         kept: Number = sum((op.saved_bytes for op in operators if not op.core or op.kind == "attention"), 0.0)
@@ -268,7 +283,9 @@ def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: 
     backward = _pass("backward", job, operators, backward=True)
     nothing = _pass("recomputation", job, operators, backward=False, factors=[0.0] * len(operators))
     ranks = group(job.levels, plan.tp, plan.tp_stride)
-    reduced = all_reduces * all_reduce(ranks, ACTIVATION_BYTES * shape.tokens * job.architecture.hidden, job.collectives)
+    reduced = all_reduces * all_reduce(
+        ranks, ACTIVATION_BYTES * shape.tokens * job.architecture.hidden, job.collectives
+    )
     zero = np.zeros_like(reduced)
     communication = [
         Term("tensor-parallel communication", reduced, LINK),

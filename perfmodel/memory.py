@@ -90,13 +90,18 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         counts = group_weights(architecture, layers, leading)
         one_pass: Number = sum((count * size for count, size in zip(counts, saved.layers, strict=True)), 0.0)
         in_flight = chunks / plan.vpp
-        activations = in_flight * (one_pass + (saved.embedding if is_first else 0.0)) + np.where(is_last, saved.head, 0.0)
-        weights = np.where(plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight)
+        activations = in_flight * (one_pass + (saved.embedding if is_first else 0.0)) + np.where(
+            is_last, saved.head, 0.0
+        )
+        weights = np.where(
+            plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight
+        )
         layer_dense = dense / np.maximum(layers, 1)
         layer_experts = experts / np.maximum(layers, 1)
         gathered = np.where(
             plan.zero_stage >= 3,
-            2 * states.weight_traffic * (layer_dense + layer_experts) + states.gradient_traffic * (layer_dense + layer_experts),
+            2 * states.weight_traffic * (layer_dense + layer_experts)
+            + states.gradient_traffic * (layer_dense + layer_experts),
             0.0,
         )
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
@@ -104,7 +109,9 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
             [
                 weights * state_bytes(dense, experts, 1.0, plan.zero_stage >= 3, plan),
                 state_bytes(dense, experts, states.gradient, plan.zero_stage >= 2, plan),
-                np.where(plan.offload == 1, 0.0, state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)),
+                np.where(
+                    plan.offload == 1, 0.0, state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
+                ),
                 activations,
                 np.where(is_last, logits * LOGITS_TRANSIENT_BYTES, 0.0),
                 gathered,
@@ -116,7 +123,9 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
     worst = np.argmax(totals, axis=0)
     parts = [np.choose(worst, [np.broadcast_to(stage[i], shape) for stage in per_stage]) for i in range(len(PARTS))]
     allocated = np.max(totals, axis=0)
-    return Memory(*parts, allocated, allocated * (1 + framework.reserve.fragmentation))
+    by_name = dict(zip(PARTS, parts, strict=True))
+    reserved = allocated * (1 + framework.reserve.fragmentation)
+    return Memory(**by_name, allocated_peak=allocated, reserved_peak=reserved)
 
 
 def available_bytes(job: Job) -> float:

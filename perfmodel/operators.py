@@ -108,7 +108,9 @@ def operator_time(
     return launch + busy, bound
 
 
-def gemm(name: str, rows: Number, inner: Number, columns: Number, width: float, saved_bytes: Number, kind: str = "gemm") -> Operator:
+def gemm(
+    name: str, rows: Number, inner: Number, columns: Number, width: float, saved_bytes: Number, kind: str = "gemm"
+) -> Operator:
     """Return the product of (rows x inner) by a weight (inner x columns), and the two products of its backward pass.
 
     Parameters
@@ -122,7 +124,9 @@ def gemm(name: str, rows: Number, inner: Number, columns: Number, width: float, 
     return Operator(name, kind, flops, traffic, 1, 2 * flops, 2 * traffic + weight_gradient, 2, saved_bytes)
 
 
-def elementwise(name: str, moved_elements: Number, saved_bytes: Number, kernels: float = 1, core: bool = False) -> Operator:
+def elementwise(
+    name: str, moved_elements: Number, saved_bytes: Number, kernels: float = 1, core: bool = False
+) -> Operator:
     """Return an operator that only moves memory; its backward pass reads the saved input as well (factor 3/2)."""
     traffic = ACTIVATION_BYTES * moved_elements
     return Operator(name, "elementwise", 0.0, traffic, kernels, 0.0, 1.5 * traffic, kernels, saved_bytes, core)
@@ -171,11 +175,20 @@ def attention_operators(
         query_inner = query_rank or h
         operators.append(gemm("query up-projection", T, query_inner, heads * key, width, 2 * norm_tokens * query_rank))
         operators.append(
-            gemm("key-value up-projection", T, kv_rank, heads * (attention.head_dim + value), width, 2 * norm_tokens * kv_rank)
+            gemm(
+                "key-value up-projection",
+                T,
+                kv_rank,
+                heads * (attention.head_dim + value),
+                width,
+                2 * norm_tokens * kv_rank,
+            )
         )
         kv_heads = heads
     else:
-        operators.append(gemm("query-key-value projection", T, h, heads * key + kv_heads * (key + value), width, block_input))
+        operators.append(
+            gemm("query-key-value projection", T, h, heads * key + kv_heads * (key + value), width, block_input)
+        )
     if rope:
         operators.append(elementwise("rotary embedding", 2 * T * (heads + kv_heads) * key, 0.0))
     q_elements, k_elements, v_elements = T * heads * key, T * kv_heads * key, T * kv_heads * value
@@ -190,8 +203,16 @@ def attention_operators(
         # arXiv 2205.14135, algorithm 4)
         operators.append(
             Operator(
-                "attention core", "attention", flops, traffic, shape.ring_steps,
-                2.5 * flops, 2.5 * traffic, 2 * shape.ring_steps, kept + 4 * T * heads, core=True,
+                "attention core",
+                "attention",
+                flops,
+                traffic,
+                shape.ring_steps,
+                2.5 * flops,
+                2.5 * traffic,
+                2 * shape.ring_steps,
+                kept + 4 * T * heads,
+                core=True,
             )
         )
     else:
@@ -202,7 +223,9 @@ def attention_operators(
             Operator("attention scores and context", "gemm16", flops, traffic, 2, 2 * flops, 2 * traffic, 4, kept)
         )
         softmax_kept = 2 * scores + (3 * scores if dropout else 0.0)
-        operators.append(elementwise("softmax", (4.5 if dropout else 2) * scores, softmax_kept, 2 if dropout else 1, core=True))
+        operators.append(
+            elementwise("softmax", (4.5 if dropout else 2) * scores, softmax_kept, 2 if dropout else 1, core=True)
+        )
     operators.append(gemm("output projection", T, heads * value, h, width, 2 * out_elements))
     mask = norm_tokens * h if dropout else 0.0
     operators.append(elementwise("attention residual", 3 * norm_tokens * h + mask / 2, mask))
@@ -253,7 +276,9 @@ def feed_forward_operators(
     return operators
 
 
-def _mlp(prefix: str, tokens: Number, hidden: int, inner: Number, ways: int, width: float, block_input: Number) -> list[Operator]:
+def _mlp(
+    prefix: str, tokens: Number, hidden: int, inner: Number, ways: int, width: float, block_input: Number
+) -> list[Operator]:
     return [
         gemm(f"{prefix}up-projection", tokens, hidden, ways * inner, width, block_input),
         elementwise(f"{prefix}activation", (ways + 1) * tokens * inner, 2 * ways * tokens * inner),
@@ -262,7 +287,7 @@ def _mlp(prefix: str, tokens: Number, hidden: int, inner: Number, ways: int, wid
 
 
 def quantisation(operators: list[Operator], width: float) -> Operator:
-    """Return the casts of GEMM inputs and output gradients to `width` bytes: read once, written twice (with transpose)."""
+    """Return the casts of product inputs and output gradients to `width` bytes: one read, two writes."""
     cast_inputs: Number = 0.0
     for operator in operators:
         if operator.kind in ("gemm", "moe"):
@@ -270,7 +295,15 @@ def quantisation(operators: list[Operator], width: float) -> Operator:
     elements = cast_inputs * (ACTIVATION_BYTES + 2 * width) / ACTIVATION_BYTES
     casts = sum(operator.kind in ("gemm", "moe") for operator in operators)
     return Operator(
-        "quantisation", "elementwise", 0.0, ACTIVATION_BYTES * elements, casts, 0.0, ACTIVATION_BYTES * elements, casts, 0.0
+        "quantisation",
+        "elementwise",
+        0.0,
+        ACTIVATION_BYTES * elements,
+        casts,
+        0.0,
+        ACTIVATION_BYTES * elements,
+        casts,
+        0.0,
     )
 
 
@@ -279,8 +312,8 @@ def head_operators(hidden: int, vocab: int, shape: Shape) -> list[Operator]:
 
     Notes
     -----
-    The loss reads the 16-bit logits, writes and reads them in 32 bits, and keeps the 32-bit softmax for the backward pass
-    (Korthikanti et al., arXiv 2205.05198, section 4.3: 4 sbv/t bytes).
+    The loss reads the 16-bit logits, writes and reads them in 32 bits, and keeps the 32-bit softmax for the backward
+    pass (Korthikanti et al., arXiv 2205.05198, section 4.3: 4 sbv/t bytes).
     """
     T, v = shape.tokens, vocab / shape.tp
     norm_tokens = T / shape.norm_share
@@ -302,5 +335,5 @@ def peak_flops(accelerator: Accelerator, dtype: str) -> float:
     """
     for candidate in {"bf16": ("bf16", "fp16"), "fp16": ("fp16", "bf16")}.get(dtype, (dtype,)):
         if candidate in accelerator.peak:
-            return accelerator.peak[candidate]  # type: ignore[index]
+            return accelerator.peak[candidate]
     raise ValueError(f"{accelerator.name} has no {dtype} peak; it has {', '.join(accelerator.peak)}")

@@ -31,7 +31,7 @@ class StageParameters:
 
 
 def group_weights(architecture: Architecture, layers: Number, leading: Number) -> list[Array]:
-    """Return how many layers of each of the architecture's groups a stage holds; groups behind the leading one mix evenly."""
+    """Return how many layers of each group a stage holds; groups behind the leading one mix evenly."""
     groups = architecture.layers
     mixed = groups[1:] if architecture.leading else groups
     depth = sum(group.count for group in mixed)
@@ -61,14 +61,14 @@ def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> 
     embedding = architecture.embedding_parameters / plan.tp
     output = architecture.vocab * architecture.hidden / plan.tp
     tied_on_one_stage = alone & np.asarray(architecture.tied_embeddings)
-    ends = (
+    ends: tuple[Number, Number, Number] = (
         embedding + np.where(alone & ~tied_on_one_stage, output, 0.0),
         0.0,
         np.where(alone, embedding, 0.0) + np.where(tied_on_one_stage, 0.0, output) + architecture.final_norm_parameters,
     )
     dense: list[Number] = []
     experts: list[Number] = []
-    backs = (np.where(alone, 1.0, 0.0), 0.0, 1.0)
+    backs: tuple[Number, Number, Number] = (np.where(alone, 1.0, 0.0), 0.0, 1.0)
     # a multi-token-prediction module also joins two hidden states by a product
     joining = architecture.mtp_layers * 2 * architecture.hidden**2 / plan.tp
     for layers, leading, end, back in zip(stages.layers, stages.leading, ends, backs, strict=True):

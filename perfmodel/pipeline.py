@@ -37,8 +37,8 @@ def missing_layers(depth: int, pp: Integers, vpp: Integers) -> Integers:
 def split_layers(depth: int, leading: int, pp: Integers, vpp: Integers) -> Stages:
     """Return how `depth` layers are spread over the stages.
 
-    Every chunk gets ``ceil(depth / (pp vpp))`` layers; what the model lacks to fill them is taken from the last stage and
-    the first, half each (the odd one from the last), which also carry the logits and the embedding.
+    Every chunk gets ``ceil(depth / (pp vpp))`` layers; what the model lacks to fill them is taken from the last stage
+    and the first, half each (the odd one from the last), which also carry the logits and the embedding.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def splits(depth: int, pp: Integers, vpp: Integers) -> NDArray[np.bool_]:
     per_chunk = -(-depth // (pp * vpp))
     missing = missing_layers(depth, pp, vpp)
     taken_at_most = missing - missing // 2
-    return (depth >= pp) & (taken_at_most < per_chunk * vpp) & ((missing == 0) | (pp > 1))
+    return np.asarray((depth >= pp) & (taken_at_most < per_chunk * vpp) & ((missing == 0) | (pp > 1)))
 
 
 def bubble(slowest_s: Number, all_stages_s: Number, pp: Integers, vpp: Integers) -> Number:
@@ -92,8 +92,9 @@ def in_flight_chunks(stage: int, pp: Integers, vpp: Integers, micro_batches: Int
 
     Notes
     -----
-    1F1B: min(pp - i, n) micro-batches. Interleaved: min(2 (pp - i - 1) + (vpp - 1) pp + 1, n vpp) chunks, the warm-up count of
-    Megatron-LM's schedule; for i = 0 this is the factor 1 + (pp - 1)/(pp vpp) of Korthikanti et al. (arXiv 2205.05198), section 4.2.3.
+    1F1B: min(pp - i, n) micro-batches. Interleaved: min(2 (pp - i - 1) + (vpp - 1) pp + 1, n vpp) chunks, the warm-up
+    count of Megatron-LM's schedule; for i = 0 this is the factor 1 + (pp - 1)/(pp vpp) of Korthikanti et al. (arXiv
+    2205.05198), section 4.2.3.
     """
     position = np.minimum(stage, pp - 1) if stage >= 0 else np.maximum(pp + stage, 0)
     plain = np.minimum(pp - position, micro_batches)

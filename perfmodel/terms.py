@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 Number = float | Array
 
 BOUNDS = ("", "compute", "memory", "link", "latency", "host", "idle")

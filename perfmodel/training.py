@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.collectives import all_gather, all_reduce, group, send
+from perfmodel.collectives import Group, all_gather, all_reduce, group, send
 from perfmodel.job import Job
 from perfmodel.layer import PassCost, embedding_cost, layer_cost, logits_cost, update_term
 from perfmodel.memory import Memory, SavedBytes, memory_of
@@ -80,10 +81,10 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
 
     Notes
     -----
-    step = n t_max + bubble + sends + exposed gradient traffic + optimizer + host, with n micro-batches and t_max the slowest
-    of the first, an inner and the last stage. Whatever communication runs behind compute slows both down while it does, by
-    the factor ``overlap_slowdown``. What depends on a few fields of the plan only is computed once for each of
-    their distinct values.
+    step = n t_max + bubble + sends + exposed gradient traffic + optimizer + host, with n micro-batches and t_max the
+    slowest of the first, an inner and the last stage. Whatever communication runs behind compute slows both down
+    while it does, by the factor ``overlap_slowdown``. What depends on a few fields of the plan only is computed once
+    for each of their distinct values.
     """
     plan = plan.taken(slice(None))
     known = job.constants
@@ -97,15 +98,23 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     stages = split_layers(job.architecture.depth, job.architecture.leading, plan.pp, plan.vpp)
     micro_batches = plan.micro_batches(job.global_batch)
     alone = plan.pp == 1
-    ends = ((1.0, np.where(alone, 1.0, 0.0)), (0.0, 0.0), (np.where(alone, 1.0, 0.0), 1.0))
-    stage_times, forwards, backwards = [], [], []
+    ends: tuple[tuple[Number, Number], ...] = (
+        (1.0, np.where(alone, 1.0, 0.0)),
+        (0.0, 0.0),
+        (np.where(alone, 1.0, 0.0), 1.0),
+    )
+    stage_times: list[Term] = []
+    forwards: list[Any] = []
+    backwards: list[Any] = []
     for layer_count, leading, (at_front, at_back) in zip(stages.layers, stages.leading, ends, strict=True):
         weights = stage_weights(job.architecture, layer_count, leading, at_front, at_back)
         costs = [*layers, embedding, head]
         stage_times.append(_with_host(job, costs, weights, known.host_softness))
         forwards.append(sum((w * cost.forward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
         backwards.append(sum((w * cost.backward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
-    slowest = np.argmax(np.stack([np.broadcast_to(stage.seconds, micro_batches.shape) for stage in stage_times]), axis=0)
+    slowest = np.argmax(
+        np.stack([np.broadcast_to(stage.seconds, micro_batches.shape) for stage in stage_times]), axis=0
+    )
     stage = chosen(slowest, stage_times)
     forward_s, backward_s = np.choose(slowest, forwards), np.choose(slowest, backwards)
     all_stages = stage_times[0].seconds + np.maximum(plan.pp - 2, 0) * stage_times[1].seconds + stage_times[2].seconds
@@ -142,14 +151,16 @@ def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness:
 
     Notes
     -----
-    Accelerator and host work at the same time, so the slower counts: (gpu^p + host^p)^(1/p), a soft maximum because within
-    a layer some kernels wait for the host and others for the accelerator.
+    Accelerator and host work at the same time, so the slower counts: (gpu^p + host^p)^(1/p), a soft maximum because
+    within a layer some kernels wait for the host and others for the accelerator.
     """
     stage = weighted_sum([cost.time for cost in costs], weights)
     kernels: Number = sum((weight * cost.kernels for weight, cost in zip(weights, costs, strict=True)), 0.0)
     host = kernels * job.framework.host_per_kernel
     together = stage.seconds * (1 + (host / stage.seconds) ** softness) ** (1 / softness)
-    return total("pipeline stage", [*stage.children, Term("kernel launches by the host", together - stage.seconds, HOST)])
+    return total(
+        "pipeline stage", [*stage.children, Term("kernel launches by the host", together - stage.seconds, HOST)]
+    )
 
 
 def _stragglers(job: Job, work_s: Number, jitter: float) -> Term:
@@ -161,7 +172,8 @@ def _stragglers(job: Job, work_s: Number, jitter: float) -> Term:
 def _sends(job: Job, plan: Plan, micro_batches: Array) -> Term:
     """Activations and their gradients between stages: 2 vpp a micro-batch, and pp - 1 hops each way to fill and drain.
 
-    Sends of the steady state hide where the framework overlaps them (SC21, arXiv 2104.04473, section 2.2.2, for the count).
+    Sends of the steady state hide where the framework overlaps them (SC21, arXiv 2104.04473, section 2.2.2, for the
+    count).
     """
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
     message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
@@ -185,16 +197,17 @@ def _gradient_terms(
 
     Notes
     -----
-    Stage 0 reduces gradients once a step; 1 scatters them and gathers weights; 2 scatters every micro-batch; 3 gathers weights
-    in both directions and scatters gradients every micro-batch, layer by layer (ZeRO, arXiv 1910.02054, section 7). With
-    `overlap_dp` all but one layer's share can run behind one micro-batch's backward (gradients) or forward (weights) pass.
+    Stage 0 reduces gradients once a step; 1 scatters them and gathers weights; 2 scatters every micro-batch; 3
+    gathers weights in both directions and scatters gradients every micro-batch, layer by layer (ZeRO, arXiv
+    1910.02054, section 7). With `overlap_dp` all but one layer's share can run behind one micro-batch's backward
+    (gradients) or forward (weights) pass.
     """
     first, inverse = _distinct([getattr(plan, name) for name in _SYNC_FIELDS])
     few = plan.taken(first)
     states = job.framework.states
 
     def largest(values: tuple[Number, Number, Number]) -> Array:
-        return np.maximum.reduce([np.broadcast_to(value, plan.pp.shape)[first] for value in values])
+        return np.asarray(np.maximum.reduce([np.broadcast_to(value, plan.pp.shape)[first] for value in values]))
 
     dense, experts = largest(parameters.dense), largest(parameters.experts)
     layers = np.maximum(largest(stage_layers), 1)
@@ -203,7 +216,7 @@ def _gradient_terms(
     gather_s: Array = np.zeros(len(first))
     layer_scatter_s: Array = np.zeros(len(first))
     layer_gather_s: Array = np.zeros(len(first))
-    groups = [(dense, group(job.levels, few.dp * few.cp, few.dp_stride))]
+    groups: list[tuple[Array, Group]] = [(dense, group(job.levels, few.dp * few.cp, few.dp_stride))]
     if np.any(experts):
         groups.append((experts, group(job.levels, few.stage_ranks // few.ep, few.ep)))
     for count, ranks in groups:
@@ -222,9 +235,9 @@ def _gradient_terms(
     sharded = zero >= 3
     gradient_s = np.select([zero == 0, zero < 3], [reduce_s, scatter_s], layer_scatter_s + layer_gather_s)
     weight_s = np.select([zero == 0, zero < 3], [0.0, gather_s], layer_gather_s)
-    share = np.where(plan.overlap_dp == 1, 1 - 1 / layers, 0.0)
-    gradient_hidden = np.minimum(gradient_s * share, backward_s)
-    weight_hidden = np.minimum(weight_s * share, forward_s)
+    overlapped = np.where(plan.overlap_dp == 1, 1 - 1 / layers, 0.0)
+    gradient_hidden = np.minimum(gradient_s * overlapped, backward_s)
+    weight_hidden = np.minimum(weight_s * overlapped, forward_s)
     gradient_times = np.where(zero >= 2, micro_batches, 1)
     weight_times = np.where(sharded, micro_batches, 1)
     return [
@@ -234,7 +247,12 @@ def _gradient_terms(
             LINK,
             hidden_seconds=gradient_hidden * gradient_times,
         ),
-        Term("weight traffic", (weight_s - weight_hidden) * weight_times, LINK, hidden_seconds=weight_hidden * weight_times),
+        Term(
+            "weight traffic",
+            (weight_s - weight_hidden) * weight_times,
+            LINK,
+            hidden_seconds=weight_hidden * weight_times,
+        ),
     ]
 
 
@@ -243,16 +261,14 @@ def _optimizer(job: Job, plan: Plan, parameters: StageParameters) -> Term:
 
     Notes
     -----
-    Reads gradients twice (norm and update), reads and writes the states, writes the weights. Offloaded, gradients and weights
-    cross the host link and the update streams through host memory (ZeRO-Offload, arXiv 2101.06840, section 4).
+    Reads gradients twice (norm and update), reads and writes the states, writes the weights. Offloaded, gradients and
+    weights cross the host link and the update streams through host memory (ZeRO-Offload, arXiv 2101.06840, section 4).
     """
     states = job.framework.states
     dense = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.dense])
     experts = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.experts])
     shared = plan.zero_stage >= 1
-    held = np.where(
-        shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts
-    )
+    held = np.where(shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts)
     traffic = 2 * states.gradient + 2 * states.optimizer + states.weight
     resident = update_term("optimizer", held * traffic, job)
     if not np.any(plan.offload):

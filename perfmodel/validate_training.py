@@ -41,7 +41,7 @@ class RowError(Exception):
 
 
 def read_files(paths: Iterable[Path]) -> pd.DataFrame:
-    """Return the rows of all files, with the column ``file``; a file with other columns keeps the reason in ``skipped``."""
+    """Return the rows of all files, with their ``file``; a file with other columns keeps the reason in ``skipped``."""
     frames = []
     for path in paths:
         frame = pd.read_csv(path, dtype={"row_id": str, "model": str, "notes": str, "overlap": str}, low_memory=False)
@@ -126,7 +126,9 @@ def machine_of(device: str, gpus: int, gpus_per_node: int | None, inter_node_gbp
 
 @lru_cache(maxsize=512)
 def _architecture(model: str, sizes: tuple[int | None, ...], seq_len: int) -> Architecture:
-    columns = dict(zip(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "topk", "moe_ffn"), sizes, strict=True))
+    columns = dict(
+        zip(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "topk", "moe_ffn"), sizes, strict=True)
+    )
     try:
         return from_columns(model, seq_len=seq_len, **columns)
     except ModelNotCovered as error:
@@ -228,8 +230,10 @@ def row_job(row: Any, defaults: Defaults) -> tuple[Job, Plan]:
 
 
 def predict_rows(frame: pd.DataFrame, defaults: Defaults) -> pd.DataFrame:
-    """Return the frame with ``measured``, ``predicted``, ``p10``, ``p90`` [s], ``predicted_mem_gib`` and ``skipped`` filled."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("measured", "predicted", "p10", "p90", "predicted_mem_gib", "skipped")}
+    """Return the frame with ``measured``, ``predicted``, ``p10``, ``p90`` [s] and ``predicted_mem_gib``."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("measured", "predicted", "p10", "p90", "predicted_mem_gib", "skipped")
+    }
     for row in frame.itertuples(index=False):
         values: dict[str, Any] = dict.fromkeys(columns, np.nan)
         values["skipped"] = row.skipped

@@ -1,7 +1,7 @@
 """Predictions against measurements: statistics, groups, filters. Kind by kind, rows are predicted elsewhere.
 
-A frame of scored rows carries the columns of its files and ``measured``, ``predicted``, ``p10``, ``p90`` [one unit], with
-``skipped`` the reason why a row was not predicted, or an empty text.
+A frame of scored rows carries the columns of its files and ``measured``, ``predicted``, ``p10``, ``p90`` [one unit],
+with ``skipped`` the reason why a row was not predicted, or an empty text.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def statistics(frame: pd.DataFrame) -> dict[str, float | int]:
     Returns
     -------
     dict
-        ``rows``; ``mape``, ``median_ape``, ``p90_ape`` of |predicted/measured - 1|; ``mean_abs_log_error``; ``bias``, the
-        geometric mean of predicted/measured; ``coverage_p10_p90``, the share inside the interval; ``interval_width``, the
-        mean of p90/p10.
+        ``rows``; ``mape``, ``median_ape``, ``p90_ape`` of |predicted/measured - 1|; ``mean_abs_log_error``; ``bias``,
+        the geometric mean of predicted/measured; ``coverage_p10_p90``, the share inside the interval;
+        ``interval_width``, the mean of p90/p10.
     """
     if frame.empty:
         return {"rows": 0}
@@ -92,7 +92,9 @@ def kept(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
             continue
         name, sign, text = match.groups()
         if name not in frame.columns:
-            faults.append(Fault("--where", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}"))
+            faults.append(
+                Fault("--where", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
+            )
             continue
         frame = frame[_matches(frame[name], sign, text)]
     if faults:
@@ -100,7 +102,7 @@ def kept(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _matches(column: pd.Series[Any], sign: str, text: str) -> pd.Series[bool]:
+def _matches(column: Any, sign: str, text: str) -> Any:
     numbers = pd.to_numeric(column, errors="coerce")
     try:
         result = _COMPARISONS[sign](numbers, float(text)) & numbers.notna()
@@ -114,11 +116,14 @@ def grouped(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, 
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise InputError(
-            [Fault("--by", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}") for name in missing]
+            [
+                Fault("--by", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
+                for name in missing
+            ]
         )
     result = {}
     for values, rows in frame.groupby(list(columns), dropna=False, sort=True):
-        names = [f"{column}={'' if pd.isna(value) else value}" for column, value in zip(columns, values, strict=True)]
+        names = [f"{column}={'' if value != value else value}" for column, value in zip(columns, values, strict=True)]
         result[",".join(names)] = statistics(rows)
     return result
 

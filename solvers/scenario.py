@@ -1,7 +1,7 @@
 """The question a person asks, checked, with its defaults written out. This is also the entry from Python.
 
-    source = hardware.catalogue.read_file("scenario.yaml")
-    result = solvers.train.plan(solvers.scenario.load_train(source, Path(".")))
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.train.plan(solvers.scenario.load_train(source, Path(".")))
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _objective_faults(question: TrainQuestion, machine: Machine, source: Source)
 
 
 def usd_per_hour(machine: Machine) -> float | None:
-    """Return what the job's nodes cost on demand [USD/h], from the node's price or its accelerators'; None where unknown."""
+    """Return what the job's nodes cost on demand [USD/h], by the node's price or its accelerators', or None."""
     node, accelerator = machine.node, machine.accelerator
     if node.price is not None and node.price.on_demand is not None:
         return node.price.on_demand * machine.nodes
@@ -285,9 +285,20 @@ def plan_faults(found: Job, row: Mapping[str, Any]) -> list[tuple[tuple[str, ...
     tp, pp, cp, dp, ep, vpp, micro = (row[name] for name in ("tp", "pp", "cp", "dp", "ep", "vpp", "micro_batch"))
     product = tp * pp * cp * dp
     if product != found.ranks:
-        faults.append(((), f"tp x pp x cp x dp = {tp} x {pp} x {cp} x {dp} = {product}, but the cluster has {found.ranks} accelerators"))
+        faults.append(
+            (
+                (),
+                f"tp x pp x cp x dp = {tp} x {pp} x {cp} x {dp} = {product}, "
+                f"but the cluster has {found.ranks} accelerators",
+            )
+        )
     if found.global_batch % (dp * micro):
-        faults.append((("micro_batch",), f"dp x micro_batch = {dp * micro} does not divide the global batch of {found.global_batch}"))
+        faults.append(
+            (
+                ("micro_batch",),
+                f"dp x micro_batch = {dp * micro} does not divide the global batch of {found.global_batch}",
+            )
+        )
     elif vpp > 1 and (found.global_batch // (dp * micro)) % pp:
         count = found.global_batch // (dp * micro)
         faults.append((("vpp",), f"interleaving needs a number of micro-batches that pp = {pp} divides [got {count}]"))
@@ -297,14 +308,21 @@ def plan_faults(found: Job, row: Mapping[str, Any]) -> list[tuple[tuple[str, ...
     if found.seq_len % cp:
         faults.append((("cp",), f"does not divide the sequence of {found.seq_len} tokens [got {cp}]"))
     if row["cp_style"] == "ulysses" and heads % (tp * cp):
-        faults.append((("cp_style",), f"ulysses deals {heads} heads out over tp x cp = {tp * cp} ranks, which does not divide them"))
+        faults.append(
+            (
+                ("cp_style",),
+                f"ulysses deals {heads} heads out over tp x cp = {tp * cp} ranks, which does not divide them",
+            )
+        )
     if not np.all(splits(architecture.depth, np.asarray(pp), np.asarray(vpp))):
         faults.append((("pp",), f"{architecture.depth} layers do not spread over {pp} stages of {vpp} chunks"))
     if vpp > 1 and pp == 1:
         faults.append((("vpp",), "interleaving needs more than one stage"))
     experts = max(group.feed_forward.experts for group in architecture.layers)
     if ep > 1 and (not experts or experts % ep or (tp * cp * dp) % ep):
-        faults.append((("ep",), f"must divide the {experts} experts and the {tp * cp * dp} ranks of a stage [got {ep}]"))
+        faults.append(
+            (("ep",), f"must divide the {experts} experts and the {tp * cp * dp} ranks of a stage [got {ep}]")
+        )
     if row["seq_parallel"] and tp == 1:
         faults.append((("seq_parallel",), "sequence parallelism needs tp > 1"))
     if experts and tp > 1 and not row["seq_parallel"]:
@@ -334,6 +352,12 @@ def train_schema() -> dict[str, Any]:
     return TrainQuestion.model_json_schema()
 
 
-assert all(get_args(kind) == CHOICES[name] for name, kind in (
-    ("recompute", Recompute), ("offload", Offload), ("rank_order", RankOrder), ("cp_style", ContextStyle)
-))
+assert all(
+    get_args(kind) == CHOICES[name]
+    for name, kind in (
+        ("recompute", Recompute),
+        ("offload", Offload),
+        ("rank_order", RankOrder),
+        ("cp_style", ContextStyle),
+    )
+)

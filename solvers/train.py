@@ -174,7 +174,10 @@ def predict(scenario: TrainScenario) -> Result:
     described, breakdown = explained(scenario, scenario.plan)
     needed, capacity = described["memory_bytes"]["reserved_peak"], available_bytes(job)
     common: dict[str, Any] = {
-        "kind": "train", "candidates": 1, "scenario": scenario.resolved, "provenance": provenance(job),
+        "kind": "train",
+        "candidates": 1,
+        "scenario": scenario.resolved,
+        "provenance": provenance(job),
     }
     if needed > capacity:
         return Result(
@@ -249,8 +252,9 @@ def utilisation(job: Job, one: Plan, step_time_s: float) -> tuple[float, float]:
 
     Notes
     -----
-    MFU: model FLOPs (causal attention halved, logits counted, no look-up, no recomputation) over the dense peak of the matrix
-    products' type. HFU adds a forward pass of the layers with full recomputation, of the attention core with selective.
+    MFU: model FLOPs (causal attention halved, logits counted, no look-up, no recomputation) over the dense peak of
+    the matrix products' type. HFU adds a forward pass of the layers with full recomputation, of the attention core
+    with selective.
     """
     architecture = job.architecture
     tokens = job.global_batch * job.seq_len
@@ -345,7 +349,9 @@ def _why_not(
                 },
             }
         )
-    reasons += [{"reason": reason, "candidates": count, "nearest": None} for reason, count in candidates.dropped.most_common()]
+    reasons += [
+        {"reason": reason, "candidates": count, "nearest": None} for reason, count in candidates.dropped.most_common()
+    ]
     return reasons
 
 
@@ -389,7 +395,12 @@ def _nothing_fits(
     batch = _batch_needed(scenario) if not len(candidates.layouts) else None
     if batch is not None:
         relaxation.append(
-            {"constraint": "workload.global_batch", "now": scenario.job.global_batch, "needed": batch, "unit": "sequences"}
+            {
+                "constraint": "workload.global_batch",
+                "now": scenario.job.global_batch,
+                "needed": batch,
+                "unit": "sequences",
+            }
         )
     return Result(
         status="infeasible" if found.complete else "time_limit",
@@ -425,7 +436,7 @@ def on_nodes(job: Job, nodes: int) -> Job:
 
 
 def _nodes_needed(scenario: TrainScenario, most: int = 4096) -> int | None:
-    """Return the smallest power-of-two multiple of the nodes, or near count, on which a plan fits; None up to `most` times."""
+    """Return the fewest nodes, among the tried, on which a plan fits; None where no count up to `most` times does."""
     now = scenario.job.machine.nodes
     tried = now
     while tried < now * most:

@@ -42,7 +42,7 @@ class Space:
     dropped: Counter[str]
 
     def plans(self, first: int, last: int, job: Job) -> Plan:
-        """Return the plans of layouts `first` to `last` that can be, each with every combination of switches that fits it."""
+        """Return the plans of layouts `first` to `last`, each with every combination of switches that fits it."""
         layouts = np.repeat(self.layouts[first:last], len(self.switches), axis=0)
         switches = np.tile(self.switches, (last - first, 1))
         columns = {name: layouts[:, i] for i, name in enumerate(LAYOUT)}
@@ -85,10 +85,10 @@ def space(job: Job, search: TrainSearch) -> Space:
     job : Job
         The job.
     search : TrainSearch
-        What may be chosen. Left out: tp in powers of two up to a node, every pp, cp in powers of two that leave at least 2,048
-        tokens to a rank, every ep that divides the experts, every micro-batch up to 64 and every interleave that divides;
-        every ZeRO stage, recomputation and context style, sequence parallelism on and off, the framework's overlaps,
-        offload where the node describes host memory, tensor-parallel ranks innermost.
+        What may be chosen. Left out: tp in powers of two up to a node, every pp, cp in powers of two that leave at
+        least 2,048 tokens to a rank, every ep that divides the experts, every micro-batch up to 64 and every
+        interleave that divides; every ZeRO stage, recomputation and context style, sequence parallelism on and off,
+        the framework's overlaps, offload where the node describes host memory, tensor-parallel ranks innermost.
     """
     architecture = job.architecture
     experts = max(group.feed_forward.experts for group in architecture.layers)
@@ -111,7 +111,9 @@ def space(job: Job, search: TrainSearch) -> Space:
                     dropped[reason] += 1
                     continue
                 dp = job.ranks // (tp * pp * cp)
-                eps = [ep for ep in lists["ep"] if ep == 1 or (experts and experts % ep == 0 and (tp * cp * dp) % ep == 0)]
+                eps = [
+                    ep for ep in lists["ep"] if ep == 1 or (experts and experts % ep == 0 and (tp * cp * dp) % ep == 0)
+                ]
                 dropped["ep does not divide the experts or the ranks of a stage"] += len(lists["ep"]) - len(eps)
                 per_replica = job.global_batch // dp
                 for micro, vpp in _schedules(search, per_replica, depth, pp, dropped):
