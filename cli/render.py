@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from cli.tables import compact, number, quantity, seconds, table, text, with_unit
@@ -69,13 +70,17 @@ def _head(answer: Result) -> RenderableType:
     if answer.gap is not None:
         said.append(f"gap {quantity('gap', answer.gap)}")
     lines.append(", ".join(said))
-    searched = [f"{answer.candidates:,} candidates"] if answer.candidates is not None else []
+    searched = [_counted(answer.candidates, "candidate")] if answer.candidates is not None else []
     searched += [f"in {seconds(answer.solve_time_s)}"] if answer.solve_time_s is not None else []
     if searched:
         lines.append(" ".join(searched))
     head = text("\n".join(lines) + "\n")
     head.stylize("bold", 0, len(lines[0]))
     return head
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _plan(answer: Result) -> RenderableType:
@@ -134,7 +139,8 @@ def _breakdown(root: Mapping[str, Any]) -> RenderableType:
         if max(node["seconds"], hidden) < _SMALLEST_SHARE * whole:
             left_out += 1
             return
-        name = "  " * depth + str(node["name"])
+        # A name that takes two lines keeps its indentation; what is hidden shows in its own column.
+        name = Padding(text(str(node["name"]).removesuffix(", hidden")), (0, 0, 0, 2 * depth))
         time, behind = (f"{value / scale:,.{digits}f} {unit}" for value in (node["seconds"], hidden))
         share = f"{100 * node['seconds'] / whole:.1f} %"
         rows.append((name, time, share, behind if hidden else "", node.get("bound") or ""))
@@ -143,8 +149,7 @@ def _breakdown(root: Mapping[str, Any]) -> RenderableType:
 
     add(root, 0)
     shown = table("Breakdown", ("", "time", "share", "hidden", "bound"), rows, numbers=(1, 2, 3))
-    terms = f"{left_out} {'term' if left_out == 1 else 'terms'}"
-    note = text(f"  {terms} below {_SMALLEST_SHARE:.1%} not shown\n") if left_out else _nothing()
+    note = text(f"  {_counted(left_out, 'term')} below {_SMALLEST_SHARE:.1%} not shown\n") if left_out else _nothing()
     return Group(shown, note)
 
 
@@ -230,6 +235,8 @@ def _footer(provenance: Mapping[str, Any]) -> RenderableType:
 
     lines = []
     for key, value in provenance.items():
+        if value in (None, [], {}):
+            continue
         entries = value if isinstance(value, list) else [value]
         lines.append(f"{key}: " + "; ".join(one(entry) for entry in entries))
     return text("\n".join(lines), "dim") if lines else _nothing()

@@ -92,7 +92,7 @@ def table(
         else:
             grid.add_column(text(name), overflow="fold")
     for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+        grid.add_row(*(cell if isinstance(cell, Text | Padding) else text(cell) for cell in row))
     body = Padding(grid, (0, 0, 1, 2), expand=False)
     return Group(text(title, "bold underline"), body) if title else body
 

@@ -113,7 +113,7 @@ def test_what_a_person_reads() -> None:
         r"activations +12\.00 GiB",  # 12 * 2**30 bytes
         r"  step +12\.500 s +100\.0 % +compute",
         r"      bubble +0\.500 s +4\.0 % +idle",
-        r"      all-gather, hidden +0\.000 s +0\.0 % +0\.750 s +link",
+        r"      all-gather +0\.000 s +0\.0 % +0\.750 s +link",
         r"1 term below 0\.1% not shown",
         r"memory\[stage 0\] +8\.74 GiB +-",
         r"2 +tp 4, dp 32, micro_batch 1 +12\.75 s +\+2\.00 % +12\.112 s +13\.547 s",
@@ -173,6 +173,14 @@ def test_texts_are_neither_markup_nor_control() -> None:
     text = shown(render.result(train_answer(plan={"note": "[red]x[/red] [bold", "bell": "\x1b[31m\x07"})))
     assert "[red]x[/red] [bold" in text
     assert "\x1b" not in text and "\x07" not in text
+
+
+def test_long_names_in_the_breakdown_keep_their_indentation() -> None:
+    tree = breakdown()
+    tree["children"][0]["children"][0]["name"] = "forward of " + "very " * 12 + "many layers"
+    body = lines(train_answer(breakdown=tree))
+    first = next(index for index, line in enumerate(body) if "forward of very" in line)
+    assert body[first].startswith("      forward of") and body[first + 1].startswith("      very")
 
 
 def test_a_breakdown_of_nothing() -> None:
