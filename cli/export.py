@@ -19,7 +19,7 @@ from solvers.result import Result, plain
 
 Cell = str | int | float | bool | None
 
-_SUFFIXES = {
+SUFFIXES = {
     "bytes": "bytes",
     "bytes/s": "bytes_per_s",
     "flop/s": "flop_per_s",
@@ -206,21 +206,40 @@ def _leaves(data: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tu
             yield path, value
 
 
+def dimension_of(path: Sequence[str], value: Any) -> str | None:
+    """Tell the dimension of a number in a hardware description by its keys.
+
+    Parameters
+    ----------
+    path : sequence of str
+        Keys that lead to it.
+    value : object
+        The number, or a text that may be one.
+
+    Returns
+    -------
+    str or None
+        A dimension of `hardware.units`; None for counts, ratios and names.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    return next((_DIMENSIONS[key] for key in reversed(path) if key in _DIMENSIONS), None)
+
+
 def _scenario_cells(given: Mapping[str, Any]) -> Iterable[tuple[str, Cell]]:
     """Lay a scenario out, its quantities as numbers in SI units under names that end in the unit."""
     for keys, value in _leaves(given):
         path = tuple(part for key in keys for part in re.split(r"[.\[\]]+", key) if part)
         name = "_".join(("scenario", *path))
-        known = next((_DIMENSIONS[key] for key in reversed(path) if key in _DIMENSIONS), None)
-        dimension = known if path[0] in _HARDWARE else None
+        dimension = dimension_of(path, value) if path[0] in _HARDWARE else None
         spaced = isinstance(value, str) and re.match(r"\s*[0-9.]+(?:[eE][-+]?[0-9]+)?\s+\S", value)
         if spaced or (dimension and isinstance(value, str)):
-            for candidate in [dimension] if dimension else _SUFFIXES:
+            for candidate in [dimension] if dimension else SUFFIXES:
                 with contextlib.suppress(ValueError):
                     value, dimension = parse_quantity(value, candidate), candidate
                     break
         if dimension and isinstance(value, int | float) and not isinstance(value, bool):
-            name = name.removesuffix(f"_{_SUFFIXES[dimension]}") + f"_{_SUFFIXES[dimension]}"
+            name = name.removesuffix(f"_{SUFFIXES[dimension]}") + f"_{SUFFIXES[dimension]}"
         yield name, value
 
 
