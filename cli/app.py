@@ -61,10 +61,12 @@ app = typer.Typer(
 )
 plans = typer.Typer(**_PLAIN)
 predictions = typer.Typer(**_PLAIN)
+checks = typer.Typer(**_PLAIN)
 machines = typer.Typer(**_PLAIN)
 architectures = typer.Typer(**_PLAIN)
 app.add_typer(plans, name="plan", help="Find the best plan, predict it, prove it.")
 app.add_typer(predictions, name="predict", help="Cost the plan a scenario gives, and explain it.")
+app.add_typer(checks, name="validate", help="Hold predictions against measurements.")
 app.add_typer(machines, name="hardware", help="The catalogue of machines; check a file.")
 app.add_typer(architectures, name="model", help="Bundled models; any config.json works too.")
 
@@ -105,8 +107,7 @@ def _write(
     import io
     import sys
 
-    from cli.export import to_json, to_yaml, write
-    from hardware.faults import Fault, InputError
+    from cli.export import to_json, to_yaml
 
     form = _form(form, output)
     if form is Format.table:
@@ -122,11 +123,18 @@ def _write(
         text = {Format.json: lambda: to_json(data()), Format.yaml: lambda: to_yaml(data()), Format.csv: csv}[form]()
     if output is None:
         sys.stdout.write(text)
-        return
+    else:
+        _save(text, output, "--output")
+
+
+def _save(text: str, path: Path, option: str) -> None:
+    from cli.export import write
+    from hardware.faults import Fault, InputError
+
     try:
-        write(text, output)
+        write(text, path)
     except OSError as error:
-        raise InputError([Fault(f"--output {output}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+        raise InputError([Fault(f"{option} {path}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
 def _answer(result: "Result", given: Mapping[str, Any], form: Format | None, output: Path | None, top: int) -> None:
@@ -203,6 +211,56 @@ def predict_train(
             raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
         result = predict(question)
     _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+@checks.callback()
+def _validate() -> None:
+    """Hold predictions against measurements."""
+
+
+@checks.command("training")
+def validate_training(
+    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV files of measured runs, plain or .gz.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="EXPR", help='Keep rows, such as "gpus>=64"; repeatable.')
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="Write every row with its prediction.")
+    ] = None,
+    form: Form = None,
+    output: Output = None,
+    debug: Debug = False,
+) -> None:
+    """Measured training runs: step time and memory."""
+    from cli import accuracy
+    from cli.progress import working
+
+    _readable(data)
+    with working("predicting"):
+        from perfmodel.validate_training import validate
+
+        report, frame = validate(data, by=by or (), where=where or ())
+    if rows is not None:
+        _save(accuracy.rows_csv(frame), rows, "--rows")
+    _write(
+        form,
+        output,
+        table=lambda: accuracy.report(report),
+        data=lambda: report,
+        csv=lambda: accuracy.report_csv(report),
+    )
+
+
+def _readable(paths: list[Path]) -> None:
+    from hardware.faults import Fault, InputError
+
+    faults = [Fault(str(path), 0, 0, "", "there is no such file") for path in paths if not path.is_file()]
+    if faults:
+        raise InputError(faults)
 
 
 @machines.command("list")

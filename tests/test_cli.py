@@ -358,6 +358,38 @@ def test_schemas(name: str, scenario: Path, tmp_path: Path) -> None:
         jsonschema.validate(yaml.safe_load(scenario.read_text()), schema)
 
 
+# --- against measurements -------------------------------------------------------------------------------------
+
+
+def test_validate_training(tmp_path: Path) -> None:
+    path, rows = tmp_path / "runs.csv", tmp_path / "rows.csv"
+    # Two made-up runs, one of them of a model nobody knows, with a note that a spreadsheet would run.
+    path.write_text(
+        "gpu,gpus,gpus_per_node,model,seq_len,global_batch,micro_batch,tp,pp,dp,precision,framework,iter_time_s,notes\n"
+        "H100 SXM,8,8,llama-3.1-8b,4096,64,1,2,1,4,bf16,Megatron-LM,3.5,=1+1\n"
+        "H100 SXM,8,8,nobody-7b,4096,64,1,1,1,8,bf16,Megatron-LM,3.5,\n"
+    )
+    words = ["validate", "training", path, "--by", "gpu", "--rows", rows]
+    report = json.loads(run(*words, "--format", "json").stdout)
+    assert (report["kind"], report["rows"], report["scored"]) == ("training", 2, 1)
+    assert report["skipped"][0]["rows"] == 1
+    assert report["groups"]["gpu=H100 SXM"]["mape"] == report["mape"]
+    written = list(csv.DictReader(io.StringIO(rows.read_text())))
+    assert len(written) == 2 and written[0]["notes"] == "'=1+1" and written[1]["predicted"] == ""
+    ratio = float(written[0]["predicted"]) / 3.5
+    assert report["mape"] == pytest.approx(abs(ratio - 1)) and float(written[0]["error"]) == pytest.approx(ratio - 1)
+    table = run(*words).stdout
+    assert fits(table) and "training: 1 of 2 rows scored (50.0%)" in table and "gpu=H100 SXM" in table
+    lines = list(csv.DictReader(io.StringIO(run(*words, "--format", "csv").stdout)))
+    assert [line["group"] for line in lines] == ["all", "gpu=H100 SXM"]
+    assert float(lines[0]["mape"]) == report["mape"]
+
+
+def test_validate_training_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    text = said("validate", "training", tmp_path / "a.csv", tmp_path / "b.csv")
+    assert text == f"{tmp_path}/a.csv: there is no such file\n{tmp_path}/b.csv: there is no such file\n"
+
+
 # --- a sign of life -------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,102 @@
+"""Reports of predictions against measurements, for people and spreadsheets."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from cli.export import to_csv
+from cli.tables import number, table, text
+
+_FIGURES = {
+    "rows": "rows",
+    "mape": "MAPE",
+    "median_ape": "median",
+    "p90_ape": "P90",
+    "bias": "bias",
+    "coverage_p10_p90": "in P10-P90",
+    "interval_width": "width",
+}
+_FRACTIONS = ("mape", "median_ape", "p90_ape", "coverage_p10_p90")
+
+
+def report(found: Mapping[str, Any]) -> RenderableType:
+    """Show a report.
+
+    Parameters
+    ----------
+    found : mapping
+        The report, as JSON holds it.
+
+    Returns
+    -------
+    RenderableType
+        Tables that fit eighty columns.
+    """
+    measured, scored = found["rows"], found["scored"]
+    part = f" ({scored / measured:.1%})" if measured else ""
+    parts: list[RenderableType] = [text(f"{found['kind']}: {scored:,} of {measured:,} rows scored{part}\n", "bold")]
+    rows = [(name, *(_shown(key, figures.get(key)) for key in _FIGURES)) for name, figures in _all(found)]
+    parts.append(table("Predicted against measured", ("", *_FIGURES.values()), rows))
+    if found.get("memory_mape") is not None:
+        parts.append(text(f"Memory: MAPE {found['memory_mape']:.1%}\n"))
+    skipped = [(entry["reason"], number(entry["rows"])) for entry in found["skipped"]]
+    if skipped:
+        parts.append(table("Skipped", ("", "rows"), skipped))
+    defaults = [(entry["field"], entry["value"], number(entry["rows"])) for entry in found["defaults"]]
+    if defaults:
+        parts.append(table("Blank fields that took a default", ("", "value", "rows"), defaults, numbers=(2,)))
+    return Group(*parts)
+
+
+def _shown(key: str, value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if key in _FRACTIONS else number(value) if key == "rows" else f"{value:.3f}"
+
+
+def _all(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Walk through everything that has figures, the whole first."""
+    yield "all", {**found, "rows": found["scored"]}
+    metrics = found.get("metrics") or {}
+    if len(metrics) > 1:
+        yield from metrics.items()
+    for part, prefix in (("groups", ""), ("left_out", "left out, ")):
+        for name, figures in (found.get(part) or {}).items():
+            yield prefix + name, figures
+
+
+def report_csv(found: Mapping[str, Any]) -> str:
+    """Write a report as CSV.
+
+    Parameters
+    ----------
+    found : mapping
+        The report, as JSON holds it.
+
+    Returns
+    -------
+    str
+        One row for the whole and one for each group, measured column and value left out.
+    """
+    columns = (*list(_FIGURES)[:4], "mean_abs_log_error", *list(_FIGURES)[4:])
+    return to_csv(
+        ("group", *columns), [(name, *(figures.get(key) for key in columns)) for name, figures in _all(found)]
+    )
+
+
+def rows_csv(rows: Any) -> str:
+    """Write rows with their predictions.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        The rows.
+
+    Returns
+    -------
+    str
+        CSV in which no text is run by a spreadsheet.
+    """
+    values = rows.astype(object).where(rows.notna(), None)
+    return to_csv([str(column) for column in rows.columns], values.itertuples(index=False, name=None))
