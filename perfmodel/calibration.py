@@ -14,20 +14,23 @@ class Constants:
 
     Parameters
     ----------
+    attention_backward : float
+        Share of peak of the attention core's backward pass over its forward pass's, where the family has none measured.
+    elementwise_memory : float
+        Bandwidth of elementwise kernels at the sizes of training over that of the short ones measured alone.
     power_exponent : float
         Sustained throughput goes with the power limit to this power.
     overlap_slowdown : float
         Factor on the time of work and communication while both run.
     host_softness : float
         Exponent of the soft maximum of accelerator and host time.
-    straggler_jitter : float
-        Standard deviation of a node's step over its mean.
     """
 
+    attention_backward: float
+    elementwise_memory: float
     power_exponent: float
     overlap_slowdown: float
     host_softness: float
-    straggler_jitter: float
 
 
 @lru_cache(maxsize=1)

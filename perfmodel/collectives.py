@@ -208,8 +208,10 @@ def all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Ar
     return _where_alone(ranks, _soft_sum(latency, transfer, model.softness))
 
 
-def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer_share: Number = 1.0) -> Array:
     """Time of an all-to-all in which every rank holds `buffer_bytes` for the others together [s].
+
+    `outer_share` is the part of what leaves the innermost unit that has to cross the levels outside it.
 
     Notes
     -----
@@ -220,15 +222,41 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Ar
     slowest: Number = 0.0
     below: Number = 1.0
     latency: Number = 0.0
-    for level, members in zip(ranks.levels, ranks.members, strict=True):
+    for depth, (level, members) in enumerate(zip(ranks.levels, ranks.members, strict=True)):
         link = model.link(level.type)
         efficiency = link.bandwidth * link.all_to_all * (1 - link.small_group_loss / np.maximum(members, 2))
-        slowest = np.maximum(
-            slowest, (n - below) / n * buffer_bytes / (level.bandwidth * efficiency) * (members > below)
-        )
+        leaving = (n - below) / n * buffer_bytes * (outer_share if depth else 1.0)
+        slowest = np.maximum(slowest, leaving / (level.bandwidth * efficiency) * (members > below))
         latency = np.maximum(latency, _step(level, model) * (members > below))
         below = members
     return _where_alone(ranks, _soft_sum(model.launch_s + latency, slowest, model.softness))
+
+
+def dispatch(ranks: Group, token_bytes: Number, copies: int, model: CollectiveModel, *, once_per_node: bool) -> Array:
+    """Time to send every token of a rank to `copies` experts spread evenly over the group, or to bring it back [s].
+
+    Parameters
+    ----------
+    ranks : Group
+        The expert-parallel group.
+    token_bytes : array
+        All tokens of a rank, one copy each [bytes].
+    copies : int
+        Experts a token visits.
+    once_per_node : bool
+        A token crosses the network once for every node it visits and is copied there, as DeepEP does; otherwise once
+        for every expert.
+
+    Notes
+    -----
+    A token visits U (1 - (1 - 1/U)^k) of U nodes on average (k draws with equal chances).
+    """
+    full = token_bytes * copies
+    if not once_per_node:
+        return all_to_all(ranks, full, model)
+    units = ranks.size / np.maximum(ranks.members[0], 1)
+    visited = units * (1 - (1 - 1 / units) ** copies)
+    return all_to_all(ranks, full, model, outer_share=visited / copies)
 
 
 def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:

@@ -69,6 +69,8 @@ class Framework(_Strict):
     """Speed of its attention kernels over that of the kernels the efficiencies were measured on."""
     sharded_bandwidth_share: float = 1.0
     """Share of a collective's bandwidth that gathering and scattering sharded weights (ZeRO-3) reaches."""
+    expert_dispatch: Literal["per-expert", "per-node"] = "per-node"
+    """Whether a token crosses the network once for every expert it visits, or once for every node."""
     overlap_pp: bool = False
     """Sends between pipeline stages run behind compute."""
     states: StateBytes
@@ -76,6 +78,8 @@ class Framework(_Strict):
     """Host time to launch one kernel; it bounds small layers."""
     step_overhead: Seconds = 0.0
     """Host time of a step outside the model: data, gradient norm, logging."""
+    logit_bytes: float = 8
+    """Bytes that a logit takes at the loss: 16-bit logit, 32-bit softmax, 16-bit gradient, and the loss's copies."""
     reserve: Reserve
     defaults: Defaults = Defaults()
     provenance: dict[str, Provenance] = {}

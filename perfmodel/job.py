@@ -9,7 +9,7 @@ from hardware.catalogue import Machine, find
 from hardware.schema import Accelerator, Efficiency, EfficiencyFamily, OperatorEfficiency
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture
-from perfmodel.calibration import Constants, training_calibration, training_constants
+from perfmodel.calibration import Constants, training_constants
 from perfmodel.collectives import CollectiveModel, collective_model
 from perfmodel.framework import Framework
 from perfmodel.operators import peak_flops
@@ -121,14 +121,34 @@ def sustained_share(accelerator: Accelerator, reference: str | None, exponent: f
     return float(min(1.0, (ours / theirs) ** exponent))
 
 
-def _kinds(machine: Machine, precision: str, attention_share: float) -> tuple[dict[str, Kind], tuple[str, ...]]:
+def operator_kinds(
+    machine: Machine, precision: str, attention_share: float, constants: Constants
+) -> tuple[dict[str, Kind], tuple[str, ...]]:
+    """Return the classes of operators on a machine, and the families whose efficiencies they rest on.
+
+    Parameters
+    ----------
+    machine : Machine
+        Its accelerator is looked up by architecture family; efficiencies of its own go first.
+    precision : str
+        A key of ``PRECISIONS``.
+    attention_share : float
+        Speed of the framework's attention kernels over that of the measured ones.
+    constants : Constants
+        Constants of a training step.
+
+    Raises
+    ------
+    ValueError
+        Where the accelerator has no arithmetic of the precision.
+    """
     accelerator = machine.accelerator
     family, chain = family_efficiency(accelerator.architecture)
     reference = find("efficiency", accelerator.architecture).reference
-    sustained = sustained_share(accelerator, reference, training_calibration()["constants"]["power_exponent"])
+    sustained = sustained_share(accelerator, reference, constants.power_exponent)
     if accelerator.efficiency is not None:
         own = {key: value for key in OPERATOR_CLASSES if (value := getattr(accelerator.efficiency, key)) is not None}
-        family, chain = family.model_copy(update=own), (accelerator.name, *chain)
+        family = family.model_copy(update=own)
     gemm, attention, moe, elementwise = family.gemm, family.attention, family.moe, family.elementwise
     assert gemm is not None
     assert attention is not None
@@ -143,15 +163,15 @@ def _kinds(machine: Machine, precision: str, attention_share: float) -> tuple[di
         low = (family.gemm_fp4 if dtype == "fp4" else None) or family.gemm_fp8 or _hopper_fp8()
         moe = moe.model_copy(update={"compute": moe.compute * low.compute / gemm.compute})
         linear = low
+    backward = family.attention_backward or _slowed(attention, constants.attention_backward)
+    streaming = elementwise.memory * constants.elementwise_memory
     kinds = {
         "gemm": Kind(peak, _slowed(linear, sustained)),
         "gemm16": Kind(wide_peak, _slowed(gemm, sustained)),
         "moe": Kind(peak, _slowed(moe, sustained)),
         "attention": Kind(wide_peak, _slowed(attention, sustained * attention_share)),
-        "attention_backward": Kind(
-            wide_peak, _slowed(family.attention_backward or attention, sustained * attention_share)
-        ),
-        "elementwise": Kind(wide_peak, elementwise),
+        "attention_backward": Kind(wide_peak, _slowed(backward, sustained * attention_share)),
+        "elementwise": Kind(wide_peak, elementwise.model_copy(update={"memory": min(streaming, 1.0)})),
     }
     return kinds, chain
 
@@ -184,7 +204,8 @@ def job(
         Where the accelerator has no arithmetic of the precision asked for.
     """
     model = collective_model()
-    kinds, families = _kinds(machine, precision, framework.attention_share)
+    constants = training_constants()
+    kinds, families = operator_kinds(machine, precision, framework.attention_share, constants)
     in_network = bool(set(families) & set(model.in_network_families))
     found = tuple(
         replace(level, type="nvswitch-ring") if level.type == "nvswitch" and not in_network else level
@@ -201,5 +222,6 @@ def job(
         found,
         kinds,
         model,
-        families=families,
+        constants,
+        families,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.architecture import LayerGroup
-from perfmodel.collectives import all_gather, all_reduce, all_to_all, group, send
+from perfmodel.collectives import all_gather, all_reduce, all_to_all, dispatch, group, send
 from perfmodel.job import Job
 from perfmodel.operators import (
     ACTIVATION_BYTES,
@@ -257,8 +257,13 @@ def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repe
     if not layer.feed_forward.experts:
         return Term("expert all-to-all", np.zeros_like(np.asarray(repeats, dtype=float)), LINK)
     ranks = group(job.levels, plan.ep, 1)
-    copies = shape.tokens / plan.tp * layer.feed_forward.experts_per_token
-    once = all_to_all(ranks, ACTIVATION_BYTES * copies * job.architecture.hidden, job.collectives)
+    once = dispatch(
+        ranks,
+        ACTIVATION_BYTES * shape.tokens / plan.tp * job.architecture.hidden,
+        layer.feed_forward.experts_per_token,
+        job.collectives,
+        once_per_node=job.framework.expert_dispatch == "per-node",
+    )
     return Term("expert all-to-all", 2 * once * (1 + repeats), LINK)
 
 

@@ -12,8 +12,8 @@ from perfmodel.pipeline import Stages, in_flight_chunks
 from perfmodel.plan import Plan
 from perfmodel.terms import Array, Number
 
-LOGITS_TRANSIENT_BYTES = 4
-"""16-bit logits and their gradient, beside the 32-bit softmax that is kept."""
+SOFTMAX_BYTES = 4
+"""The 32-bit softmax of a logit, kept with the activations of the head."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,13 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         weights = np.where(
             plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight
         )
-        layer_dense = dense / np.maximum(layers, 1)
-        layer_experts = experts / np.maximum(layers, 1)
+        # while one layer works the next is gathered; embedding and output stay gathered from forward to backward
         gathered = np.where(
             plan.zero_stage >= 3,
-            2 * states.weight_traffic * (layer_dense + layer_experts)
-            + states.gradient_traffic * (layer_dense + layer_experts),
+            (2 * states.weight_traffic + states.gradient_traffic)
+            * (dense - parameters.ends[number] + experts)
+            / np.maximum(layers, 1)
+            + (states.weight_traffic + states.gradient_traffic) * parameters.ends[number],
             0.0,
         )
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
@@ -113,7 +114,7 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
                     plan.offload == 1, 0.0, state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
                 ),
                 activations,
-                np.where(is_last, logits * LOGITS_TRANSIENT_BYTES, 0.0),
+                np.where(is_last, logits * (framework.logit_bytes - SOFTMAX_BYTES), 0.0),
                 gathered,
                 working,
             ]

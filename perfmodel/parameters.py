@@ -24,10 +24,13 @@ class StageParameters:
         Everything but routed experts; shared out over the cp dp ranks that hold the same slice.
     experts : tuple of array
         Routed experts; shared out over the tp cp dp / ep ranks that hold the same experts.
+    ends : tuple of array
+        Embedding and output projection among the dense ones.
     """
 
     dense: tuple[Number, Number, Number]
     experts: tuple[Number, Number, Number]
+    ends: tuple[Number, Number, Number]
 
 
 def group_weights(architecture: Architecture, layers: Number, leading: Number) -> list[Array]:
@@ -81,4 +84,4 @@ def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> 
             experts_here = experts_here + count * part.routed / plan.ep
         dense.append(dense_here)
         experts.append(experts_here)
-    return StageParameters((dense[0], dense[1], dense[2]), (experts[0], experts[1], experts[2]))
+    return StageParameters((dense[0], dense[1], dense[2]), (experts[0], experts[1], experts[2]), ends)

@@ -134,7 +134,6 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
             Term("slowdown under overlap", (known.overlap_slowdown - 1) * hidden, LINK),
             _optimizer(job, plan, parameters),
             Term("host work per step", np.full(micro_batches.shape, job.framework.step_overhead), HOST),
-            _stragglers(job, work.seconds, known.straggler_jitter),
         ],
     )
     saved = SavedBytes(
@@ -161,12 +160,6 @@ def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness:
     return total(
         "pipeline stage", [*stage.children, Term("kernel launches by the host", together - stage.seconds, HOST)]
     )
-
-
-def _stragglers(job: Job, work_s: Number, jitter: float) -> Term:
-    """Wait for the slowest of n nodes: sigma sqrt(2 ln n) of the work, the leading term of a normal maximum's mean."""
-    nodes = max(job.ranks / job.levels[0].ranks, 1.0)
-    return Term("slowest node", work_s * (jitter * np.sqrt(2 * np.log(nodes))), IDLE)
 
 
 def _sends(job: Job, plan: Plan, micro_batches: Array) -> Term:

@@ -257,10 +257,10 @@ def _predicted(row: Any, defaults: Defaults) -> dict[str, Any]:
         raise RowError("no measured value")
     row_defaults = Defaults()
     found, plan = row_job(row, row_defaults)
-    prediction = predict_step(found, plan, explain=False)
+    prediction = predict_step(found, plan)
     defaults.counts.update(row_defaults.counts)
     seconds = float(np.asarray(prediction.step.seconds).reshape(-1)[0])
-    low, high = step_interval(found, plan)
+    low, high = (float(bound.reshape(-1)[0]) for bound in step_interval(found, prediction.step))
     return {
         "measured": measured,
         "predicted": seconds,

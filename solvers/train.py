@@ -213,7 +213,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
     tree = terms.at(predicted.step, 0)
     breakdown = terms.to_dict(tree)
     seconds = breakdown["seconds"]
-    low, high = step_interval(job, one)
+    low, high = (float(factor) for factor in step_interval(job, tree))
     tokens = job.global_batch * job.seq_len
     mfu, hfu = utilisation(job, one, seconds)
     hourly = usd_per_hour(job.machine)
