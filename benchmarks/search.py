@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from hardware.yaml_source import Source
-from perfmodel.memory import available_bytes
 from solvers import train_space
 from solvers.scenario import load_train
-from solvers.train import evaluate
+from solvers.train_search import evaluate
 
 QUESTION = {
     "kind": "train",
@@ -57,7 +56,7 @@ def main() -> None:
     elapsed = time.perf_counter() - began
     count = len(found.step_time_s)
     print(f"{count:,} configurations in {elapsed:.2f} s: {count / elapsed:,.0f} configurations/s")
-    fits = found.required_bytes <= available_bytes(scenario.job)
+    fits = found.fits(scenario.job)
     best = np.flatnonzero(fits)[np.argmin(found.step_time_s[fits])]
     row = {name: int(getattr(found.plan, name)[best]) for name in (*train_space.LAYOUT, *train_space.SWITCHES)}
     print(f"{fits.sum():,} fit; best {found.step_time_s[best]:.3f} s: {row}")

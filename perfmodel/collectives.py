@@ -75,7 +75,7 @@ class Group:
     members : tuple of array of int
         Members inside one unit of each level, innermost first; the last is n.
     levels : tuple of Level
-        The levels, innermost first.
+        The levels, innermost first; none where the job is a single rank.
     """
 
     size: Integers
@@ -115,7 +115,8 @@ def group(levels: Sequence[Level], size: Integers | int, stride: Integers | int)
     for level in levels[:-1]:
         # a unit of U ranks holds U / stride neighbours of a group, at least the rank itself
         members.append(np.minimum(np.maximum(level.ranks // distance, 1), n))
-    members.append(np.broadcast_to(n, np.broadcast_shapes(n.shape, distance.shape)))
+    if levels:
+        members.append(np.broadcast_to(n, np.broadcast_shapes(n.shape, distance.shape)))
     return Group(n, tuple(members), tuple(levels))
 
 
@@ -215,8 +216,8 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer
 
     Notes
     -----
-    Every level carries, per rank, the part of the buffer that leaves the unit below and stays in the unit:
-    (m_l - m_(l-1))/n S / B_l. The levels work at the same time, so the slowest counts.
+    Every level carries, per rank, the part of the buffer that leaves the unit below, (n - m_(l-1))/n S / B_l: what goes
+    further out passes through it. The levels work at the same time, so the slowest counts.
     """
     n = ranks.size
     slowest: Number = 0.0
@@ -252,7 +253,7 @@ def dispatch(ranks: Group, token_bytes: Number, copies: int, model: CollectiveMo
     A token visits U (1 - (1 - 1/U)^k) of U nodes on average (k draws with equal chances).
     """
     full = token_bytes * copies
-    if not once_per_node:
+    if not once_per_node or len(ranks.levels) < 2:
         return all_to_all(ranks, full, model)
     units = ranks.size / np.maximum(ranks.members[0], 1)
     visited = units * (1 - (1 - 1 / units) ** copies)

@@ -34,6 +34,8 @@ class Memory:
         Activations that recomputation brings back for one layer [bytes].
     allocated_peak, reserved_peak : array
         Sum of the above; with the allocator's fragmentation [bytes].
+    offloaded : array
+        Optimizer states kept in host memory instead [bytes].
     """
 
     weights: Array
@@ -45,9 +47,11 @@ class Memory:
     workspace: Array
     allocated_peak: Array
     reserved_peak: Array
+    offloaded: Array
 
 
-PARTS = tuple(field.name for field in fields(Memory))[:-2]
+PARTS = tuple(field.name for field in fields(Memory))[:-3]
+"""What adds up to the allocated peak."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
     tokens = plan.micro_batch * job.seq_len / plan.cp
     logits = tokens * architecture.vocab / plan.tp
     per_stage: list[list[Array]] = []
+    largest: Number = 0.0
     for number, (position, layers, leading) in enumerate(zip((0, 1, -1), stages.layers, stages.leading, strict=True)):
         dense, experts = parameters.dense[number], parameters.experts[number]
         is_first = position == 0
@@ -106,13 +111,13 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
             0.0,
         )
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
+        optimizer = state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
+        largest = np.maximum(largest, optimizer)
         per_stage.append(
             [
                 weights * state_bytes(dense, experts, 1.0, plan.zero_stage >= 3, plan),
                 state_bytes(dense, experts, states.gradient, plan.zero_stage >= 2, plan),
-                np.where(
-                    plan.offload == 1, 0.0, state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
-                ),
+                np.where(plan.offload == 1, 0.0, optimizer),
                 activations,
                 np.where(is_last, logits * (framework.logit_bytes - SOFTMAX_BYTES), 0.0),
                 gathered,
@@ -126,7 +131,15 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
     allocated = np.max(totals, axis=0)
     by_name = dict(zip(PARTS, parts, strict=True))
     reserved = allocated * (1 + framework.reserve.fragmentation)
-    return Memory(**by_name, allocated_peak=allocated, reserved_peak=reserved)
+    return Memory(
+        **by_name, allocated_peak=allocated, reserved_peak=reserved, offloaded=np.where(plan.offload == 1, largest, 0.0)
+    )
+
+
+def host_bytes(job: Job) -> float:
+    """Host memory that one rank can have for offloaded states [bytes]; 0 where the node describes none."""
+    node = job.machine.node
+    return sum(tier.capacity * tier.count for tier in node.tiers if tier.name == "ddr") / node.accelerators.count
 
 
 def available_bytes(job: Job) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,79 +14,17 @@ from perfmodel.architecture import attention_flops_per_token, model_flops_per_to
 from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.job import Job
 from perfmodel.memory import PARTS, Memory, available_bytes
-from perfmodel.plan import CHOICES, FIELDS, Plan, plan_to_dict
+from perfmodel.plan import CHOICES, Plan, plan_to_dict
 from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
 from solvers.backend import relative_gap
 from solvers.result import Objective, Result
 from solvers.scenario import TrainScenario, usd_per_hour
+from solvers.train_relaxation import memory_relaxation, relaxations
+from solvers.train_search import Evaluated, evaluate
 from solvers.train_space import Space, space
 
-CHUNK = 32_768
-"""Plans costed at once: few enough to stay in a processor's cache."""
-
 DAY_S = 86_400.0
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Step time [s] and memory needed [bytes] of every plan of a space, and the plans."""
-
-    plan: Plan
-    step_time_s: NDArray[np.float64]
-    required_bytes: NDArray[np.float64]
-    complete: bool
-
-
-def evaluate(
-    job: Job, candidates: Space, progress: Callable[[float], None] | None = None, deadline: float | None = None
-) -> Evaluated:
-    """Cost every plan of a space.
-
-    Parameters
-    ----------
-    job : Job
-        The job.
-    candidates : Space
-        Layouts and switches.
-    progress : callable
-        Called with the share done.
-    deadline : float
-        ``time.perf_counter()`` value [s] after which no further chunk is begun.
-
-    Returns
-    -------
-    Evaluated
-        Arrays over all plans; ``complete`` is False where the deadline cut the space short.
-    """
-    plans: list[Plan] = []
-    times: list[NDArray[np.float64]] = []
-    needs: list[NDArray[np.float64]] = []
-    complete = True
-    for first, last in _chunks(candidates):
-        if deadline is not None and time.perf_counter() > deadline:
-            complete = False
-            break
-        plan = candidates.plans(first, last, job)
-        if not len(plan):
-            continue
-        predicted = predict_step(job, plan, explain=False)
-        plans.append(plan)
-        times.append(np.asarray(predicted.step.seconds))
-        needs.append(predicted.memory.reserved_peak)
-        if progress is not None:
-            progress(last / len(candidates.layouts))
-    if not plans:
-        empty = np.zeros(0)
-        return Evaluated(Plan(**dict.fromkeys(FIELDS, np.zeros(0, dtype=np.int64))), empty, empty, complete)
-    joined = Plan(**{name: np.concatenate([getattr(plan, name) for plan in plans]) for name in FIELDS})
-    return Evaluated(joined, np.concatenate(times), np.concatenate(needs), complete)
-
-
-def _chunks(candidates: Space) -> Iterator[tuple[int, int]]:
-    step = max(CHUNK // max(len(candidates.switches), 1), 1)
-    for first in range(0, len(candidates.layouts), step):
-        yield first, min(first + step, len(candidates.layouts))
 
 
 def plan(
@@ -95,6 +32,7 @@ def plan(
     *,
     top: int = 5,
     time_limit_s: float | None = None,
+    gap: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Find the best plan of a training scenario, prove it by exhaustion, and predict it.
@@ -107,21 +45,25 @@ def plan(
         How many further plans to list, the best of each other layout (tp, pp, dp, cp, ep).
     time_limit_s : float
         Wall time after which the best plan so far is returned, with a bound that holds for every plan [s].
+    gap : float
+        Relative distance from the bound at which the search may stop; None to exhaust the space.
     progress : callable
         Called with the share of the space that is done.
 
     Returns
     -------
     Result
-        ``optimal`` when the space was exhausted, ``time_limit`` when not, ``infeasible`` with the smallest relaxation.
+        ``optimal`` when the space was exhausted, ``feasible`` when it stopped at `gap`, ``time_limit`` when time ran
+        out, ``infeasible`` with the smallest relaxation.
     """
     began = time.perf_counter()
     job = scenario.job
     candidates = space(job, scenario.question.search)
     deadline = None if time_limit_s is None else began + time_limit_s
-    found = evaluate(job, candidates, progress, deadline)
+    target = None if gap is None or gap >= 1 else ideal_step_s(job) / (1 - gap)
+    found = evaluate(job, candidates, progress, deadline, target)
     capacity = available_bytes(job)
-    fits = found.required_bytes <= capacity
+    fits = found.fits(job)
     common: dict[str, Any] = {
         "kind": "train",
         "candidates": len(found.step_time_s),
@@ -130,7 +72,7 @@ def plan(
         "provenance": provenance(job),
     }
     if not fits.any():
-        return _nothing_fits(scenario, candidates, found, capacity, common, began)
+        return _nothing_fits(scenario, found, common, began)
     order = np.flatnonzero(fits)[np.argsort(found.step_time_s[fits], kind="stable")]
     chosen = order[0]
     described, breakdown = explained(scenario, found.plan.taken(np.array([chosen])))
@@ -140,7 +82,7 @@ def plan(
     bound = value if found.complete else _objective_value(scenario, ideal_step_s(job))
     others = _distinct_layouts(found.plan, order)[1 : top + 1]
     return Result(
-        status="optimal" if found.complete else "time_limit",
+        status="optimal" if found.complete else "feasible" if found.on_target else "time_limit",
         objective=objective,
         best_bound=bound,
         gap=relative_gap(value, bound),
@@ -190,7 +132,7 @@ def predict(scenario: TrainScenario) -> Result:
                     "nearest": {"plan": plan_to_dict(scenario.plan), "prediction": described},
                 }
             ],
-            relaxation=[_memory_relaxation(job, needed)],
+            relaxation=[memory_relaxation(job, needed)],
             solve_time_s=time.perf_counter() - began,
             **common,
         )
@@ -243,7 +185,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
 
 
 def _memory(memory: Memory) -> dict[str, float]:
-    names = (*PARTS, "allocated_peak", "reserved_peak")
+    names = (*PARTS, "allocated_peak", "reserved_peak", "offloaded")
     return {name: float(np.asarray(getattr(memory, name)).reshape(-1)[0]) for name in names}
 
 
@@ -320,7 +262,7 @@ def _pareto(found: Evaluated, order: NDArray[np.intp], most: int = 12) -> list[i
 def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: float) -> list[dict[str, Any]]:
     """Return the memory constraint: its slack, and what the cheapest faster plan would pay for more of it.
 
-    The shadow price is that of a step: seconds saved per byte more, taken at the plan that saves most per byte.
+    The shadow price is that of a step: seconds saved per GiB more, taken at the plan that saves most per GiB.
     """
     faster = ~fits & (found.step_time_s < found.step_time_s[chosen])
     price = 0.0
@@ -328,7 +270,15 @@ def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: f
         saved = found.step_time_s[chosen] - found.step_time_s[faster]
         price = -float(np.max(saved / (found.required_bytes[faster] - capacity)))
     slack = float(capacity - found.required_bytes[chosen])
-    return [{"constraint": "memory", "slack": slack, "shadow_price": price * 2**30, "unit": "s/GiB"}]
+    return [
+        {
+            "constraint": "memory",
+            "slack": slack,
+            "shadow_price": price * 2**30,
+            "unit": "bytes",
+            "shadow_price_unit": "s/GiB",
+        }
+    ]
 
 
 def _why_not(
@@ -372,89 +322,14 @@ def _baseline(scenario: TrainScenario, best: dict[str, Any]) -> dict[str, Any] |
     }
 
 
-def _memory_relaxation(job: Job, needed: float) -> dict[str, Any]:
-    extra = job.framework.reserve.context
-    return {
-        "constraint": "accelerator.memory.capacity",
-        "now": job.machine.accelerator.memory.capacity,
-        "needed": needed + extra,
-        "unit": "bytes",
-    }
-
-
-def _nothing_fits(
-    scenario: TrainScenario, candidates: Space, found: Evaluated, capacity: float, common: dict[str, Any], began: float
-) -> Result:
+def _nothing_fits(scenario: TrainScenario, found: Evaluated, common: dict[str, Any], began: float) -> Result:
     """Answer a question that has no plan: name what conflicts and the smallest changes that would do."""
-    relaxation = []
-    if len(found.required_bytes):
-        relaxation.append(_memory_relaxation(scenario.job, float(found.required_bytes.min())))
-    nodes = _nodes_needed(scenario)
-    if nodes is not None:
-        relaxation.append({"constraint": "nodes", "now": scenario.job.machine.nodes, "needed": nodes, "unit": "nodes"})
-    batch = _batch_needed(scenario) if not len(candidates.layouts) else None
-    if batch is not None:
-        relaxation.append(
-            {
-                "constraint": "workload.global_batch",
-                "now": scenario.job.global_batch,
-                "needed": batch,
-                "unit": "sequences",
-            }
-        )
+    relaxation = relaxations(scenario, found) if found.complete else []
     return Result(
         status="infeasible" if found.complete else "time_limit",
         objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
         best_bound=None if found.complete else _objective_value(scenario, ideal_step_s(scenario.job)),
         solve_time_s=time.perf_counter() - began,
-        relaxation=relaxation if found.complete else [],
+        relaxation=relaxation,
         **common,
     )
-
-
-def _feasible_on(scenario: TrainScenario, nodes: int) -> bool:
-    job = on_nodes(scenario.job, nodes)
-    found = evaluate(job, space(job, scenario.question.search))
-    return bool((found.required_bytes <= available_bytes(job)).any())
-
-
-def on_nodes(job: Job, nodes: int) -> Job:
-    """Return the job on another number of nodes, on a cluster that is large enough."""
-    from perfmodel.job import job as make
-
-    cluster = job.machine.cluster.model_copy(update={"nodes": max(nodes, job.machine.cluster.nodes)})
-    machine = replace(job.machine, cluster=cluster, nodes=nodes)
-    return make(
-        job.architecture,
-        machine,
-        ranks=nodes * machine.node.accelerators.count,
-        seq_len=job.seq_len,
-        global_batch=job.global_batch,
-        precision=job.precision,
-        framework=job.framework,
-    )
-
-
-def _nodes_needed(scenario: TrainScenario, most: int = 4096) -> int | None:
-    """Return the fewest nodes, among the tried, on which a plan fits; None where no count up to `most` times does."""
-    now = scenario.job.machine.nodes
-    tried = now
-    while tried < now * most:
-        tried *= 2
-        if tried * scenario.job.machine.node.accelerators.count > scenario.job.global_batch * 4096:
-            return None
-        if _feasible_on(scenario, tried):
-            for fewer in range(tried // 2 + 1, tried):
-                if (tried - fewer) <= 64 and _feasible_on(scenario, fewer):
-                    return fewer
-            return tried
-    return None
-
-
-def _batch_needed(scenario: TrainScenario) -> int | None:
-    """Return the next global batch for which the accelerators can be laid out."""
-    job = scenario.job
-    for batch in range(job.global_batch + 1, job.global_batch + job.ranks + 1):
-        if len(space(replace(job, global_batch=batch), scenario.question.search).layouts):
-            return batch
-    return None
