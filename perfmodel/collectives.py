@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,9 +128,8 @@ def _step(level: Level, model: CollectiveModel) -> float:
 
 def _crossings(ranks: Group) -> list[Array]:
     """Return, for each level, how many of the hops of a ring over the group cross a link of that level."""
-    units = [ranks.size / members for members in ranks.members]
-    inner = [ranks.size.astype(float), *units[:-1]]
-    return [np.maximum(below - np.maximum(above, 1.0), 0.0) for below, above in zip(inner, units, strict=True)]
+    units = [ranks.size.astype(float), *(ranks.size / members for members in ranks.members)]
+    return [np.maximum(below - np.maximum(above, 1.0), 0.0) for below, above in pairwise(units)]
 
 
 def _ring_latency(ranks: Group, model: CollectiveModel) -> Number:

@@ -138,6 +138,8 @@ def test_latency_and_transfer_join_softly() -> None:
 def test_a_rank_alone_waits_for_nobody(operation: Any) -> None:
     assert operation(group(TWO_LEVELS, 1, 1), 1e9, collectives(launch_s=1e-3)) == 0
     assert operation(group(TWO_LEVELS, 1, 64), 1e9, collectives(launch_s=1e-3)) == 0
+    # A job of one rank has no levels at all.
+    assert operation(group((), np.array([1, 1]), 1), 1e9, collectives(launch_s=1e-3)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("operation", ALL)
@@ -187,6 +189,7 @@ def test_a_token_crosses_the_network_once_for_each_node_it_visits(nodes: int, co
     assert each == pytest.approx(max(sent, inside), rel=1e-9)
     # 8 copies to 8 ranks of one node: 7/8 of 8 copies over the links inside.
     assert dispatch(group(ONE_NODE, 8, 1), 1e9, 8, PLAIN, once_per_node=True) == pytest.approx(70.002e-3, rel=1e-9)
+    assert dispatch(group((), 1, 1), 1e9, 8, PLAIN, once_per_node=True) == 0
 
 
 # --- groups
