@@ -164,7 +164,7 @@ def to_dict(term: Term) -> dict[str, Any]:
         written["equation"] = term.equation
     children: list[dict[str, Any]] = []
     for child in term.children:
-        if float(child.seconds):
+        if float(child.seconds) or (child.children and float(child.hidden_seconds)):
             children.append(to_dict(child))
         if float(child.hidden_seconds) and not child.children:
             children.append(
