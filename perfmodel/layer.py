@@ -64,7 +64,7 @@ class PassCost:
 
 
 def _part(operator: Operator) -> str:
-    if operator.core or operator.kind == "attention" or operator.name == "attention scores and context":
+    if operator.core:
         return "attention core"
     if operator.name in ("quantisation", "embedding"):
         return operator.name
@@ -193,7 +193,8 @@ def _selective(job: Job, operators: Sequence[Operator]) -> tuple[list[float], Nu
     attention and the results of every other product are kept, everything else is computed again.
     """
     if job.framework.selective == "core-attention":
-        kept: Number = sum((op.saved_bytes for op in operators if not op.core or op.kind == "attention"), 0.0)
+        # what the core starts from stays, its scores and their masks go
+        kept: Number = sum((op.saved_bytes for op in operators if not op.core or op.kind != "elementwise"), 0.0)
         return [1.0 if operator.core else 0.0 for operator in operators], kept
     products = [op for op in operators if op.kind in ("gemm", "moe")]
     results: Number = sum((op.saved_bytes for op in products), 0.0)

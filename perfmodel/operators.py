@@ -137,7 +137,7 @@ def causal_pairs(seq_len: Number, window: int) -> Number:
 
     Notes
     -----
-    Without a window s^2/2; with one s w - w^2/2 (a triangle of w, then a band of w). The diagonal is left out.
+    Without a window s^2/2; with one s w - w^2/2 (a triangle of w, then a band of w). The diagonal counts half.
     """
     reach = np.minimum(seq_len, window) if window else seq_len
     return seq_len * reach - reach * reach / 2
@@ -220,7 +220,9 @@ def attention_operators(
         flops = 2.0 * scores * (key + value)
         traffic = ACTIVATION_BYTES * (q_elements + k_elements + v_elements + out_elements + 2 * scores)
         operators.append(
-            Operator("attention scores and context", "gemm16", flops, traffic, 2, 2 * flops, 2 * traffic, 4, kept)
+            Operator(
+                "attention scores and context", "gemm16", flops, traffic, 2, 2 * flops, 2 * traffic, 4, kept, core=True
+            )
         )
         softmax_kept = 2 * scores + (3 * scores if dropout else 0.0)
         operators.append(
