@@ -204,7 +204,7 @@ def utilisation(job: Job, one: Plan, step_time_s: float) -> tuple[float, float]:
     core = sum(group.count * attention_flops_per_token(group, job.seq_len) for group in architecture.layers)
     logits = 2.0 * architecture.hidden * architecture.vocab * (1 + architecture.mtp_layers)
     recompute = CHOICES["recompute"][int(one.recompute.reshape(-1)[0])]
-    again = {"none": 0.0, "selective": core / 3, "full": model / 3 - logits}[recompute]
+    again = {"none": 0.0, "selective": core, "full": model / 3 - logits}[recompute]
     ideal = tokens / (job.ranks * job.peak * step_time_s)
     return model * ideal, (model + again) * ideal
 
