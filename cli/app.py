@@ -177,11 +177,14 @@ def plan_train(
 
     source = load(scenario, overrides or ())
     with working("searching") as progress:
+        from solvers.backend import OPTIMAL_GAP
         from solvers.scenario import load_train
         from solvers.train import plan
 
         question = load_train(source, scenario.parent)
-        result = plan(question, top=top, time_limit_s=time_limit, progress=progress)
+        result = plan(
+            question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
+        )
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -228,6 +231,16 @@ def validate_training(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="EXPR", help='Keep rows, such as "gpus>=64"; repeatable.')
     ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            "--leave-out", metavar="COLUMN", help="Refit without each value of it in turn; minutes for each value."
+        ),
+    ] = None,
+    hardware: Annotated[
+        list[Path] | None,
+        typer.Option("--hardware", metavar="FILE", help="A node or cluster that the rows name; repeatable."),
+    ] = None,
     rows: Annotated[
         Path | None, typer.Option("--rows", metavar="FILE", help="Write every row with its prediction.")
     ] = None,
@@ -238,12 +251,22 @@ def validate_training(
     """Measured training runs: step time and memory."""
     from cli import accuracy
     from cli.progress import working
+    from hardware.catalogue import resolve_cluster
 
     _readable(data)
-    with working("predicting"):
+    with working("predicting") as progress:
         from perfmodel.validate_training import validate
 
-        report, frame = validate(data, by=by or (), where=where or ())
+        report, frame = validate(
+            data,
+            by=by or (),
+            where=where or (),
+            hardware=[resolve_cluster(str(path.resolve()), Path()) for path in hardware or ()],
+        )
+        if leave_out is not None:
+            from perfmodel.training_fit import left_out
+
+            report["left_out"] = left_out(frame, _column(frame, leave_out), progress)
     if rows is not None:
         _save(accuracy.rows_csv(frame), rows, "--rows")
     _write(
@@ -253,6 +276,15 @@ def validate_training(
         data=lambda: report,
         csv=lambda: accuracy.report_csv(report),
     )
+
+
+def _column(frame: Any, name: str) -> str:
+    from hardware.faults import Fault, InputError
+
+    if name not in frame.columns:
+        message = f"no such column; there are: {', '.join(map(str, frame.columns))}"
+        raise InputError([Fault("--leave-out", 0, 0, name, message)])
+    return name
 
 
 def _readable(paths: list[Path]) -> None:

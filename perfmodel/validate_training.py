@@ -76,7 +76,13 @@ def measured_seconds(row: Any) -> float | None:
 
 
 @lru_cache(maxsize=256)
-def machine_of(device: str, gpus: int, gpus_per_node: int | None, inter_node_gbps: float | None) -> Machine:
+def machine_of(
+    device: str,
+    gpus: int,
+    gpus_per_node: int | None,
+    inter_node_gbps: float | None,
+    described: tuple[Machine, ...] = (),
+) -> Machine:
     """Return the machine of a measured row: its accelerator in a catalogue node, with the row's network rate.
 
     Parameters
@@ -87,12 +93,18 @@ def machine_of(device: str, gpus: int, gpus_per_node: int | None, inter_node_gbp
         Accelerators of the job; of a node, where the row says.
     inter_node_gbps : float
         Rate of all NICs of a node together [Gbit/s].
+    described : tuple of Machine
+        Machines that go before the catalogue where they, or their accelerators, have the device's name.
 
     Raises
     ------
     RowError
         Where the catalogue knows no such accelerator, or no node that holds it.
     """
+    for machine in described:
+        known = [machine.node.name, *machine.node.aliases, machine.accelerator.name, *machine.accelerator.aliases]
+        if _bare(device) in map(_bare, known):
+            return _on_nodes(machine.node, machine.accelerator, gpus, gpus_per_node, inter_node_gbps)
     try:
         accelerator = find("accelerator", device)
     except UnknownName:
@@ -113,7 +125,17 @@ def machine_of(device: str, gpus: int, gpus_per_node: int | None, inter_node_gbp
         size = 0 if gpus_per_node is None else max(gpus_per_node - node.accelerators.count, 0)
         return size, abs(np.log((rate + 1) / (wanted + 1))), node.name
 
-    node = min(candidates, key=distance)
+    return _on_nodes(min(candidates, key=distance), accelerator, gpus, gpus_per_node, inter_node_gbps)
+
+
+def _bare(name: str) -> str:
+    return name.lower().translate(str.maketrans("", "", "-_ "))
+
+
+def _on_nodes(
+    node: Node, accelerator: Accelerator, gpus: int, gpus_per_node: int | None, inter_node_gbps: float | None
+) -> Machine:
+    """Return enough nodes for the job, with the row's network rate where it states one."""
     if inter_node_gbps is not None and node.nics is not None:
         # the row's rate is of the part of a node that it counts, such as a tray of four
         share = node.accelerators.count / (gpus_per_node or node.accelerators.count)
@@ -193,8 +215,8 @@ def _check(plan: dict[str, Any], architecture: Architecture, ranks: int, global_
         raise RowError(f"{architecture.depth} layers do not spread over {plan['pp']} stages of {plan['vpp']} chunks")
 
 
-def row_job(row: Any, defaults: Defaults) -> tuple[Job, Plan]:
-    """Return job and plan of a measured row.
+def row_job(row: Any, defaults: Defaults, described: tuple[Machine, ...] = ()) -> tuple[Job, Plan]:
+    """Return job and plan of a measured row, on one of the machines described or of the catalogue.
 
     Raises
     ------
@@ -205,7 +227,9 @@ def row_job(row: Any, defaults: Defaults) -> tuple[Job, Plan]:
     if gpus is None or seq_len is None or global_batch is None:
         raise RowError("gpus, seq_len or global_batch is blank")
     rate = _text(row, "inter_node_gbps")
-    machine = machine_of(_text(row, "gpu"), gpus, _integer(row, "gpus_per_node"), float(rate) if rate else None)
+    machine = machine_of(
+        _text(row, "gpu"), gpus, _integer(row, "gpus_per_node"), float(rate) if rate else None, described
+    )
     sizes = tuple(
         _integer(row, name)
         for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "topk", "moe_ffn")
@@ -229,7 +253,7 @@ def row_job(row: Any, defaults: Defaults) -> tuple[Job, Plan]:
     return found, plan_from_rows([plan])
 
 
-def predict_rows(frame: pd.DataFrame, defaults: Defaults) -> pd.DataFrame:
+def predict_rows(frame: pd.DataFrame, defaults: Defaults, described: tuple[Machine, ...] = ()) -> pd.DataFrame:
     """Return the frame with ``measured``, ``predicted``, ``p10``, ``p90`` [s] and ``predicted_mem_gib``."""
     columns: dict[str, list[Any]] = {
         name: [] for name in ("measured", "predicted", "p10", "p90", "predicted_mem_gib", "skipped")
@@ -239,7 +263,7 @@ def predict_rows(frame: pd.DataFrame, defaults: Defaults) -> pd.DataFrame:
         values["skipped"] = row.skipped
         if not row.skipped:
             try:
-                values |= _predicted(row, defaults)
+                values |= _predicted(row, defaults, described)
             except RowError as error:
                 values["skipped"] = str(error)
         for name in columns:
@@ -251,12 +275,12 @@ def predict_rows(frame: pd.DataFrame, defaults: Defaults) -> pd.DataFrame:
     return result
 
 
-def _predicted(row: Any, defaults: Defaults) -> dict[str, Any]:
+def _predicted(row: Any, defaults: Defaults, described: tuple[Machine, ...]) -> dict[str, Any]:
     measured = measured_seconds(row)
     if measured is None:
         raise RowError("no measured value")
     row_defaults = Defaults()
-    found, plan = row_job(row, row_defaults)
+    found, plan = row_job(row, row_defaults, described)
     prediction = predict_step(found, plan)
     defaults.counts.update(row_defaults.counts)
     seconds = float(np.asarray(prediction.step.seconds).reshape(-1)[0])
@@ -277,7 +301,7 @@ def _memory_gib(prediction: StepPrediction, meter: str) -> float:
 
 
 def validate(
-    paths: Sequence[Path], *, by: Sequence[str] = (), where: Sequence[str] = ()
+    paths: Sequence[Path], *, by: Sequence[str] = (), where: Sequence[str] = (), hardware: Sequence[Machine] = ()
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Compare predictions with the measured runs of `paths`.
 
@@ -287,6 +311,8 @@ def validate(
         CSV files, plain or compressed.
     by, where : sequence of str
         Columns to group by, and conditions that rows must meet.
+    hardware : sequence of Machine
+        Machines that rows may name beside the catalogue's.
 
     Returns
     -------
@@ -294,7 +320,7 @@ def validate(
         The figures, and every row with its prediction.
     """
     defaults = Defaults()
-    rows = predict_rows(kept(read_files(paths), where), defaults)
+    rows = predict_rows(kept(read_files(paths), where), defaults, tuple(hardware))
     result = report("training", rows, defaults, by)
     scored = rows[rows["skipped"] == ""]
     result["metrics"] = {"iter_time_s": {key: value for key, value in statistics(scored).items() if key != "rows"}}

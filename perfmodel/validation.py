@@ -88,12 +88,12 @@ def kept(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     for condition in conditions:
         match = re.fullmatch(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
         if match is None:
-            faults.append(Fault("--where", 1, 1, condition, "expected `column OP value` with OP one of = != < <= > >="))
+            faults.append(Fault("--where", 0, 0, condition, "expected `column OP value` with OP one of = != < <= > >="))
             continue
         name, sign, text = match.groups()
         if name not in frame.columns:
             faults.append(
-                Fault("--where", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
+                Fault("--where", 0, 0, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
             )
             continue
         frame = frame[_matches(frame[name], sign, text)]
@@ -117,7 +117,7 @@ def grouped(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, 
     if missing:
         raise InputError(
             [
-                Fault("--by", 1, 1, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
+                Fault("--by", 0, 0, name, f"no such column; there are: {', '.join(map(str, frame.columns))}")
                 for name in missing
             ]
         )
