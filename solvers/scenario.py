@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +21,7 @@ from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.framework import frameworks
 from perfmodel.job import Job, job
 from perfmodel.pipeline import splits
-from perfmodel.plan import CHOICES, DEFAULTS, FIELDS, Plan, plan_from_rows
+from perfmodel.plan import DEFAULTS, FIELDS, Plan, plan_from_rows
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Amount = Annotated[float, Field(gt=0)]
@@ -350,14 +350,3 @@ def _resolved(question: TrainQuestion, source: Source, base_dir: FilePath, machi
 def train_schema() -> dict[str, Any]:
     """Return the JSON Schema of a training scenario."""
     return TrainQuestion.model_json_schema()
-
-
-assert all(
-    get_args(kind) == CHOICES[name]
-    for name, kind in (
-        ("recompute", Recompute),
-        ("offload", Offload),
-        ("rank_order", RankOrder),
-        ("cp_style", ContextStyle),
-    )
-)

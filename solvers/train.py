@@ -67,7 +67,7 @@ def plan(
     common: dict[str, Any] = {
         "kind": "train",
         "candidates": len(found.step_time_s),
-        "why_not": _why_not(job, candidates, found, fits, capacity),
+        "why_not": _why_not(job, candidates, found),
         "scenario": scenario.resolved,
         "provenance": provenance(job),
     }
@@ -281,26 +281,29 @@ def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: f
     ]
 
 
-def _why_not(
-    job: Job, candidates: Space, found: Evaluated, fits: NDArray[np.bool_], capacity: float
-) -> list[dict[str, Any]]:
+def _why_not(job: Job, candidates: Space, found: Evaluated) -> list[dict[str, Any]]:
     reasons: list[dict[str, Any]] = []
-    if (~fits).any():
-        over = np.flatnonzero(~fits)
-        nearest = int(over[np.argmin(found.required_bytes[over])])
-        reasons.append(
-            {
-                "reason": "out of memory",
-                "candidates": len(over),
-                "nearest": {
-                    "plan": plan_to_dict(found.plan, nearest),
-                    "reserved_peak_bytes": float(found.required_bytes[nearest]),
-                    "available_bytes": capacity,
-                },
-            }
-        )
+    for reason, needed, capacity in (
+        ("out of memory", found.required_bytes, available_bytes(job)),
+        ("out of host memory", found.offloaded_bytes, host_bytes(job)),
+    ):
+        over = np.flatnonzero(needed > capacity)
+        if len(over):
+            nearest = int(over[np.argmin(needed[over])])
+            reasons.append(
+                {
+                    "reason": reason,
+                    "candidates": len(over),
+                    "nearest": {
+                        "plan": plan_to_dict(found.plan, nearest),
+                        "needed_bytes": float(needed[nearest]),
+                        "available_bytes": capacity,
+                    },
+                }
+            )
     reasons += [
-        {"reason": reason, "candidates": count, "nearest": None} for reason, count in candidates.dropped.most_common()
+        {"reason": f"layout: {reason}", "candidates": count, "nearest": None}
+        for reason, count in candidates.dropped.most_common()
     ]
     return reasons
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from perfmodel.job import Job
 from perfmodel.job import job as make_job
+from perfmodel.memory import host_bytes
 from solvers.scenario import TrainScenario
 from solvers.train_search import Evaluated, evaluate
 from solvers.train_space import space
@@ -27,8 +28,9 @@ def relaxations(scenario: TrainScenario, found: Evaluated) -> list[dict[str, Any
         Its plans, all too large; empty where no layout exists.
     """
     answers = []
-    if len(found.required_bytes):
-        answers.append(memory_relaxation(scenario.job, float(found.required_bytes.min())))
+    hosted = found.offloaded_bytes <= host_bytes(scenario.job)
+    if hosted.any():
+        answers.append(memory_relaxation(scenario.job, float(found.required_bytes[hosted].min())))
     nodes = _nodes_needed(scenario)
     if nodes is not None:
         answers.append(nodes)
