@@ -13,7 +13,7 @@ from perfmodel import terms
 from perfmodel.architecture import attention_flops_per_token, model_flops_per_token
 from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.job import Job
-from perfmodel.memory import PARTS, Memory, available_bytes
+from perfmodel.memory import PARTS, Memory, available_bytes, host_bytes
 from perfmodel.plan import CHOICES, Plan, plan_to_dict
 from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
