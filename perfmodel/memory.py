@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from perfmodel.job import Job
-from perfmodel.parameters import StageParameters, group_weights
+from perfmodel.parameters import StageParameters, stage_weights
 from perfmodel.pipeline import Stages, in_flight_chunks
 from perfmodel.plan import Plan
 from perfmodel.terms import Array, Number
@@ -92,12 +92,10 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         is_first = position == 0
         is_last = (position == -1) | (plan.pp == 1)
         chunks = in_flight_chunks(position, plan.pp, plan.vpp, micro_batches)
-        counts = group_weights(architecture, layers, leading)
+        *counts, _, heads = stage_weights(architecture, layers, leading, float(is_first), np.where(is_last, 1.0, 0.0))
         one_pass: Number = sum((count * size for count, size in zip(counts, saved.layers, strict=True)), 0.0)
         in_flight = chunks / plan.vpp
-        activations = in_flight * (one_pass + (saved.embedding if is_first else 0.0)) + np.where(
-            is_last, saved.head, 0.0
-        )
+        activations = in_flight * (one_pass + (saved.embedding if is_first else 0.0)) + heads * saved.head
         weights = np.where(
             plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight
         )

@@ -72,8 +72,8 @@ def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> 
     dense: list[Number] = []
     experts: list[Number] = []
     backs: tuple[Number, Number, Number] = (np.where(alone, 1.0, 0.0), 0.0, 1.0)
-    # a multi-token-prediction module also joins two hidden states by a product
-    joining = architecture.mtp_layers * 2 * architecture.hidden**2 / plan.tp
+    # a multi-token-prediction module also joins two hidden states by a product, and has three norms
+    joining = architecture.mtp_layers * (2 * architecture.hidden**2 / plan.tp + 3 * architecture.hidden)
     for layers, leading, end, back in zip(stages.layers, stages.leading, ends, backs, strict=True):
         dense_here: Number = end + back * joining
         experts_here: Number = 0.0

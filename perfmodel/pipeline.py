@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.terms import Number
+from perfmodel.terms import Array, Number
 
 Integers = NDArray[np.int64]
 
@@ -21,11 +21,12 @@ class Stages:
     layers : tuple of array
         Layers of the (first, inner, last) stage.
     leading : tuple of array
-        Layers of the model's leading group among them (DeepSeek-V3: the three dense layers at the front).
+        Layers of the model's leading group among them (DeepSeek-V3: the three dense layers at the front); of the inner
+        stages their mean.
     """
 
     layers: tuple[Integers, Integers, Integers]
-    leading: tuple[Integers, Integers, Integers]
+    leading: tuple[Array, Array, Array]
 
 
 def missing_layers(depth: int, pp: Integers, vpp: Integers) -> Integers:
@@ -56,12 +57,15 @@ def split_layers(depth: int, leading: int, pp: Integers, vpp: Integers) -> Stage
     last = full - (missing - from_first)
     first = np.where(alone, depth, full - from_first)
     last = np.where(alone, depth, last)
-    # with interleaving the front of the model is dealt out chunk by chunk over the stages
+    # with interleaving the front of the model is dealt out chunk by chunk over the stages; the first one keeps what the
+    # others have no room for, and what an inner stage holds is the mean of them
     first_chunk = np.minimum(per_chunk - np.minimum(from_first, per_chunk), depth)
-    lead_first = np.where(alone, leading, np.minimum(leading, np.where(vpp > 1, first_chunk, first)))
-    lead_inner = np.minimum(leading - lead_first, np.where(vpp > 1, per_chunk, full))
-    inner_exists = pp > 2
-    lead_last = np.where(alone, leading, np.where(inner_exists, 0, leading - lead_first))
+    dealt = np.minimum(leading, np.where(vpp > 1, first_chunk, first))
+    lead_first = np.where(alone, leading, np.maximum(dealt, leading - (depth - first)))
+    inner_stages = np.maximum(pp - 2, 0)
+    lead_inner = np.minimum((leading - lead_first) / np.maximum(inner_stages, 1), full)
+    lead_last = np.where(alone, leading, leading - lead_first - inner_stages * lead_inner)
+    inner_exists = inner_stages > 0
     return Stages(
         (first, np.where(inner_exists, full, first), last),
         (lead_first, np.where(inner_exists, lead_inner, lead_first), lead_last),
