@@ -86,7 +86,8 @@ def bubble(slowest_s: Number, all_stages_s: Number, pp: Integers, vpp: Integers)
     Notes
     -----
     (sum_i t_i - max_i t_i) / vpp with t_i the forward and backward time of a micro-batch on stage i: for equal stages
-    (pp - 1)/vpp t, SC21 (arXiv 2104.04473) section 2.2; unequal ones as Alpa (arXiv 2201.12023) equation 2.
+    (pp - 1)/vpp t, SC21 (arXiv 2104.04473) section 2.2; unequal ones as Alpa (arXiv 2201.12023) equation 2, which 1F1B
+    reaches where the last stage is the slowest and stays below elsewhere (backward in one proportion to forward).
     """
     return np.where(pp > 1, (all_stages_s - slowest_s) / vpp, 0.0)
 
