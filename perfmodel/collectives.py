@@ -158,7 +158,7 @@ def _seconds_per_byte(ranks: Group, model: CollectiveModel, *, reduces_in_networ
     A ring enters a unit of level l through the links of all m_(l-1) members inside the unit below, so the bus
     bandwidth is the least over the levels of m_(l-1) B_l.
     """
-    slowest: Array = np.zeros(np.broadcast_shapes(*(members.shape for members in ranks.members)))
+    slowest: Array = np.zeros(ranks.size.shape)
     below: Number = 1.0
     for depth, (level, members) in enumerate(zip(ranks.levels, ranks.members, strict=True)):
         link = model.link(level.type)

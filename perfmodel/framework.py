@@ -76,6 +76,8 @@ class Framework(_Strict):
     states: StateBytes
     host_per_kernel: Seconds
     """Host time to launch one kernel; it bounds small layers."""
+    host_spread: float | None = None
+    """Spread of its host time, where that was fitted on its own runs; the spread across frameworks where not."""
     step_overhead: Seconds = 0.0
     """Host time of a step outside the model: data, gradient norm, logging."""
     logit_bytes: float = 8

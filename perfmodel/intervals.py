@@ -74,7 +74,9 @@ def spread(job: Job, step: Term, spreads: dict[str, float] | None = None) -> Arr
     sqrt(sum over parts (share x spread)^2). Compute on a family of accelerators without measured kernels has the
     family's ``widen`` added in quadrature.
     """
-    known = dict(training_calibration()["spreads"]) if spreads is None else spreads
+    known = dict(training_calibration()["spreads"]) if spreads is None else dict(spreads)
+    if spreads is None and job.framework.host_spread is not None:
+        known["host"] = job.framework.host_spread
     found = shares(job, step)
     variance: Number = sum((found[name] * known[name]) ** 2 for name in SPREADS)
     unmeasured = sum(find("efficiency", family).widen ** 2 for family in job.families[:-1])  # the last is measured

@@ -137,7 +137,8 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
 def host_bytes(job: Job) -> float:
     """Host memory that one rank can have for offloaded states [bytes]; 0 where the node describes none."""
     node = job.machine.node
-    return sum(tier.capacity * tier.count for tier in node.tiers if tier.name == "ddr") / node.accelerators.count
+    capacity = sum(tier.capacity * tier.count for tier in node.tiers if tier.name == "ddr")
+    return capacity / min(node.accelerators.count, job.ranks)
 
 
 def available_bytes(job: Job) -> float:

@@ -288,5 +288,5 @@ def host_rates(job: Job) -> tuple[float, float]:
     links = [link for link in node.links if link.name == tier.link]
     if not links or links[0].bandwidth is None:
         raise ValueError(f"{node.name}: tier ddr names the link {tier.link!r}, which has no bandwidth")
-    sharing = node.accelerators.count
-    return links[0].bandwidth / links[0].shared_by, min(tier.read, tier.write) * tier.count / sharing
+    sharing = min(node.accelerators.count, job.ranks)
+    return links[0].bandwidth / min(links[0].shared_by, sharing), min(tier.read, tier.write) * tier.count / sharing
