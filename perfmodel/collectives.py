@@ -194,19 +194,54 @@ def all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Arr
     return _where_alone(ranks, _soft_sum(latency, transfer, model.softness))
 
 
-def all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
-    """Time of an all-reduce of `buffer_bytes`: the least of ring and double binary tree [s].
+def ring_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce around a ring: reduce-scatter and all-gather, 2 (n-1) steps, 2 (n-1)/n S / busbw [s].
+
+    Where the node's switch adds on the way (NVLS), the innermost level is faster.
+    """
+    n = ranks.size
+    transfer = 2 * (n - 1) / n * buffer_bytes * _seconds_per_byte(ranks, model, reduces_in_network=True)
+    latency = model.launch_s + 2 * _ring_latency(ranks, model)
+    return _where_alone(ranks, _soft_sum(latency, transfer, model.softness))
+
+
+def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce over two complementary trees: up and down again, 2 S / busbw [s].
+
+    Sanders, Speck, Traeff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan" (2009), section 4.
+    """
+    transfer = 2 * buffer_bytes * _seconds_per_byte(ranks, model, reduces_in_network=True)
+    latency = model.launch_s + 2 * _tree_latency(ranks, model)
+    return _where_alone(ranks, _soft_sum(latency, transfer, model.softness))
+
+
+def hierarchical_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce level by level: reduce-scatter inwards to outwards, all-gather back [s].
 
     Notes
     -----
-    Ring: 2 (n-1) steps, 2 (n-1)/n S / busbw. Tree: twice the way through the tree, the same bytes (Sanders, Speck,
-    Traeff, "Two-tree algorithms", 2009). Where the node's switch adds (NVLS) the innermost level is faster.
+    Level l joins k_l = m_l/m_(l-1) units; each rank has 1/m_(l-1) of the buffer left: 2 (k_l - 1) steps and
+    2 (k_l - 1)/k_l S/m_(l-1) bytes over its own link. The levels follow one another, so their times add up.
     """
-    n = ranks.size
-    per_byte = _seconds_per_byte(ranks, model, reduces_in_network=True)
-    transfer = 2 * (n - 1) / n * buffer_bytes * per_byte
-    latency = model.launch_s + 2 * np.minimum(_ring_latency(ranks, model), _tree_latency(ranks, model))
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    below: Number = 1.0
+    for level, members in zip(ranks.levels, ranks.members, strict=True):
+        link = model.link(level.type)
+        degree = members / below
+        efficiency = link.bandwidth * (1 - link.small_group_loss / np.maximum(members, 2))
+        latency = latency + 2 * (degree - 1) * _step(level, model)
+        transfer = transfer + 2 * (degree - 1) / degree * buffer_bytes / below / (level.bandwidth * efficiency)
+        below = members
     return _where_alone(ranks, _soft_sum(latency, transfer, model.softness))
+
+
+def all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce of `buffer_bytes` by the fastest of ring, double tree and hierarchy [s]."""
+    return np.minimum(
+        np.minimum(ring_all_reduce(ranks, buffer_bytes, model), tree_all_reduce(ranks, buffer_bytes, model)),
+        hierarchical_all_reduce(ranks, buffer_bytes, model),
+    )
 
 
 def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer_share: Number = 1.0) -> Array:

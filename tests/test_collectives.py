@@ -23,6 +23,7 @@ from perfmodel.collectives import (
     collective_model,
     dispatch,
     group,
+    hierarchical_all_reduce,
     send,
 )
 
@@ -358,12 +359,28 @@ def test_enough_rows_compare() -> None:
 
 @pytest.mark.parametrize("topology", ["SwitchxSwitch", "SwitchxRing"])
 def test_two_unequal_levels_lie_where_pipelining_over_dimensions_tends(topology: str) -> None:
-    # 8 x 4 ranks, 400 and 50 GiB/s: with one split the dimensions follow each other, with four they overlap in part;
-    # ours is the limit of many splits, in which all eight adapters and all links are busy all the time.
+    # 8 x 4 ranks, 400 and 50 GiB/s: with one split the dimensions follow each other, which is our hierarchy; with four
+    # they overlap in part. Our ring and tree are the limit of many splits, in which all eight adapters and all links
+    # are busy all the time, but for the latencies of their longer chains.
     rows = [row for row in oracle() if row["topology"] == topology and row["collective"] == "all_reduce"]
     times = {row["dataset_splits"]: float(row["time_ns"]) * 1e-9 for row in rows}
     prediction = ours(rows[0])
-    assert prediction < times["4"] < times["1"]
+    levels, size = levels_of(rows[0]), float(rows[0]["comm_size_bytes"])
+    stepwise = float(hierarchical_all_reduce(group(levels, levels[-1].ranks, 1), size, PLAIN))
+    # a switch of the unaware backend counts two hops a step, the network's ring one: 14 + 6 steps of 1 us at the most
+    assert stepwise == pytest.approx(times["1"], rel=0.01)
+    assert prediction < times["1"]
     assert prediction == pytest.approx(times["4"], rel=0.05)
     # The busier dimension alone: 14/8 S over the inner links.
     assert prediction > 14 / 8 * float(rows[0]["comm_size_bytes"]) / (400 * GIB)
+
+
+def test_hierarchy_closed_form_with_worked_numbers() -> None:
+    # 8 ranks a node at 100 GB/s and 1 us, 4 nodes at 10 GB/s and 5 us, 80 MB:
+    # latency 2 x 7 x 1 us + 2 x 3 x 5 us = 44 us; inside 2 x 7/8 x 80 MB / 100 GB/s = 1400 us; between the nodes each
+    # rank reduces its eighth, 2 x 3/4 x 10 MB / 10 GB/s = 1500 us.
+    levels = tower((8, 100e9, 1e-6), (32, 10e9, 5e-6))
+    seconds = float(hierarchical_all_reduce(group(levels, 32, 1), 80e6, PLAIN))
+    assert seconds == pytest.approx(2944e-6, rel=1e-12)
+    # a ring keeps all links busy at once, 2 x 31/32 x 80 MB / min(100, 8 x 10) GB/s, over 62 hops, 8 of them long
+    assert float(all_reduce(group(levels, 32, 1), 80e6, PLAIN)) < seconds
