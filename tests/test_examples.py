@@ -1,0 +1,45 @@
+"""Every example runs as it stands, is proved optimal, and predicts again to the same number."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_there_are_five() -> None:
+    assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    run("plan", "train", str(path), "--format", "json", "-o", str(saved))
+    answer = json.loads(saved.read_text(encoding="utf-8"))
+    assert answer["status"] == "optimal"
+    assert answer["gap"] == 0
+    prediction = answer["prediction"]
+    assert 0.1 < prediction["mfu"] <= prediction["hfu"] < 0.76  # no run comes near the share of long products alone
+    assert prediction["step_time_s_p10"] < prediction["step_time_s"] < prediction["step_time_s_p90"]
+    again = json.loads(run("predict", "train", str(saved), "--format", "json"))
+    assert again["prediction"]["step_time_s"] == prediction["step_time_s"]
+    assert again["breakdown"] == answer["breakdown"]
+
+
+def test_another_number_of_nodes_gives_another_answer() -> None:
+    path = str(next(path for path in EXAMPLES if "70b" in path.stem))
+    whole = json.loads(run("plan", "train", path, "--format", "json"))
+    half = json.loads(run("plan", "train", path, "--set", "nodes=32", "--format", "json"))
+    assert half["prediction"]["gpus"] * 2 == whole["prediction"]["gpus"]
+    ratio = half["prediction"]["step_time_s"] / whole["prediction"]["step_time_s"]
+    assert 1.8 < ratio < 2.2  # the same work on half the machine
