@@ -156,10 +156,11 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     recomputation = _pass("recomputation", job, operators, backward=False, factors=factors)
 
     products_s = forward.children[PARTS.index("projections")].seconds
+    products_backward_s = backward.children[PARTS.index("projections")].seconds
     core_s = forward.children[PARTS.index("attention core")].seconds
     core_backward_s = backward.children[PARTS.index("attention core")].seconds
     repeats = 1.0 + full  # a full recomputation repeats the forward pass's communication
-    tensor = _tensor_parallel(job, layer, plan, shape, products_s, repeats)
+    tensor = _tensor_parallel(job, layer, plan, shape, products_s, products_backward_s, repeats)
     context = _context_parallel(job, layer, plan, shape, core_s, core_backward_s, repeats)
     expert = _expert_parallel(job, layer, plan, shape, repeats)
 
@@ -204,7 +205,13 @@ def _selective(job: Job, operators: Sequence[Operator]) -> tuple[list[float], Nu
 
 
 def _tensor_parallel(
-    job: Job, layer: LayerGroup, plan: Plan, shape: Shape, products_s: Number, repeats: Number
+    job: Job,
+    layer: LayerGroup,
+    plan: Plan,
+    shape: Shape,
+    products_s: Number,
+    products_backward_s: Number,
+    repeats: Number,
 ) -> Term:
     ranks = group(job.levels, plan.tp, plan.tp_stride)
     activations = ACTIVATION_BYTES * shape.tokens * job.architecture.hidden
@@ -216,7 +223,7 @@ def _tensor_parallel(
     backward = blocks * np.where(parallel, 3 * one_way, reduced)
     share = np.where(plan.overlap_tp == 1, 1 - 1 / plan.tp, 0.0)
     forward_exposed, forward_hidden = _hidden_behind(forward, products_s, share)
-    backward_exposed, backward_hidden = _hidden_behind(backward, 2 * products_s, share)
+    backward_exposed, backward_hidden = _hidden_behind(backward, products_backward_s, share)
     return Term(
         "tensor-parallel communication",
         forward_exposed * repeats + backward_exposed,

@@ -122,7 +122,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     parameters = stage_parameters(job.architecture, stages, plan)
     sync = _gradient_terms(job, plan, parameters, forward_s, backward_s, stages.layers)
     work = scaled(stage, micro_batches.astype(float))
-    sends = _sends(job, plan, micro_batches)
+    sends = _sends(job, plan, micro_batches, work.seconds)
     hidden = work.hidden_seconds + sends.hidden_seconds + sum(term.hidden_seconds for term in sync)
     step = total(
         "step",
@@ -162,11 +162,11 @@ def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness:
     )
 
 
-def _sends(job: Job, plan: Plan, micro_batches: Array) -> Term:
+def _sends(job: Job, plan: Plan, micro_batches: Array, work_s: Number) -> Term:
     """Activations and their gradients between stages: 2 vpp a micro-batch, and pp - 1 hops each way to fill and drain.
 
-    Sends of the steady state hide where the framework overlaps them (SC21, arXiv 2104.04473, section 2.2.2, for the
-    count).
+    Sends of the steady state hide behind the stage's work where the framework overlaps them (SC21, arXiv 2104.04473,
+    section 2.2.2, for the count).
     """
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
     message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
@@ -174,8 +174,8 @@ def _sends(job: Job, plan: Plan, micro_batches: Array) -> Term:
     once = send(ranks, message, job.collectives)
     filling = 2 * (plan.pp - 1) * once
     steady = 2 * plan.vpp * micro_batches * once
-    exposed = np.where(job.framework.overlap_pp, filling, filling + steady)
-    return Term("pipeline sends", exposed, LINK, hidden_seconds=steady + filling - exposed)
+    hidden = np.minimum(steady, work_s) if job.framework.overlap_pp else np.zeros_like(steady)
+    return Term("pipeline sends", filling + steady - hidden, LINK, hidden_seconds=hidden)
 
 
 def _gradient_terms(

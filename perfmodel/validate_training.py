@@ -75,15 +75,14 @@ def measured_seconds(row: Any) -> float | None:
     return float(row.global_batch) * float(row.seq_len) / (float(throughput) * float(row.gpus))
 
 
-@lru_cache(maxsize=256)
 def machine_of(
     device: str,
     gpus: int,
     gpus_per_node: int | None,
     inter_node_gbps: float | None,
-    described: tuple[Machine, ...] = (),
+    described: Sequence[Machine] = (),
 ) -> Machine:
-    """Return the machine of a measured row: its accelerator in a catalogue node, with the row's network rate.
+    """Return the machine of a measured row: its accelerator in a node, with the row's network rate.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def machine_of(
         Accelerators of the job; of a node, where the row says.
     inter_node_gbps : float
         Rate of all NICs of a node together [Gbit/s].
-    described : tuple of Machine
+    described : sequence of Machine
         Machines that go before the catalogue where they, or their accelerators, have the device's name.
 
     Raises
@@ -105,6 +104,12 @@ def machine_of(
         known = [machine.node.name, *machine.node.aliases, machine.accelerator.name, *machine.accelerator.aliases]
         if _bare(device) in map(_bare, known):
             return _on_nodes(machine.node, machine.accelerator, gpus, gpus_per_node, inter_node_gbps)
+    return _catalogue_machine(device, gpus, gpus_per_node, inter_node_gbps)
+
+
+@lru_cache(maxsize=256)
+def _catalogue_machine(device: str, gpus: int, gpus_per_node: int | None, inter_node_gbps: float | None) -> Machine:
+    """Return the catalogue's node with the accelerator that is nearest in size and network."""
     try:
         accelerator = find("accelerator", device)
     except UnknownName:
