@@ -196,8 +196,8 @@ def test_unequal_stages_never_take_longer(forward: list[float], n: int, ratio: f
 
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=6), st.integers(1, 12))
 def test_stages_that_are_slow_in_different_directions(stages: list[tuple[float, float]], n: int) -> None:
-    # Where one stage is slow forwards and another backwards, no stage alone sets the pace: the bound above does not hold
-    # (forward 1, 4, 1 and backward 4, 1, 1 with two micro-batches take 18, not 17), but one with both maxima does.
+    # Where one stage is slow forwards and another backwards, no stage alone sets the pace: the bound above does not
+    # hold (forward 1, 4, 1 and backward 4, 1, 1 with two micro-batches take 18, not 17), but one of both maxima does.
     forward, backward = (list(column) for column in zip(*stages, strict=True))
     played = play(forward, backward, 1, n)
     pace = max(forward) + max(backward)
