@@ -46,6 +46,10 @@ Gap = Annotated[
     float,
     typer.Option("--gap", min=0, metavar="FRACTION", help="Gap at which a solver may stop; exhaustion needs none."),
 ]
+Explain = Annotated[
+    str | None,
+    typer.Option("--explain", metavar="TERM", help="Show the equation and the source of a term of the breakdown."),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=debug, is_eager=True, help="Show where in the program a fault arose.")
 ]
@@ -150,6 +154,22 @@ def _answer(result: "Result", given: Mapping[str, Any], form: Format | None, out
     )
 
 
+def _explained(result: "Result", name: str, form: Format | None, output: Path | None) -> None:
+    """Write what a term of an answer's breakdown is."""
+    from cli import explain
+    from perfmodel.equations import EXPLANATIONS
+
+    term = _one_of("term", name, tuple(EXPLANATIONS))
+    found = explain.occurrences(result, term)
+    _write(
+        form,
+        output,
+        table=lambda: explain.shown(term, found),
+        data=lambda: explain.data(term, found),
+        csv=lambda: explain.csv(term, found),
+    )
+
+
 @plans.callback()
 def _plan() -> None:
     """Find the best plan, predict it, prove it."""
@@ -169,6 +189,7 @@ def plan_train(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     debug: Debug = False,
 ) -> None:
     """How to train a model on a cluster."""
@@ -185,6 +206,9 @@ def plan_train(
         result = plan(
             question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
         )
+    if explain is not None:
+        _explained(result, explain, form, output)
+        return
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -197,6 +221,7 @@ def predict_train(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     debug: Debug = False,
 ) -> None:
     """What a training plan costs."""
@@ -213,6 +238,9 @@ def predict_train(
         if question.plan is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
         result = predict(question)
+    if explain is not None:
+        _explained(result, explain, form, output)
+        return
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 

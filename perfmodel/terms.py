@@ -37,8 +37,6 @@ class Term:
         Parts; their ``seconds`` add up to this term's.
     hidden_seconds : float or array
         Time spent behind other work, which therefore does not add to the parent [s].
-    equation : str
-        The equation and its source, as ``--explain`` prints it.
     """
 
     name: str
@@ -46,17 +44,16 @@ class Term:
     bound: int | NDArray[np.int8] = NO_BOUND
     children: tuple[Term, ...] = ()
     hidden_seconds: Number = 0.0
-    equation: str = ""
 
 
-def total(name: str, children: Sequence[Term], equation: str = "") -> Term:
+def total(name: str, children: Sequence[Term]) -> Term:
     """Return the parent whose seconds are the sum of its children's."""
     seconds: Number = 0.0
     hidden: Number = 0.0
     for child in children:
         seconds = seconds + child.seconds
         hidden = hidden + child.hidden_seconds
-    return Term(name, seconds, children=tuple(children), hidden_seconds=hidden, equation=equation)
+    return Term(name, seconds, children=tuple(children), hidden_seconds=hidden)
 
 
 def scaled(term: Term, factor: Number) -> Term:
@@ -160,8 +157,6 @@ def to_dict(term: Term) -> dict[str, Any]:
     leaves(term)
     bound = max(shares, key=lambda code: shares[code]) if shares else NO_BOUND
     written: dict[str, Any] = {"name": term.name, "seconds": float(term.seconds), "bound": BOUNDS[bound]}
-    if term.equation:
-        written["equation"] = term.equation
     children: list[dict[str, Any]] = []
     for child in term.children:
         if float(child.seconds) or (child.children and float(child.hidden_seconds)):

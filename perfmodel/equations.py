@@ -1,0 +1,146 @@
+"""The equation behind every term of a step and where it comes from, as ``--explain`` prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a term is.
+
+    Parameters
+    ----------
+    equation : str
+        How its seconds are computed.
+    source : str
+        Papers, sections and equation numbers; measurements behind its constants.
+    code : str
+        Function that computes it.
+    """
+
+    equation: str
+    source: str
+    code: str
+
+
+_ROOFLINE = "t0 + max(FLOPs / (e_c peak), bytes / (e_m bandwidth)), summed over the operators of the part"
+_ROOFLINE_SOURCE = "Williams, Waterman, Patterson, Roofline (2009); t0, e_c, e_m: hardware/catalog/efficiency"
+_PASS = "sum of the parts below, over the layers of the slowest stage and all micro-batches"
+
+EXPLANATIONS: dict[str, Explanation] = {
+    "step": Explanation(
+        "pipeline stage + bubble + sends + gradient and weight traffic + slowdown + optimizer + host work",
+        "SC21 (arXiv 2104.04473), section 2; ZeRO (arXiv 1910.02054), section 7",
+        "perfmodel.training.predict_step",
+    ),
+    "pipeline stage": Explanation(
+        "n max_i t_i: micro-batches times forward, backward and recomputation of the slowest stage",
+        "SC21 (arXiv 2104.04473), section 2.2",
+        "perfmodel.training.predict_step",
+    ),
+    "forward": Explanation(_PASS, "SC21 (arXiv 2104.04473), appendix", "perfmodel.layer.layer_cost"),
+    "backward": Explanation(
+        _PASS + "; two products for each of the forward pass, five for two in flash attention",
+        "SC21 (arXiv 2104.04473), appendix; FlashAttention (arXiv 2205.14135), algorithm 4",
+        "perfmodel.layer.layer_cost",
+    ),
+    "recomputation": Explanation(
+        "the forward pass again: of everything (full) or of the attention core (selective)",
+        "Korthikanti et al. (arXiv 2205.05198), section 5",
+        "perfmodel.layer.layer_cost",
+    ),
+    "projections": Explanation(
+        _ROOFLINE + "; a product of T x k by k x n takes 2 T k n FLOPs",
+        _ROOFLINE_SOURCE + ", fitted on measured matrix products",
+        "perfmodel.operators.gemm",
+    ),
+    "attention core": Explanation(
+        _ROOFLINE + "; 2 pairs heads (d_qk + d_v) FLOPs, pairs = s^2/2 with flash attention, s^2 without",
+        "FlashAttention (arXiv 2205.14135); Korthikanti et al. (arXiv 2205.05198), section 4.1",
+        "perfmodel.operators.attention_operators",
+    ),
+    "experts": Explanation(
+        _ROOFLINE + "; T/tp x experts_per_token copies through experts/ep experts, evenly loaded",
+        _ROOFLINE_SOURCE + ", fitted on fused expert networks",
+        "perfmodel.operators.feed_forward_operators",
+    ),
+    "norms and activations": Explanation(
+        "t0 + bytes / (e_m bandwidth), half as many bytes again in the backward pass",
+        _ROOFLINE_SOURCE + ", fitted on norms, additions and activations",
+        "perfmodel.operators.elementwise",
+    ),
+    "quantisation": Explanation(
+        "t0 + bytes / (e_m bandwidth): every factor of a narrow product read once and written twice",
+        "assumption; the constants are those of elementwise operators",
+        "perfmodel.operators.quantisation",
+    ),
+    "embedding": Explanation(
+        "t0 + bytes / (e_m bandwidth): the rows of the tokens read and written",
+        _ROOFLINE_SOURCE,
+        "perfmodel.layer.embedding_cost",
+    ),
+    "logits and loss": Explanation(
+        _ROOFLINE + "; logits 2 T h v / tp FLOPs, the loss moves ten bytes a logit",
+        "Korthikanti et al. (arXiv 2205.05198), section 4.3",
+        "perfmodel.operators.head_operators",
+    ),
+    "tensor-parallel communication": Explanation(
+        "per block and direction an all-reduce of T h elements, or with sequence parallelism an all-gather and a "
+        "reduce-scatter, and one more all-gather backward; (tp-1)/tp of it can hide behind products with overlap_tp",
+        "Korthikanti et al. (arXiv 2205.05198), figures 4 to 6",
+        "perfmodel.layer.layer_cost",
+    ),
+    "context-parallel communication": Explanation(
+        "ring: cp - 1 sends of keys and values behind (cp-1)/cp of the attention core, twice the bytes backward; "
+        "ulysses: all-to-alls of queries, keys, values and outputs",
+        "Ring attention (arXiv 2310.01889), section 3; DeepSpeed-Ulysses (arXiv 2309.14509), section 3",
+        "perfmodel.layer.layer_cost",
+    ),
+    "expert all-to-all": Explanation(
+        "two a direction: a token goes to experts_per_token ranks, over the network once for every node it visits",
+        "DeepSeek-V3 (arXiv 2412.19437), section 3.2.2",
+        "perfmodel.collectives.dispatch",
+    ),
+    "kernel launches by the host": Explanation(
+        "(gpu^p + host^p)^(1/p) - gpu, host = kernels x host_per_kernel",
+        "soft maximum; host_per_kernel and p: benchmarks/fit_training.py",
+        "perfmodel.training.predict_step",
+    ),
+    "pipeline bubble": Explanation(
+        "(sum_i t_i - max_i t_i) / vpp",
+        "SC21 (arXiv 2104.04473), section 2.2; unequal stages: Alpa (arXiv 2201.12023), equation 2",
+        "perfmodel.pipeline.bubble",
+    ),
+    "pipeline sends": Explanation(
+        "2 (pp-1) sends to fill and drain, 2 vpp a micro-batch in between, hidden where the framework overlaps them",
+        "SC21 (arXiv 2104.04473), section 2.2.2",
+        "perfmodel.training.predict_step",
+    ),
+    "gradient traffic": Explanation(
+        "ZeRO 0: all-reduce of P gradients; 1: reduce-scatter; 2: the same every micro-batch; 3: reduce-scatter and "
+        "all-gather of weights, layer by layer; with overlap_dp all but a layer's share hides behind one backward pass",
+        "ZeRO (arXiv 1910.02054), section 7",
+        "perfmodel.training.predict_step",
+    ),
+    "weight traffic": Explanation(
+        "ZeRO 1, 2: all-gather of P weights a step; 3: every micro-batch; with overlap_dp behind the forward pass",
+        "ZeRO (arXiv 1910.02054), section 7",
+        "perfmodel.training.predict_step",
+    ),
+    "slowdown under overlap": Explanation(
+        "(overlap_slowdown - 1) x all communication hidden behind compute",
+        "overlap slowdown coefficient of the Galvatron profiles",
+        "perfmodel.training.predict_step",
+    ),
+    "optimizer": Explanation(
+        "bytes of states, gradients (twice) and weights over e_m bandwidth; "
+        "offloaded: the slower of host link and host memory",
+        "Adam; ZeRO-Offload (arXiv 2101.06840), section 4",
+        "perfmodel.training.predict_step",
+    ),
+    "host work per step": Explanation(
+        "step_overhead of the framework", "benchmarks/fit_training.py", "perfmodel.training.predict_step"
+    ),
+}
+"""Name of a term -> its explanation."""

@@ -1,0 +1,48 @@
+"""Every term of every breakdown can be explained, and names code that exists."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from perfmodel.equations import EXPLANATIONS
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ONE = str(EXAMPLES / "llama-3.1-8b-8-h100.yaml")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3-2048-h100", "mixtral-8x7b-64-h100", "llama-3.1-70b-512-h100"])
+def test_every_term_has_an_explanation(name: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "train", str(EXAMPLES / f"{name}.yaml"), "--format", "json"])
+
+    def names(node: dict) -> set[str]:
+        return {node["name"].removesuffix(", hidden")}.union(*map(names, node.get("children", [])))
+
+    assert names(json.loads(result.stdout)["breakdown"]) <= set(EXPLANATIONS)
+
+
+@pytest.mark.parametrize("name", EXPLANATIONS)
+def test_the_code_named_exists(name: str) -> None:
+    module, function = EXPLANATIONS[name].code.rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_explain_shows_equation_and_place() -> None:
+    result = CliRunner().invoke(app, ["plan", "train", ONE, "--explain", "gradient traffic", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert "reduce-scatter" in found["equation"]
+    assert "1910.02054" in found["source"]
+    assert all(entry["path"].startswith("step > gradient traffic") for entry in found["occurrences"])
+    shown = CliRunner().invoke(app, ["plan", "train", ONE, "--explain", "optimizer"])
+    assert shown.exit_code == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_an_unknown_term_names_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["plan", "train", ONE, "--explain", "optimiser"])
+    assert result.exit_code == 2
+    assert 'did you mean "optimizer"' in result.stderr
