@@ -52,7 +52,7 @@ class PassCost:
     kernels : array
         Kernels that the host launches.
     forward_s, backward_s : array
-        Accelerator time of the two directions, recomputation in the backward, as communication can hide behind [s].
+        Time of the two directions, recomputation in the backward, behind which other communication can hide [s].
     """
 
     time: Term
@@ -160,9 +160,11 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     core_s = forward.children[PARTS.index("attention core")].seconds
     core_backward_s = backward.children[PARTS.index("attention core")].seconds
     repeats = 1.0 + full  # a full recomputation repeats the forward pass's communication
-    tensor = _tensor_parallel(job, layer, plan, shape, products_s, products_backward_s, repeats)
-    context = _context_parallel(job, layer, plan, shape, core_s, core_backward_s, repeats)
-    expert = _expert_parallel(job, layer, plan, shape, repeats)
+    tensor, tensor_forward_s = _tensor_parallel(job, layer, plan, shape, products_s, products_backward_s, repeats)
+    context, context_forward_s = _context_parallel(job, layer, plan, shape, core_s, core_backward_s, repeats)
+    expert, expert_forward_s = _expert_parallel(job, layer, plan, shape, repeats)
+    time = total("layer", [forward, backward, recomputation, tensor, context, expert])
+    forward_s = forward.seconds + tensor_forward_s + context_forward_s + expert_forward_s
 
     kernels: Number = sum(
         (
@@ -176,12 +178,12 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     )
     saved = np.where(full, layer_input, np.where(selective, kept_selectively, saved_all))
     return PassCost(
-        total("layer", [forward, backward, recomputation, tensor, context, expert]),
+        time,
         saved,
         np.where(full, saved_all, np.where(selective, saved_all - kept_selectively, 0.0)),
         kernels,
-        forward.seconds,
-        backward.seconds + recomputation.seconds,
+        forward_s,
+        time.seconds - forward_s,
     )
 
 
@@ -212,7 +214,7 @@ def _tensor_parallel(
     products_s: Number,
     products_backward_s: Number,
     repeats: Number,
-) -> Term:
+) -> tuple[Term, Number]:
     ranks = group(job.levels, plan.tp, plan.tp_stride)
     activations = ACTIVATION_BYTES * shape.tokens * job.architecture.hidden
     blocks = 1.0 + (layer.feed_forward.width > 0 or layer.feed_forward.shared_width > 0)
@@ -224,17 +226,18 @@ def _tensor_parallel(
     share = np.where(plan.overlap_tp == 1, 1 - 1 / plan.tp, 0.0)
     forward_exposed, forward_hidden = _hidden_behind(forward, products_s, share)
     backward_exposed, backward_hidden = _hidden_behind(backward, products_backward_s, share)
-    return Term(
+    term = Term(
         "tensor-parallel communication",
         forward_exposed * repeats + backward_exposed,
         LINK,
         hidden_seconds=forward_hidden * repeats + backward_hidden,
     )
+    return term, forward_exposed
 
 
 def _context_parallel(
     job: Job, layer: LayerGroup, plan: Plan, shape: Shape, core_s: Number, core_backward_s: Number, repeats: Number
-) -> Term:
+) -> tuple[Term, Number]:
     ranks = group(job.levels, plan.cp, plan.cp_stride)
     attention = layer.attention
     per_key = attention.qk_head_dim + attention.v_head_dim
@@ -253,17 +256,18 @@ def _context_parallel(
     )
     exchanged = all_to_all(ranks, queries + keys, job.collectives) + all_to_all(ranks, outputs, job.collectives)
     ulysses = plan.cp_style == 1
-    return Term(
+    term = Term(
         "context-parallel communication",
         np.where(ulysses, exchanged * (1 + repeats), forward_exposed * repeats + backward_exposed),
         LINK,
         hidden_seconds=np.where(ulysses, 0.0, forward_hidden * repeats + backward_hidden),
     )
+    return term, np.where(ulysses, exchanged, forward_exposed)
 
 
-def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repeats: Number) -> Term:
+def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repeats: Number) -> tuple[Term, Number]:
     if not layer.feed_forward.experts:
-        return Term("expert all-to-all", np.zeros_like(np.asarray(repeats, dtype=float)), LINK)
+        return Term("expert all-to-all", np.zeros_like(np.asarray(repeats, dtype=float)), LINK), 0.0
     ranks = group(job.levels, plan.ep, 1)
     once = dispatch(
         ranks,
@@ -272,7 +276,7 @@ def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repe
         job.collectives,
         once_per_node=job.framework.expert_dispatch == "per-node",
     )
-    return Term("expert all-to-all", 2 * once * (1 + repeats), LINK)
+    return Term("expert all-to-all", 2 * once * (1 + repeats), LINK), 2 * once
 
 
 def embedding_cost(job: Job, plan: Plan) -> PassCost:

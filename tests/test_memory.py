@@ -303,6 +303,7 @@ def rows(draw: st.DrawFn) -> tuple[Job, dict[str, Any]]:
     return found, {"tp": tp, "pp": pp, "cp": cp, "dp": 64 // (tp * pp * cp), "vpp": vpp, **switches}
 
 
+@settings(max_examples=30)
 @given(rows())
 def test_parts_are_never_negative_and_add_up(found: Any) -> None:
     problem, row = found
@@ -313,7 +314,7 @@ def test_parts_are_never_negative_and_add_up(found: Any) -> None:
     assert {*PARTS, "allocated_peak", "reserved_peak", "offloaded"} == {field.name for field in fields(Memory)}
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(rows(), st.sampled_from([2, 4]))
 def test_more_ranks_never_need_more_of_each(found: Any, factor: int) -> None:
     # Twice the data-parallel ranks, everything shared: a rank's part of the states halves, the rest stays.
@@ -325,7 +326,7 @@ def test_more_ranks_never_need_more_of_each(found: Any, factor: int) -> None:
     assert np.all(away.allocated_peak <= near.allocated_peak * (1 + 1e-12))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(rows())
 def test_sharing_more_never_keeps_more(found: Any) -> None:
     problem, row = found
@@ -335,7 +336,7 @@ def test_sharing_more_never_keeps_more(found: Any) -> None:
     assert np.all(kept[1:] <= kept[:-1] * (1 + 1e-12))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(rows())
 def test_recomputing_more_never_keeps_more_in_flight(found: Any) -> None:
     problem, row = found
