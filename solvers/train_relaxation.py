@@ -11,7 +11,7 @@ from perfmodel.job import job as make_job
 from perfmodel.memory import host_bytes
 from solvers.scenario import TrainScenario
 from solvers.train_search import Evaluated, evaluate
-from solvers.train_space import space
+from solvers.train_space import LAYOUT, space
 
 MOST_TIMES_THE_NODES = 4096
 SECONDS_FOR_THE_FEWEST_NODES = 10.0
@@ -38,6 +38,7 @@ def relaxations(scenario: TrainScenario, found: Evaluated) -> list[dict[str, Any
         batch = _batch_needed(scenario)
         if batch is not None:
             answers.append(batch)
+        answers += _lists_needed(scenario)
     return answers
 
 
@@ -99,6 +100,22 @@ def _nodes_needed(scenario: TrainScenario) -> dict[str, Any] | None:
             fewest = nodes
             break
     return {"constraint": "nodes", "now": now, "needed": fewest, "unit": "nodes", "proved_smallest": smallest}
+
+
+def _lists_needed(scenario: TrainScenario) -> list[dict[str, Any]]:
+    """Return the lists of the search that, left open alone, allow a layout, with the nearest value that does."""
+    answers = []
+    search = scenario.question.search
+    for name in ("tp", "pp", "cp", "ep", "vpp", "micro_batch"):
+        asked = getattr(search, name)
+        if asked is None:
+            continue
+        layouts = space(scenario.job, search.model_copy(update={name: None})).layouts
+        if len(layouts):
+            allowed = {int(value) for value in layouts[:, LAYOUT.index(name)]}
+            nearest = min(allowed, key=lambda value: (min(abs(value - given) for given in asked), value))
+            answers.append({"constraint": f"search.{name}", "now": list(asked), "needed": nearest, "unit": ""})
+    return answers
 
 
 def _batch_needed(scenario: TrainScenario) -> dict[str, Any] | None:

@@ -228,6 +228,14 @@ def test_batch_that_divides_nothing_names_the_next_that_does() -> None:
     assert batch["needed"] == 24  # 24 accelerators, all data parallel
 
 
+def test_a_list_that_allows_nothing_names_the_nearest_value() -> None:
+    result = plan(scenario(search={"tp": [3]}))
+    assert result.status == "infeasible"
+    [entry] = [entry for entry in result.relaxation if entry["constraint"] == "search.tp"]
+    assert (entry["now"], entry["needed"]) == ([3], 2)
+    assert plan(scenario(search={"tp": [2]})).status == "optimal"
+
+
 def test_baseline_is_predicted_beside_the_best() -> None:
     today = {"tp": 8, "pp": 2, "micro_batch": 1, "zero_stage": 1, "seq_parallel": True, "recompute": "full"}
     result = plan(scenario(plan=today))
