@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_jobs import collectives, tower
 
@@ -247,6 +247,7 @@ def machines(draw: st.DrawFn) -> tuple[tuple[Level, ...], CollectiveModel, int, 
     return tower(*rows), model, size, stride
 
 
+@settings(max_examples=50)
 @given(machines(), bytes_, st.floats(1.0, 100.0), st.sampled_from(ALL))
 def test_more_bytes_are_never_faster(found: Any, volume: float, factor: float, operation: Any) -> None:
     levels, model, size, stride = found
@@ -255,6 +256,7 @@ def test_more_bytes_are_never_faster(found: Any, volume: float, factor: float, o
     assert 0 <= less <= more * (1 + 1e-12)
 
 
+@settings(max_examples=50)
 @given(machines(), bytes_, st.floats(1.0, 100.0), st.sampled_from(ALL), st.data())
 def test_a_faster_level_is_never_slower(found: Any, volume: float, factor: float, operation: Any, data: Any) -> None:
     levels, model, size, stride = found
@@ -266,6 +268,7 @@ def test_a_faster_level_is_never_slower(found: Any, volume: float, factor: float
     assert operation(group(late, size, stride), volume, model) >= as_is * (1 - 1e-12)
 
 
+@settings(max_examples=50)
 @given(machines(), bytes_, st.floats(1.0, 100.0), st.sampled_from(ALL))
 def test_slower_steps_and_launches_are_never_faster(found: Any, volume: float, factor: float, operation: Any) -> None:
     levels, model, size, stride = found
@@ -276,6 +279,7 @@ def test_slower_steps_and_launches_are_never_faster(found: Any, volume: float, f
     assert operation(ranks, volume, replace(model, launch_s=model.launch_s * factor)) >= as_is * (1 - 1e-12)
 
 
+@settings(max_examples=50)
 @given(machines(), bytes_)
 def test_an_all_reduce_takes_at_least_a_gather(found: Any, volume: float) -> None:
     # It moves twice the bytes, and a switch that adds saves at most half of them. Its latency may be less on many
@@ -288,6 +292,7 @@ def test_an_all_reduce_takes_at_least_a_gather(found: Any, volume: float) -> Non
     assert all_reduce(inside, volume, model) >= all_gather(inside, volume, model) * (1 - 1e-12)
 
 
+@settings(max_examples=50)
 @given(machines(), bytes_)
 def test_no_collective_beats_the_wire(found: Any, volume: float) -> None:
     # A rank of an all-to-all receives (n - 1)/n S over its own link; a ring enters a unit over all members' links.
