@@ -18,6 +18,7 @@ from perfmodel.pipeline import splits
 from perfmodel.plan import CHOICES, FIELDS, plan_from_rows, plan_to_dict
 from perfmodel.terms import Term, at, to_dict
 from perfmodel.training import host_rates, predict_step
+from solvers.train import utilisation
 
 # --- jobs
 
@@ -285,6 +286,18 @@ def test_a_host_that_launches_slowly_sets_the_pace() -> None:
     busy = seconds(quick, row)[0]
     kernels = parts(slow, **row)["pipeline stage"].seconds
     assert kernels <= parts(faster(slow, peak=1e6, memory=1e6, links=1e6), **row)["pipeline stage"].seconds + busy
+
+
+def test_utilisation() -> None:
+    # Llama 3.1 8B, tokens of 2048: 3 x (2 x 32 x 218,103,808 + 32 layers of 2 x 32 x 256 x 1024 + 2 x 4096 x 128256).
+    # Hardware FLOPs add a forward pass of the attention (selective), or of the layers (full, logits not).
+    layers, attention, logits = 64 * 218_103_808, 32 * 2 * 32 * 256 * 1024, 2 * 4096 * 128_256
+    found, tokens = job("llama-3.1-8b"), 256 * 2048
+    model = 3 * (layers + attention + logits)
+    for recompute, again in (("none", 0), ("selective", attention), ("full", layers + attention)):
+        mfu, hfu = utilisation(found, plans({"dp": 64, "recompute": recompute}), 10.0)
+        assert mfu == pytest.approx(model * tokens / (10 * 64 * PEAK), rel=1e-12)
+        assert hfu == pytest.approx((model + again) * tokens / (10 * 64 * PEAK), rel=1e-12)
 
 
 def test_one_accelerator_talks_to_nobody() -> None:
