@@ -100,22 +100,32 @@ def collective_model() -> CollectiveModel:
     )
 
 
-def group(levels: Sequence[Level], size: Integers | int, stride: Integers | int) -> Group:
-    """Return the group of `size` ranks that are `stride` apart.
+def group(
+    levels: Sequence[Level],
+    size: Integers | int,
+    stride: Integers | int,
+    outer_size: Integers | int = 1,
+    outer_stride: Integers | int = 1,
+) -> Group:
+    """Return the group of `size` ranks that are `stride` apart, and of `outer_size` such rows.
 
     Parameters
     ----------
     levels : sequence of Level
         Levels of the machine, innermost first; ``Level.ranks`` consecutive ranks make one unit.
     size, stride : array of int
-        Ranks of the group and the distance between neighbours, in ranks.
+        Ranks of a row and the distance between neighbours, in ranks.
+    outer_size, outer_stride : array of int
+        Rows and the distance between them, in ranks.
     """
-    n = np.asarray(size, dtype=np.int64)
-    distance = np.asarray(stride, dtype=np.int64)
+    row, distance = np.asarray(size, dtype=np.int64), np.asarray(stride, dtype=np.int64)
+    rows, apart = np.asarray(outer_size, dtype=np.int64), np.asarray(outer_stride, dtype=np.int64)
+    n = row * rows
     members = []
     for level in levels[:-1]:
         # a unit of U ranks holds U / stride neighbours of a group, at least the rank itself
-        members.append(np.minimum(np.maximum(level.ranks // distance, 1), n))
+        in_row = np.minimum(np.maximum(level.ranks // distance, 1), row)
+        members.append(in_row * np.minimum(np.maximum(level.ranks // apart, 1), rows))
     if levels:
         members.append(np.broadcast_to(n, np.broadcast_shapes(n.shape, distance.shape)))
     return Group(n, tuple(members), tuple(levels))

@@ -74,8 +74,8 @@ class Plan:
 
     @property
     def dp_stride(self) -> Integers:
-        """Distance between neighbours of the group that shares gradients, cp and dp together [ranks]."""
-        return np.where(self.rank_order == 1, 1, self.tp)
+        """Distance between data-parallel neighbours [ranks]."""
+        return np.where(self.rank_order == 1, 1, self.tp * self.cp)
 
     @property
     def stage_ranks(self) -> Integers:

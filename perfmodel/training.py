@@ -209,7 +209,7 @@ def _gradient_terms(
     gather_s: Array = np.zeros(len(first))
     layer_scatter_s: Array = np.zeros(len(first))
     layer_gather_s: Array = np.zeros(len(first))
-    groups: list[tuple[Array, Group]] = [(dense, group(job.levels, few.dp * few.cp, few.dp_stride))]
+    groups: list[tuple[Array, Group]] = [(dense, group(job.levels, few.dp, few.dp_stride, few.cp, few.cp_stride))]
     if np.any(experts):
         groups.append((experts, group(job.levels, few.stage_ranks // few.ep, few.ep)))
     for count, ranks in groups:

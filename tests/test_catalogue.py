@@ -10,7 +10,8 @@ import yaml
 
 from hardware.catalogue import UnknownName, find, names, resolve_cluster
 from hardware.fabric import clos, read_edges
-from hardware.schema import MODELS, Accelerator, Node, json_schema, numbers_without_provenance
+from hardware.provenance import numbers_without_provenance
+from hardware.schema import MODELS, Accelerator, Node, json_schema
 
 CATALOGUE = Path(str(resources.files("hardware"))) / "catalog"
 FOLDERS = {"accelerator": "accelerators", "node": "nodes", "cluster": "clusters"}

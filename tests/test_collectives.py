@@ -389,3 +389,15 @@ def test_hierarchy_closed_form_with_worked_numbers() -> None:
     assert seconds == pytest.approx(2944e-6, rel=1e-12)
     # a ring keeps all links busy at once, 2 x 31/32 x 80 MB / min(100, 8 x 10) GB/s, over 62 hops, 8 of them long
     assert float(all_reduce(group(levels, 32, 1), 80e6, PLAIN)) < seconds
+
+
+def test_a_group_in_two_dimensions_counts_members_of_both() -> None:
+    # 4 data-parallel neighbours side by side, 2 context-parallel rows 16 ranks apart: a node of 8 holds one row's 4,
+    # a leaf of 32 both rows
+    levels = tower((8, 100e9, 0.0), (32, 10e9, 0.0), (128, 5e9, 0.0))
+    found = group(levels, 4, 1, 2, 16)
+    assert int(found.size) == 8
+    assert [int(members) for members in found.members] == [4, 8, 8]
+    # tp 2 innermost, then cp 2, then dp 4: contiguous pairs of ranks, the same as one group with stride 2
+    nested, plain = group(levels, 4, 4, 2, 2), group(levels, 8, 2)
+    assert [int(m) for m in nested.members] == [int(m) for m in plain.members]
