@@ -96,7 +96,7 @@ def rows_of(draw: st.DrawFn, which: int, **fixed: Any) -> dict[str, Any]:
         "offload": draw(st.sampled_from(CHOICES["offload"])),
         "overlap_dp": draw(st.booleans()),
         "overlap_tp": parallel and draw(st.booleans()),
-        "rank_order": draw(st.sampled_from(CHOICES["rank_order"])) if row["cp"] == 1 else "tp-cp-dp-pp",
+        "rank_order": draw(st.sampled_from(CHOICES["rank_order"])),
         "cp_style": draw(st.sampled_from(CHOICES["cp_style"])) if heads % (row["tp"] * row["cp"]) == 0 else "ring",
         **fixed,
     }
