@@ -38,25 +38,45 @@ class GemmParameters(KernelParameters):
 
 
 class PrefillParameters(KernelParameters):
-    """Causal attention over new tokens."""
+    """Causal attention over new tokens, in tiles of 128 queries by 128 keys."""
 
-    launch_us: Annotated[float, fitted(0.1, 60)]
+    launch_us: Annotated[float, fitted(1, 60)]
     """Floor of a launch [us]."""
     compute: Annotated[float, fitted(0.05, 1.0)]
-    """Share of peak of long sequences."""
+    """Share of peak inside a tile."""
     memory: Annotated[float, fitted(0.05, 1.0)]
     """Share of memory bandwidth."""
+    critical: Annotated[float, fitted(0.001, 2.0)]
+    """Share of the longest row of tiles that no other work hides."""
+    least_rows: Annotated[float, fitted(1, 128)]
+    """Rows of a tile whose work is done even where fewer queries fill it."""
+    l2_bytes_per_clock: Annotated[float, fitted(1, 128)]
+    """Rate at which a unit reads and writes tensors that stay in the L2 cache [bytes/clock]."""
+    softness: Annotated[float, fitted(1, 10)]
+    """Exponent of the soft maximum of arithmetic and memory time."""
 
 
 class DecodeParameters(KernelParameters):
-    """One new token a sequence against its cache."""
+    """One new token a sequence against its cache; a work item is one sequence and key-value head."""
 
-    launch_us: Annotated[float, fitted(0.1, 60)]
+    launch_us: Annotated[float, fitted(1, 60)]
     """Floor of a launch [us]."""
     compute: Annotated[float, fitted(0.01, 1.0)]
-    """Share of peak."""
+    """Share of peak, on query rows filled up to the tile of the tensor cores."""
     memory: Annotated[float, fitted(0.1, 1.0)]
     """Share of memory bandwidth when streaming the cache."""
+    unit_bytes_per_clock: Annotated[float, fitted(2, 300)]
+    """Rate at which one unit reads its part of the cache [bytes/clock]."""
+    chunk: Annotated[float, fitted(16, 8192)]
+    """Cached tokens in one piece of a work item that is split over units."""
+    item_clocks: Annotated[float, fitted(20, 40000)]
+    """Cost of a work item beyond its bytes [clocks of a unit]: a property of the kernel library, not of the device."""
+    l2_bytes_per_clock: Annotated[float, fitted(4, 256)]
+    """Rate at which a unit reads a cache that stays in the L2 cache [bytes/clock]."""
+    warm_share: Annotated[float, fitted(0.1, 2.0)]
+    """Part of the L2 cache up to which half of a cache read again and again is still there."""
+    softness: Annotated[float, fitted(1, 10)]
+    """Exponent of the soft maximum of streaming and the cost of work items."""
 
 
 class MoeParameters(KernelParameters):
