@@ -1,0 +1,159 @@
+"""Time of attention of one new token a sequence against its cache.
+
+Symbols: b sequences, n cached tokens of each, h query heads, k key-value heads, d and v widths of a key and a value.
+A work item is one sequence and key-value head; long ones are split over units along the cache (Dao et al.,
+"Flash-Decoding for long-context inference", 2023; Hong et al., "FlashDecoding++", arXiv 2311.01282).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hardware.efficiency import DecodeParameters
+from perfmodel.architecture import Attention
+from perfmodel.kernels.model import Device, KernelModel
+from perfmodel.kernels.prefill import WIDTH, tensor_peak
+from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
+
+QUERY_ROWS = 64
+"""Query rows of a tile of the tensor cores: heads that share keys fill them, the rest is padding."""
+
+
+def shapes_of(
+    attention: Attention,
+    sequences: Number,
+    kv_len: Number,
+    *,
+    tp: Number = 1,
+    query_bytes: float = 2.0,
+    cache_bytes: float = 2.0,
+    block_size: int = 1,
+) -> dict[str, Array]:
+    """Return the inputs of `time` for a layer's attention on one rank; nothing is warm.
+
+    Parameters
+    ----------
+    attention : Attention
+        The layer's attention. Latent attention (``mla``) reads one latent key-value head, of which values are a part
+        (absorbed form: DeepSeek-V2, arXiv 2405.04434, section 2.1), on every rank.
+    sequences, kv_len : int or array
+        Sequences, and cached tokens of each.
+    tp : int or array
+        Ranks that share the heads; a key-value head is copied where there are fewer than ranks.
+    query_bytes, cache_bytes : float
+        Bytes of an element of queries and of the cache; arithmetic in 8 bits where queries take one.
+    block_size : int
+        Tokens of a block of a paged cache (Kwon et al., PagedAttention, arXiv 2309.06180).
+    """
+    latent = attention.kind == "mla"
+    return _arrays(
+        sequences=sequences,
+        kv_len=kv_len,
+        heads=attention.heads / np.asarray(tp),
+        kv_heads=1.0 if latent else np.maximum(attention.kv_heads / np.asarray(tp), 1.0),
+        key_dim=attention.kv_lora_rank + attention.rope_head_dim if latent else attention.qk_head_dim,
+        value_dim=attention.kv_lora_rank if latent else attention.v_head_dim,
+        latent=latent,
+        window=attention.window,
+        block_size=block_size,
+        query_bytes=query_bytes,
+        cache_bytes=cache_bytes,
+        warm=False,
+    )
+
+
+def shapes(frame: pd.DataFrame) -> dict[str, Array]:
+    """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
+    return _arrays(
+        sequences=frame["batch"].to_numpy(float),
+        kv_len=frame["kv_len"].to_numpy(float),
+        heads=frame["heads"].to_numpy(float),
+        kv_heads=frame["kv_heads"].to_numpy(float),
+        key_dim=frame["head_dim"].to_numpy(float),
+        value_dim=frame["head_dim"].to_numpy(float),
+        latent=False,
+        window=0,
+        block_size=1,
+        query_bytes=frame["attn_dtype"].map(WIDTH).to_numpy(float),
+        cache_bytes=frame["kv_dtype"].map(WIDTH).to_numpy(float),
+        warm=True,
+    )
+
+
+def _arrays(**values: Any) -> dict[str, Array]:
+    return dict(zip(values, np.broadcast_arrays(*values.values()), strict=True))
+
+
+def read_tokens(shapes: Mapping[str, Array]) -> Array:
+    """Return cached tokens that a sequence reads: inside the window, and whole blocks of a paged cache."""
+    window = np.asarray(shapes["window"])
+    seen = np.where(window > 0, np.minimum(shapes["kv_len"], window), shapes["kv_len"])
+    blocks: Array = np.ceil(seen / shapes["block_size"])
+    return blocks * shapes["block_size"]
+
+
+def cache_traffic(shapes: Mapping[str, Array]) -> Array:
+    """Return bytes read from the cache; latent values are part of the keys."""
+    stored = shapes["key_dim"] + np.where(shapes["latent"], 0.0, shapes["value_dim"])
+    read: Array = shapes["sequences"] * read_tokens(shapes) * shapes["kv_heads"] * stored * shapes["cache_bytes"]
+    return read
+
+
+def traffic(shapes: Mapping[str, Array]) -> Array:
+    """Return bytes of cache, queries and results; results take two bytes an element."""
+    rows = shapes["sequences"] * shapes["heads"]
+    moved: Array = cache_traffic(shapes) + rows * (shapes["query_bytes"] * shapes["key_dim"] + 2.0 * shapes["value_dim"])
+    return moved
+
+
+def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParameters) -> tuple[Array, Array]:
+    """Return seconds of the kernel and what bounds it.
+
+    Notes
+    -----
+    With u units and m = 64 ceil(h/(64 k)) query rows a work item::
+
+        t      = t0 + (t_m^p + t_c^p + t_i^p)^(1/p)
+        t_m    = bytes / min(B, r a clock),   a = min(u, b k max(1, n/chunk)) active units
+        1/B    = hit/(r_L2 u clock) + (1 - hit)/(e_m bandwidth),   hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
+        t_c    = 2 m b k n (d + v) / (e_c peak a/u),   t_i = item b k/(u clock)
+    """
+    b, k = shapes["sequences"], shapes["kv_heads"]
+    n = read_tokens(shapes)
+    items = b * k
+    active = np.minimum(items * np.maximum(n / parameters.chunk, 1.0), device.units)
+    moved = traffic(shapes)
+    hit = np.where(shapes["warm"], np.clip(1.5 - moved / (parameters.warm_share * device.l2), 0.0, 1.0), 0.0)
+    dram = parameters.memory * device.bandwidth
+    l2_rate = max(parameters.l2_bytes_per_clock * device.units * device.clock, dram)
+    slowest = 1.0 / (hit / l2_rate + (1.0 - hit) / dram)
+    memory = moved / np.minimum(slowest, active * parameters.unit_bytes_per_clock * device.clock)
+    rows = QUERY_ROWS * np.ceil(shapes["heads"] / (QUERY_ROWS * k))
+    flops = 2.0 * items * rows * n * (shapes["key_dim"] + shapes["value_dim"])
+    peak = tensor_peak(device, shapes["query_bytes"])
+    compute = flops / (parameters.compute * peak * active / device.units)
+    item = parameters.item_clocks * items / (device.units * device.clock)
+    p = parameters.softness
+    largest = np.maximum(np.maximum(memory, compute), item)
+    ratios = (memory / largest) ** p + (compute / largest) ** p + (item / largest) ** p
+    busy = largest * ratios ** (1.0 / p)
+    launch = parameters.launch_us * 1e-6
+    bound = np.where(memory >= largest, MEMORY, np.where(compute >= largest, COMPUTE, LATENCY))
+    return launch + busy, np.where(busy < launch, LATENCY, bound).astype(np.int8)
+
+
+def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
+    """Return max(FLOPs/peak, bytes/bandwidth) [s], FLOPs without padding."""
+    flops = 2.0 * shapes["sequences"] * shapes["heads"] * read_tokens(shapes)
+    flops = flops * (shapes["key_dim"] + shapes["value_dim"])
+    seconds: Array = np.maximum(flops / tensor_peak(device, shapes["query_bytes"]), traffic(shapes) / device.bandwidth)
+    return seconds
+
+
+COLUMNS = ("device", "attn_dtype", "kv_dtype", "batch", "kv_len", "heads", "kv_heads", "head_dim")
+
+MODEL = KernelModel("decode", COLUMNS, DecodeParameters, shapes, time, roofline)

@@ -1,0 +1,179 @@
+"""Time of causal attention over new tokens, after tokens that may be cached already.
+
+Symbols: b sequences, s new tokens and c tokens cached before them of each, h query heads, k key-value heads, d and v
+widths of a key and a value. Work comes in tiles of 128 queries by 128 keys (Dao, "FlashAttention-2",
+arXiv 2307.08691, section 3; Shah et al., "FlashAttention-3", arXiv 2407.08608): a row of tiles, one sequence, head
+and block of queries, belongs to one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hardware.efficiency import PrefillParameters
+from perfmodel.architecture import Attention
+from perfmodel.kernels.model import Device, KernelModel
+from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
+
+TILE = 128
+"""Queries and keys of a tile."""
+
+WIDTH = {"bfloat16": 2.0, "float16": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+"""Bytes of an element."""
+
+
+def shapes_of(
+    attention: Attention,
+    sequences: Number,
+    new_tokens: Number,
+    *,
+    cached_tokens: Number = 0,
+    tp: Number = 1,
+    query_bytes: float = 2.0,
+    cache_bytes: float = 2.0,
+) -> dict[str, Array]:
+    """Return the inputs of `time` for a layer's attention on one rank; nothing is warm.
+
+    Parameters
+    ----------
+    attention : Attention
+        The layer's attention. Latent attention (``mla``) decompresses keys and values first, so that every head has
+        its own, keys wider than values by the rotary part (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    sequences, new_tokens, cached_tokens : int or array
+        Sequences, and of each new tokens and tokens cached before them.
+    tp : int or array
+        Ranks that share the heads; a key-value head is copied where there are fewer than ranks.
+    query_bytes, cache_bytes : float
+        Bytes of an element of queries and of keys and values; arithmetic in 8 bits where queries take one.
+    """
+    heads = attention.heads / np.asarray(tp)
+    kv_heads = heads if attention.kind == "mla" else np.maximum(attention.kv_heads / np.asarray(tp), 1.0)
+    return _arrays(
+        sequences=sequences,
+        new_tokens=new_tokens,
+        cached_tokens=cached_tokens,
+        heads=heads,
+        kv_heads=kv_heads,
+        key_dim=attention.qk_head_dim,
+        value_dim=attention.v_head_dim,
+        window=attention.window,
+        query_bytes=query_bytes,
+        cache_bytes=cache_bytes,
+        warm=False,
+    )
+
+
+def shapes(frame: pd.DataFrame) -> dict[str, Array]:
+    """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
+    return _arrays(
+        sequences=frame["batch"].to_numpy(float),
+        new_tokens=frame["seq"].to_numpy(float),
+        cached_tokens=0,
+        heads=frame["heads"].to_numpy(float),
+        kv_heads=frame["kv_heads"].to_numpy(float),
+        key_dim=frame["head_dim"].to_numpy(float),
+        value_dim=frame["head_dim"].to_numpy(float),
+        window=0,
+        query_bytes=frame["attn_dtype"].map(WIDTH).to_numpy(float),
+        cache_bytes=frame["kv_dtype"].map(WIDTH).to_numpy(float),
+        warm=True,
+    )
+
+
+def _arrays(**values: Any) -> dict[str, Array]:
+    return dict(zip(values, np.broadcast_arrays(*values.values()), strict=True))
+
+
+def tile_counts(shapes: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return (tiles of a sequence and head, tiles of its longest row).
+
+    Notes
+    -----
+    With n = ceil(s/128) rows, c' = ceil(c/128) tiles of earlier keys and at most w' = ceil(w/128) + 1 tiles inside a
+    window, row i has min(c' + i, w') tiles, i = 1..n. With a = min(max(w' - c', 0), n) rows below the limit they are
+    a c' + a (a+1)/2 + (n-a) w' together. Without window and cached tokens: n (n+1)/2, the longest n.
+    """
+    n = np.ceil(shapes["new_tokens"] / TILE)
+    before = np.ceil(shapes["cached_tokens"] / TILE)
+    window = np.asarray(shapes["window"])
+    limit = np.where(window > 0, np.ceil(window / TILE) + 1.0, n + before)
+    below = np.clip(limit - before, 0.0, n)
+    return below * before + below * (below + 1) / 2 + (n - below) * limit, np.minimum(n + before, limit)
+
+
+def tensor_peak(device: Device, bytes_per_element: Array) -> Array:
+    """Return the dense peak of arithmetic on elements of one or two bytes [FLOP/s].
+
+    Raises
+    ------
+    ValueError
+        Where the device has no such arithmetic.
+    """
+    eight_bits = np.asarray(bytes_per_element) == 1.0
+    wide = device.peak.get("bf16", device.peak.get("fp16"))
+    narrow = device.peak.get("fp8")
+    if (narrow is None and eight_bits.any()) or (wide is None and not eight_bits.all()):
+        raise ValueError(f"{device.name} has no {'fp8' if eight_bits.any() else 'bf16'} peak")
+    return np.where(eight_bits, narrow or 0.0, wide or 0.0)
+
+
+def traffic(shapes: Mapping[str, Array]) -> Array:
+    """Return bytes of queries, keys, values and result, each moved once; results take two bytes an element."""
+    b, s, c = shapes["sequences"], shapes["new_tokens"], shapes["cached_tokens"]
+    h, k, d, v = shapes["heads"], shapes["kv_heads"], shapes["key_dim"], shapes["value_dim"]
+    window = np.asarray(shapes["window"])
+    seen = s + np.where(window > 0, np.minimum(c, window), c)
+    queries = s * h * (shapes["query_bytes"] * d + 2.0 * v)
+    moved: Array = b * (queries + shapes["cache_bytes"] * seen * k * (d + v))
+    return moved
+
+
+def time(shapes: Mapping[str, Array], device: Device, parameters: PrefillParameters) -> tuple[Array, Array]:
+    """Return seconds of the kernel and what bounds it.
+
+    Notes
+    -----
+    With u units, N tiles of all sequences and heads and L tiles of the longest row::
+
+        t_tile = 2 128^2 (d + v) u / (e_c peak)  min(1, max(s, s_min)/128)
+        t      = t0 + x L t_tile + (t_c^p + t_m^p)^(1/p)
+        t_c    = max(N/u, 1) t_tile,   t_m = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
+    """
+    tiles, longest = tile_counts(shapes)
+    filled = np.minimum(np.maximum(shapes["new_tokens"], parameters.least_rows) / TILE, 1.0)
+    peak = parameters.compute * tensor_peak(device, shapes["query_bytes"]) / device.units
+    tile = 2.0 * TILE**2 * (shapes["key_dim"] + shapes["value_dim"]) * filled / peak
+    compute = np.maximum(shapes["sequences"] * shapes["heads"] * tiles / device.units, 1.0) * tile
+    moved = traffic(shapes)
+    bandwidth = parameters.memory * device.bandwidth
+    l2_rate = np.maximum(parameters.l2_bytes_per_clock * device.units * device.clock, bandwidth)
+    memory = moved / np.where(shapes["warm"] & (moved < device.l2), l2_rate, bandwidth)
+    critical = parameters.critical * longest * tile
+    launch = parameters.launch_us * 1e-6
+    p = parameters.softness
+    larger = np.maximum(compute, memory)
+    busy = critical + larger * (1.0 + (np.minimum(compute, memory) / larger) ** p) ** (1.0 / p)
+    bound = np.where(busy < launch, LATENCY, np.where(critical + compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
+    return launch + busy, bound
+
+
+def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
+    """Return max(FLOPs/peak, bytes/bandwidth) [s], FLOPs those of the pairs of query and key that are seen."""
+    s, c = shapes["new_tokens"], shapes["cached_tokens"]
+    window = np.asarray(shapes["window"])
+    limit = np.where(window > 0, window, s + c)
+    below = np.clip(limit - c, 0.0, s)
+    pairs = below * c + below * (below + 1) / 2 + (s - below) * limit
+    flops = 2.0 * shapes["sequences"] * shapes["heads"] * pairs * (shapes["key_dim"] + shapes["value_dim"])
+    peak = tensor_peak(device, shapes["query_bytes"])
+    seconds: Array = np.maximum(flops / peak, traffic(shapes) / device.bandwidth)
+    return seconds
+
+
+COLUMNS = ("device", "attn_dtype", "kv_dtype", "batch", "seq", "heads", "kv_heads", "head_dim")
+
+MODEL = KernelModel("prefill", COLUMNS, PrefillParameters, shapes, time, roofline)
