@@ -33,7 +33,7 @@ def report(found: Mapping[str, Any]) -> RenderableType:
     RenderableType
         Tables that fit eighty columns.
     """
-    measured, scored = found["rows"], found["scored"]
+    measured, scored = found.get("measured", found["rows"]), found["scored"]
     part = f" ({scored / measured:.1%})" if measured else ""
     parts: list[RenderableType] = [text(f"{found['kind']}: {scored:,} of {measured:,} rows scored{part}\n", "bold")]
     rows = [(name, *(_shown(key, figures.get(key)) for key in _FIGURES)) for name, figures in _all(found)]
@@ -43,6 +43,9 @@ def report(found: Mapping[str, Any]) -> RenderableType:
     skipped = [(entry["reason"], number(entry["rows"])) for entry in found["skipped"]]
     if skipped:
         parts.append(table("Skipped", ("", "rows"), skipped))
+    implausible = [(entry["reason"], number(entry["rows"])) for entry in found.get("implausible", ()) if entry["rows"]]
+    if implausible:
+        parts.append(table("Implausible", ("", "rows"), implausible))
     defaults = [(entry["field"], entry["value"], number(entry["rows"])) for entry in found["defaults"]]
     if defaults:
         parts.append(table("Blank fields that took a default", ("", "value", "rows"), defaults, numbers=(2,)))

@@ -103,6 +103,9 @@ def kept(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
 
 
 def _matches(column: Any, sign: str, text: str) -> Any:
+    if column.dtype == bool:
+        truth = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}.get(text.lower())
+        return _COMPARISONS[sign](column.astype(int), truth if truth is not None else -1)
     numbers = pd.to_numeric(column, errors="coerce")
     try:
         result = _COMPARISONS[sign](numbers, float(text)) & numbers.notna()

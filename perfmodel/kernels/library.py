@@ -36,6 +36,9 @@ STANDS_IN = {
 BORROWED_WIDEN = 0.2
 """Added in quadrature to the spread of a variant that stands in for another."""
 
+FOREIGN_WIDEN = 0.25
+"""The same for parameters of a family that the device's own does not inherit from."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -101,7 +104,7 @@ def parameters_of(
             break
         widen = (widen**2 + family.widen**2) ** 0.5
         family = find("efficiency", family.inherits)
-    others = [(name, max(widen, 0.25)) for name in known if name not in dict(chain)]
+    others = [(name, max(widen, FOREIGN_WIDEN)) for name in known if name not in dict(chain)]
     for candidate, extra in ((variant, 0.0), *((other, BORROWED_WIDEN) for other in STANDS_IN.get(variant, ()))):
         for name, wider in (*chain, *others):
             parameters = known.get(name, {}).get(candidate)

@@ -1,0 +1,88 @@
+"""Commands about measured kernels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.app import Debug, Form, Output, _readable, _save, _write, checks
+
+# Everything slow to import is imported by the command that needs it.
+
+_KINDS = {
+    "gemm": "Measured matrix products.",
+    "attention-prefill": "Measured causal attention over new tokens.",
+    "attention-decode": "Measured attention of one new token against its cache.",
+    "moe": "Measured fused expert networks.",
+}
+
+Data = Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV files of measured kernels, plain or .gz.")]
+Hardware = Annotated[
+    list[Path] | None,
+    typer.Option("--hardware", metavar="FILE", help="An accelerator, node or cluster that the rows name; repeatable."),
+]
+
+
+def _told(faults: Any) -> None:
+    """Tell what is wrong with rows that are left out, beside the answer."""
+    for fault in faults:
+        typer.echo(str(fault), err=True)
+
+
+def _validation(kind: str) -> Callable[..., None]:
+    def validate_kernels(
+        data: Data,
+        by: Annotated[
+            list[str] | None,
+            typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
+        ] = None,
+        where: Annotated[
+            list[str] | None,
+            typer.Option("--where", metavar="EXPR", help='Keep rows, such as "roofline_us>20", cold=1; repeatable.'),
+        ] = None,
+        leave_out: Annotated[
+            str | None,
+            typer.Option("--leave-out", metavar="COLUMN", help="Refit without each value of it in turn."),
+        ] = None,
+        hardware: Hardware = None,
+        rows: Annotated[
+            Path | None, typer.Option("--rows", metavar="FILE", help="Write every row with its prediction.")
+        ] = None,
+        form: Form = None,
+        output: Output = None,
+        debug: Debug = False,
+    ) -> None:
+        from cli import accuracy
+        from cli.progress import working
+
+        _readable([*data, *(hardware or ())])
+        with working("predicting") as progress:
+            from perfmodel.measured_kernels import accelerator_file
+            from perfmodel.validate_kernels import validate
+
+            report, frame, faults = validate(
+                kind,
+                data,
+                by=by or (),
+                where=where or (),
+                hardware=[accelerator_file(path) for path in hardware or ()],
+                leave_out=leave_out,
+                progress=progress,
+            )
+        _told(faults)
+        if rows is not None:
+            _save(accuracy.rows_csv(frame), rows, "--rows")
+        _write(
+            form,
+            output,
+            table=lambda: accuracy.report(report),
+            data=lambda: report,
+            csv=lambda: accuracy.report_csv(report),
+        )
+
+    return validate_kernels
+
+
+for _kind, _what in _KINDS.items():
+    checks.command(_kind, help=f"{_what.removesuffix('.')}: times.")(_validation(_kind))
