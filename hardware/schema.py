@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
+from hardware.efficiency import DecodeParameters, GemmParameters, MoeParameters, PrefillParameters
 from hardware.faults import KeyFaultsError, Path
 from hardware.provenance import Date, Description, Recorded, Text
 from hardware.provenance import Provenance as Provenance
@@ -96,6 +97,19 @@ class OperatorEfficiency(Description):
     """Standard deviation of ln(measured/predicted)."""
 
 
+class KernelEfficiency(Description):
+    """Parameters of the kernel models, by variant: a type such as bf16, or a kernel library's form of it."""
+
+    gemm: dict[Text, GemmParameters] = Field(default_factory=dict)
+    """Matrix products."""
+    prefill: dict[Text, PrefillParameters] = Field(default_factory=dict)
+    """Causal attention over new tokens."""
+    decode: dict[Text, DecodeParameters] = Field(default_factory=dict)
+    """Attention of one new token a sequence against its cache."""
+    moe: dict[Text, MoeParameters] = Field(default_factory=dict)
+    """Fused expert networks."""
+
+
 class Efficiency(Recorded):
     """Measured efficiency by class of kernel."""
 
@@ -113,6 +127,8 @@ class Efficiency(Recorded):
     """Grouped matrix products of experts."""
     elementwise: OperatorEfficiency | None = None
     """Norms, activations, additions, copies."""
+    kernels: KernelEfficiency | None = None
+    """Parameters of the kernel models, before those of the family."""
 
 
 class EfficiencyFamily(Description):

@@ -23,7 +23,7 @@ from hardware.schema import (
 from hardware.yaml_source import read_yaml, validated
 
 ROOT = Path(hardware.schema.__file__).parent
-CATALOGUE = sorted((ROOT / "catalog").glob("*/*.yaml"))
+CATALOGUE = sorted(path for path in (ROOT / "catalog").glob("*/*.yaml") if path.parent.name != "kernels")
 
 CHIP = """\
 kind: accelerator
@@ -315,3 +315,13 @@ def test_every_catalogue_file_fits_its_schema(path: Path) -> None:
 def test_json_schemas_are_plain_json() -> None:
     for name in MODELS:
         assert json.loads(json.dumps(json_schema(name))) == json_schema(name)
+
+
+def test_own_parameters_of_kernels_are_checked_and_name_their_source() -> None:
+    kernels = "\nefficiency: {kernels: {decode: {bf16: {launch_us: 9, compute: 2}}, prefil: {}}}\n"
+    source = read_yaml(CHIP + kernels, "chip.yaml")
+    with pytest.raises(InputError) as caught:
+        validated(MODELS["accelerator"], source)
+    keys = {fault.key for fault in caught.value.faults}
+    assert "efficiency.kernels.prefil" in keys
+    assert "efficiency.kernels.decode.bf16.memory" in keys

@@ -72,6 +72,14 @@ def families(model: KernelModel) -> dict[str, dict[str, KernelParameters]]:
     return found
 
 
+def own_parameters(model: KernelModel, accelerator: Accelerator) -> Mapping[str, KernelParameters]:
+    """Return the parameters that an accelerator's own description holds, by variant."""
+    efficiency = accelerator.efficiency
+    kernels = efficiency.kernels if efficiency is not None else None
+    found: Mapping[str, KernelParameters] = getattr(kernels, model.name, None) or {}
+    return found
+
+
 def parameters_of(
     model: KernelModel, accelerator: Accelerator, variant: str, own: Mapping[str, Any] | None = None
 ) -> Found:
@@ -87,13 +95,16 @@ def parameters_of(
         Such as ``bf16`` or ``fp8_block``.
     own : mapping
         Parameters of the device itself, by variant, from ``calibrate``; they go first.
+        Those of its description if left out.
 
     Raises
     ------
     KeyError
         Where no family has the variant or one that stands in for it.
     """
-    if own is not None and variant in own:
+    if own is None:
+        own = own_parameters(model, accelerator)
+    if variant in own:
         return Found(model.parameters.model_validate(own[variant]), f"{accelerator.name}.{variant}")
     known = families(model)
     chain, widen = [], 0.0
