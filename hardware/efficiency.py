@@ -27,14 +27,18 @@ class KernelParameters(BaseModel):
 
 
 class GemmParameters(KernelParameters):
-    """Matrix product."""
+    """Matrix product, in tiles; latencies in clocks, since faster clocks shorten them."""
 
-    launch_us: Annotated[float, fitted(0.1, 30)]
-    """Floor of a launch that does not depend on the clock [us]."""
+    launch_clocks: Annotated[float, fitted(500, 50_000)]
+    """Floor of a launch [clocks]."""
     compute: Annotated[float, fitted(0.1, 1.0)]
-    """Share of peak of long products."""
+    """Share of peak inside a tile."""
     memory: Annotated[float, fitted(0.1, 1.0)]
-    """Share of memory bandwidth when streaming weights."""
+    """Share of memory bandwidth."""
+    fill: Annotated[float, fitted(16, 1024)]
+    """Inner products' length that filling and draining the pipeline of a tile costs [elements of k]."""
+    split_clocks: Annotated[float, fitted(300, 100_000)]
+    """Synchronisation of units that share an inner product (split-K); large where a library does not split [clocks]."""
 
 
 class PrefillParameters(KernelParameters):

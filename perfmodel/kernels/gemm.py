@@ -1,0 +1,343 @@
+"""Time of a matrix product C[m, n] = A[m, k] W[k, n] from the data sheet and five constants of a kernel library.
+
+A kernel cuts C into tiles, one after another on a unit, and may split k over more units (split-K). A library tunes: the
+fastest of a few tiles and splits counts. Tiles, their traffic and waves: NVIDIA, "Matrix Multiplication Background
+User's Guide"; schedules that need no whole waves: Osama et al., "Stream-K", arXiv 2301.03598.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hardware.efficiency import GemmParameters
+from perfmodel.kernels.model import Device, KernelModel
+from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
+
+TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
+"""Rows and columns of C that a block of threads computes."""
+
+SPLITS = (1, 2, 4, 8, 16, 32)
+"""Parts of k that different blocks sum."""
+
+STEP = 64
+"""k is cut into multiples of this."""
+
+PERSISTENT = frozenset({"hopper", "blackwell", "tpu-v5", "tpu-v6", "gaudi3"})
+"""Families whose libraries keep blocks resident and hand them tiles, so that the last wave need not be whole. Elsewhere
+every tile is a block and waves are whole (arXiv 2301.03598, section 2). A fact of libraries, not a fitted constant."""
+
+MULTICAST = {"hopper": 2.0, "blackwell": 2.0}
+"""Blocks that share what one of them reads from L2, where clusters of blocks can (NVIDIA Hopper tuning guide: thread
+block clusters, multicast of the tensor memory accelerator); 2 is the smallest cluster."""
+
+PORT_BYTES_PER_CLOCK = 64.0
+"""What a unit can take from L2 in a clock [bytes]: 64 a multiprocessor (NVIDIA A100 whitepaper)."""
+
+L2_SHARE = 0.5
+"""Share of all ports that L2 can serve at once: 5120 bytes a clock for 108 ports is 0.74 at best (A100 whitepaper)."""
+
+FEW_UNITS = 32
+"""Accelerators of fewer, large units (matrix engines with managed memory) have no such ports."""
+
+COPIES, WARM_SHARE = 5.0, 0.5
+"""Timed back to back over so many copies, weights are read from L2 where the copies fit in this share of it: halves of
+L2 keep copies of each other's lines (NVIDIA A100 whitepaper: two partitions)."""
+
+UNPACKED_PER_CLOCK = 64.0
+"""Weights that a unit unpacks in a clock: 128 lanes, two instructions a weight (mask or shift, and scale, on pairs)."""
+
+SPARSE_SPEEDUP = 1.6
+"""Of 2:4 sparse arithmetic over dense: of a factor 2 of peak about 1.5-1.8 is seen on large products (Mishra et al.,
+"Accelerating Sparse Deep Neural Networks", arXiv 2104.08378, and the cuSPARSELt notes)."""
+
+CHUNK = 1 << 14
+"""Shapes evaluated at once, so that intermediate arrays stay in the processor's cache."""
+
+ARITHMETIC = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp6", "fp4", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a product's factors are kept and multiplied.
+
+    Parameters
+    ----------
+    variant : str
+        Whose parameters it takes.
+    arithmetic : str
+        Type of the arithmetic, a key of an accelerator's peaks.
+    activation_bytes, weight_bytes : float
+        Bytes of an element of A and of W as kept, scales and indices included; C takes two.
+    quantisation_bytes : float
+        Traffic of making an element of A out of 16 bits just before [bytes]; 0 where another kernel does it in passing.
+    unpacked : bool
+        Units unpack every weight before they multiply it (narrow or irregularly sparse weights).
+    work : float
+        Time of the arithmetic over that of the dense product.
+    """
+
+    variant: str
+    arithmetic: str
+    activation_bytes: float
+    weight_bytes: float
+    quantisation_bytes: float = 0.0
+    unpacked: bool = False
+    work: float = 1.0
+
+
+FORMS = {
+    "bf16": Form("bf16", "bf16", 2.0, 2.0),
+    "fp16": Form("fp16", "fp16", 2.0, 2.0),
+    # per tensor: one pass finds the largest (2 bytes), another reads and writes (3)
+    "fp8": Form("fp8", "fp8", 1.0, 1.0, 5.0),
+    # groups of 128 are scaled in one pass; a scale of 4 bytes a group, or 128 x 128 weights
+    "fp8_block": Form("fp8_block", "fp8", 1 + 4 / 128, 1 + 4 / 128**2, 3 + 4 / 128),
+    "int8": Form("int8", "int8", 1.0, 1.0, 3.0),
+    # 4 bits and a scale of one byte for 16
+    "fp4": Form("fp4", "fp4", 0.5625, 0.5625, 2.5625),
+    # weights only: activations and arithmetic stay 16 bits; a 16-bit scale for 128 weights
+    "int8_weight": Form("bf16", "bf16", 2.0, 1 + 2 / 128, unpacked=True),
+    "int4_weight": Form("bf16", "bf16", 2.0, 0.5 + 2 / 128, unpacked=True),
+}
+"""Forms by name."""
+
+NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "w8a16": "int8_weight", "w4a16": "int4_weight"}
+"""Other names of forms."""
+
+
+def form_of(name: str) -> Form:
+    """Return a form by name.
+
+    Raises
+    ------
+    ValueError
+        Where there is none of that name.
+    """
+    key = name.strip().lower()
+    found = FORMS.get(NAMES.get(key, key))
+    if found is None:
+        raise ValueError(f"no form of matrix product is named {name!r}; there are {', '.join((*FORMS, *NAMES))}")
+    return found
+
+
+def semi_structured(form: Form) -> Form:
+    """Return a form with 2:4 sparse weights, which needs an accelerator that multiplies them so.
+
+    Notes
+    -----
+    Half of the weights stay, each with an index of 2 bits (arXiv 2104.08378, section 3); `SPARSE_SPEEDUP` holds the
+    overhead of the arithmetic.
+    """
+    return replace(form, weight_bytes=form.weight_bytes / 2 + 1 / 8, work=form.work / SPARSE_SPEEDUP)
+
+
+def unstructured(form: Form, density: float) -> Form:
+    """Return a form of whose weights a share `density` stays, anywhere.
+
+    Notes
+    -----
+    Kept as values and a map of one bit a weight, unpacked to dense tiles on the way: the traffic shrinks, the
+    arithmetic does not (Xia et al., "Flash-LLM", arXiv 2309.10285: load as sparse, compute as dense).
+    """
+    return replace(form, weight_bytes=form.weight_bytes * density + 1 / 8, unpacked=True)
+
+
+def product(m: Number, n: Number, k: Number, form: Form, *, warm: bool = False) -> dict[str, Array]:
+    """Return the inputs of `time`.
+
+    Parameters
+    ----------
+    m, n, k : int or array
+        Tokens, output features and input features.
+    form : Form
+        How factors are kept and multiplied.
+    warm : bool
+        Timed back to back, so that small weights stay in L2. Not so in a model's step.
+    """
+    columns = {
+        "m": m,
+        "n": n,
+        "k": k,
+        "arithmetic": ARITHMETIC.index(form.arithmetic),
+        "activation_bytes": form.activation_bytes,
+        "weight_bytes": form.weight_bytes,
+        "quantisation_bytes": form.quantisation_bytes,
+        "unpacked": form.unpacked,
+        "work": form.work,
+        "warm": warm,
+    }
+    return dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True))
+
+
+def shapes(frame: pd.DataFrame) -> dict[str, Array]:
+    """Return the inputs of `time` for measured rows, which were timed back to back."""
+    found: dict[str, Array] = {}
+    for name, rows in frame.reset_index(drop=True).groupby("dtype", sort=False):
+        part = product(
+            rows["m"].to_numpy(float),
+            rows["n"].to_numpy(float),
+            rows["k"].to_numpy(float),
+            form_of(str(name)),
+            warm=True,
+        )
+        for column, values in part.items():
+            found.setdefault(column, np.empty(len(frame), values.dtype))[rows.index] = values
+    return found
+
+
+def variants(frame: pd.DataFrame) -> pd.Series[str]:
+    """Return the variant of every measured row."""
+    return frame["dtype"].astype(str).map(lambda name: form_of(name).variant)
+
+
+def peaks(shapes: Mapping[str, Array], device: Device) -> Array:
+    """Return the dense peak of every product's arithmetic [FLOP/s]; fp16 and bf16 stand in for each other.
+
+    Raises
+    ------
+    ValueError
+        Where the device has no such arithmetic.
+    """
+    known = dict(device.peak)
+    for one, other in (("bf16", "fp16"), ("fp16", "bf16")):
+        if one not in known and other in known:
+            known[one] = known[other]
+    table = np.array([known.get(name, np.nan) for name in ARITHMETIC])
+    found: Array = table[shapes["arithmetic"]]
+    if np.isnan(found).any():
+        missing = ARITHMETIC[int(np.asarray(shapes["arithmetic"])[np.isnan(found)].flat[0])]
+        raise ValueError(f"{device.name} has no {missing} peak; it has {', '.join(device.peak)}")
+    return found
+
+
+def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
+    """Return seconds of max(FLOPs/peak, cold bytes/bandwidth); making narrow activations does not count."""
+    m, n, k = shapes["m"], shapes["n"], shapes["k"]
+    moved: Array = shapes["activation_bytes"] * m * k + shapes["weight_bytes"] * n * k + 2.0 * m * n
+    found: Array = np.maximum(2.0 * m * n * k * shapes["work"] / peaks(shapes, device), moved / device.bandwidth)
+    return found
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What a device does in a millisecond under one set of parameters, and the times that no shape changes [ms]."""
+
+    units: float
+    whole_waves: bool
+    compute: float
+    memory: float
+    port: float
+    l2: float
+    unpack: float
+    fill: float
+    launch: float
+    splitting: float
+
+
+def _rates(device: Device, parameters: GemmParameters) -> _Rates:
+    port = np.inf if device.units < FEW_UNITS else PORT_BYTES_PER_CLOCK * device.clock / 1e3
+    return _Rates(
+        units=float(device.units),
+        whole_waves=device.architecture not in PERSISTENT,
+        compute=parameters.compute / 1e3,
+        memory=parameters.memory * device.bandwidth / 1e3,
+        port=port,
+        l2=L2_SHARE * port * device.units * MULTICAST.get(device.architecture, 1.0),
+        unpack=UNPACKED_PER_CLOCK * device.clock / 1e3,
+        fill=parameters.fill,
+        launch=parameters.launch_clocks / device.clock * 1e3,
+        splitting=parameters.split_clocks / device.clock * 1e3,
+    )
+
+
+def time(shapes: Mapping[str, Array], device: Device, parameters: GemmParameters) -> tuple[Array, Array]:
+    """Return seconds of the kernel and what bounds it.
+
+    Notes
+    -----
+    With u units, tile M x N, split s, k' = k/s in whole steps, blocks B = ceil(m/M) ceil(n/N) s, waves w = max(B/u, 1),
+    whole where the schedule is static, b_A and b_W bytes an element, e_c and e_m the shares of peak and bandwidth::
+
+        t    = t_0/clock + q m k / (e_m bandwidth)
+               + min over tiles and splits [(t_c^4 + t_x^4 + t_p^4 + t_2^4 + t_m^4)^(1/4) + [s > 1] t_s/clock]
+        t_c  = w (k' + k_0) 2 M N u / (e_c peak)      arithmetic; k_0 fills and drains the pipeline of a tile
+        t_x  = w k' N / (64 clock)                    unpacking of narrow weights
+        t_p  = w k' (M b_A + N b_W) / (64 clock)      a unit's port to L2
+        t_2  = (n k b_W ceil(m/M) + m k b_A ceil(n/N)) / (32 c u clock)     L2; c blocks share what one reads
+        t_m  = (m k b_A + 2 m n + [cold] n k b_W) / (e_m bandwidth)
+
+    q is the traffic of making narrow activations. The exponent makes a soft maximum: parts overlap but for their ends.
+    Partial sums of split-K stay in L2 and are not counted apart.
+    """
+    arrays = np.broadcast_arrays(*(np.asarray(values) for values in shapes.values()))
+    flat = {name: values.reshape(-1) for name, values in zip(shapes, arrays, strict=True)}
+    seconds, bounds = np.empty(arrays[0].size), np.empty(arrays[0].size, np.int8)
+    rates = _rates(device, parameters)
+    for start in range(0, seconds.size, CHUNK):
+        rows = slice(start, start + CHUNK)
+        milliseconds, bounds[rows] = _chunk({name: values[rows] for name, values in flat.items()}, device, rates)
+        seconds[rows] = milliseconds * 1e-3
+    return seconds.reshape(arrays[0].shape), bounds.reshape(arrays[0].shape)
+
+
+def _chunk(shapes: Mapping[str, Array], device: Device, rates: _Rates) -> tuple[Array, Array]:
+    """Return milliseconds and bound, in 32 bits: fourth powers of milliseconds stay in range from 1 ns to a month."""
+    shape = {name: values.astype(np.float32) for name, values in shapes.items()}
+    m, n, k = shape["m"], shape["n"], shape["k"]
+    activations, weights = m * k * shape["activation_bytes"], n * k * shape["weight_bytes"]
+    warm = shapes["warm"].astype(bool) & (COPIES * weights < WARM_SHARE * device.l2)
+    memory = (activations + 2.0 * m * n + np.where(warm, np.float32(0), weights)) / rates.memory
+    quantisation = shape["quantisation_bytes"] * m * k / rates.memory
+    one = (2.0 * rates.units / rates.compute * shapes["work"] / peaks(shapes, device)).astype(np.float32)
+    unpacking = shape["unpacked"] / rates.unpack
+    unpacked = bool(unpacking.any())
+
+    def parts(tile_m: Any, tile_n: Any, split: Any) -> tuple[Array, Array, Array]:
+        """Return arithmetic, unpacking, and port and L2 to the fourth power, of a tile and split, or one for each."""
+        inner = np.ceil(k / (STEP * split)) * STEP
+        rows, columns = np.ceil(m / tile_m), np.ceil(n / tile_n)
+        waves = np.maximum(rows * columns * (split / rates.units), np.float32(1))
+        if rates.whole_waves:
+            waves = np.ceil(waves)
+        arithmetic = waves * (inner + rates.fill) * (one * (tile_m * tile_n))
+        waves *= inner
+        loaded = shape["activation_bytes"] * tile_m + shape["weight_bytes"] * tile_n
+        port = waves * loaded / rates.port
+        l2 = (weights * rows + activations * columns) / rates.l2
+        computed = _fourth(arithmetic)
+        if unpacked:
+            computed += _fourth(waves * tile_n * unpacking)
+        return computed, _fourth(port), _fourth(l2)
+
+    streamed = _fourth(memory)
+    best = np.full(m.shape, np.inf, np.float32)
+    chosen = np.zeros(m.shape, np.intp)
+    for j, split in enumerate(SPLITS):
+        for i, (tile_m, tile_n) in enumerate(TILES):
+            computed, port, l2 = parts(tile_m, tile_n, split)
+            found = np.sqrt(np.sqrt(computed + port + l2 + streamed))
+            if split > 1:
+                found += rates.splitting
+            better = found < best
+            np.copyto(best, found, where=better)
+            np.copyto(chosen, j * len(TILES) + i, where=better)
+    tiles = np.array(TILES, np.float32)[chosen % len(TILES)]
+    splits = np.array(SPLITS, np.float32)[chosen // len(TILES)]
+    computed, port, l2 = parts(tiles[:, 0], tiles[:, 1], splits)
+    fixed = rates.launch + rates.splitting * (splits > 1)
+    held = np.where(computed >= np.maximum(np.maximum(port, l2), _fourth(memory + quantisation)), COMPUTE, MEMORY)
+    total = best + quantisation + rates.launch
+    return total, np.where(fixed > total - fixed, LATENCY, held)
+
+
+def _fourth(values: Array) -> Array:
+    square: Array = values * values
+    return square * square
+
+
+MODEL = KernelModel("gemm", ("dtype", "m", "n", "k", "us_ref"), GemmParameters, shapes, time, roofline)
