@@ -17,6 +17,7 @@ from hardware.efficiency import DecodeParameters
 from perfmodel.architecture import Attention
 from perfmodel.kernels.model import Device, KernelModel
 from perfmodel.kernels.prefill import WIDTH, tensor_peak
+from perfmodel.kernels.prefill import variant_of as prefill_variant_of
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
 QUERY_ROWS = 64
@@ -66,6 +67,14 @@ def shapes_of(
     )
 
 
+def variant_of(head_dim: int, cache_bytes: float = 2.0, *, latent: bool = False) -> str:
+    """Return the kernel library's form for a type of cache and a width of keys, as of `prefill.variant_of`.
+
+    Latent attention has libraries of its own without rows here; the form of keys 128 wide stands in for them.
+    """
+    return prefill_variant_of(128 if latent else head_dim, 2.0, cache_bytes)
+
+
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
     return _arrays(
@@ -106,8 +115,17 @@ def cache_traffic(shapes: Mapping[str, Array]) -> Array:
 def traffic(shapes: Mapping[str, Array]) -> Array:
     """Return bytes of cache, queries and results; results take two bytes an element."""
     rows = shapes["sequences"] * shapes["heads"]
-    moved: Array = cache_traffic(shapes) + rows * (shapes["query_bytes"] * shapes["key_dim"] + 2.0 * shapes["value_dim"])
+    moved: Array = cache_traffic(shapes) + rows * (
+        shapes["query_bytes"] * shapes["key_dim"] + 2.0 * shapes["value_dim"]
+    )
     return moved
+
+
+def arithmetic_bytes(shapes: Mapping[str, Array], device: Device) -> Array:
+    """Return bytes of an element in the tensor cores: a cache of 8 bits is multiplied as such where the device can."""
+    if "fp8" not in device.peak:
+        return np.full(np.shape(shapes["cache_bytes"]), 2.0)
+    return np.minimum(shapes["query_bytes"], shapes["cache_bytes"])
 
 
 def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParameters) -> tuple[Array, Array]:
@@ -117,10 +135,11 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     -----
     With u units and m = 64 ceil(h/(64 k)) query rows a work item::
 
-        t      = t0 + (t_m^p + t_c^p + t_i^p)^(1/p)
-        t_m    = bytes / min(B, r a clock),   a = min(u, b k max(1, n/chunk)) active units
-        1/B    = hit/(r_L2 u clock) + (1 - hit)/(e_m bandwidth),   hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
-        t_c    = 2 m b k n (d + v) / (e_c peak a/u),   t_i = item b k/(u clock)
+        t   = t0/clock + (t_m^p + t_c^p + t_i^p)^(1/p)
+        t_m = max(bytes / B, bytes of cache / (r a clock)),   a = min(u, b k max(1, n/chunk)) active units
+        1/B = hit/(r_L2 u clock) + (1 - hit)/(e_m bandwidth),   hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
+        t_c = 2 m b k n (d + v) / (e_c peak a/u)
+        t_i = (item b k + head b h) / (u clock)
     """
     b, k = shapes["sequences"], shapes["kv_heads"]
     n = read_tokens(shapes)
@@ -130,18 +149,19 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     hit = np.where(shapes["warm"], np.clip(1.5 - moved / (parameters.warm_share * device.l2), 0.0, 1.0), 0.0)
     dram = parameters.memory * device.bandwidth
     l2_rate = max(parameters.l2_bytes_per_clock * device.units * device.clock, dram)
-    slowest = 1.0 / (hit / l2_rate + (1.0 - hit) / dram)
-    memory = moved / np.minimum(slowest, active * parameters.unit_bytes_per_clock * device.clock)
+    shared = 1.0 / (hit / l2_rate + (1.0 - hit) / dram)
+    unit_rate = parameters.unit_bytes_per_clock * device.clock
+    memory = np.maximum(moved / shared, cache_traffic(shapes) / (active * unit_rate))
     rows = QUERY_ROWS * np.ceil(shapes["heads"] / (QUERY_ROWS * k))
     flops = 2.0 * items * rows * n * (shapes["key_dim"] + shapes["value_dim"])
-    peak = tensor_peak(device, shapes["query_bytes"])
+    peak = tensor_peak(device, arithmetic_bytes(shapes, device))
     compute = flops / (parameters.compute * peak * active / device.units)
-    item = parameters.item_clocks * items / (device.units * device.clock)
-    p = parameters.softness
+    clocks = parameters.item_clocks * items + parameters.head_clocks * b * shapes["heads"]
+    item = clocks / (device.units * device.clock)
     largest = np.maximum(np.maximum(memory, compute), item)
-    ratios = (memory / largest) ** p + (compute / largest) ** p + (item / largest) ** p
-    busy = largest * ratios ** (1.0 / p)
-    launch = parameters.launch_us * 1e-6
+    p = parameters.softness
+    busy = largest * ((memory / largest) ** p + (compute / largest) ** p + (item / largest) ** p) ** (1.0 / p)
+    launch = parameters.launch_clocks / device.clock
     bound = np.where(memory >= largest, MEMORY, np.where(compute >= largest, COMPUTE, LATENCY))
     return launch + busy, np.where(busy < launch, LATENCY, bound).astype(np.int8)
 
@@ -150,7 +170,8 @@ def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
     """Return max(FLOPs/peak, bytes/bandwidth) [s], FLOPs without padding."""
     flops = 2.0 * shapes["sequences"] * shapes["heads"] * read_tokens(shapes)
     flops = flops * (shapes["key_dim"] + shapes["value_dim"])
-    seconds: Array = np.maximum(flops / tensor_peak(device, shapes["query_bytes"]), traffic(shapes) / device.bandwidth)
+    peak = tensor_peak(device, arithmetic_bytes(shapes, device))
+    seconds: Array = np.maximum(flops / peak, traffic(shapes) / device.bandwidth)
     return seconds
 
 

@@ -3,7 +3,8 @@
 Symbols: b sequences, s new tokens and c tokens cached before them of each, h query heads, k key-value heads, d and v
 widths of a key and a value. Work comes in tiles of 128 queries by 128 keys (Dao, "FlashAttention-2",
 arXiv 2307.08691, section 3; Shah et al., "FlashAttention-3", arXiv 2407.08608): a row of tiles, one sequence, head
-and block of queries, belongs to one unit.
+and block of queries, belongs to one unit. Query heads that share keys fill a row of tiles together where their
+sequences are short.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
 TILE = 128
 """Queries and keys of a tile."""
+
+HEAD_WIDTHS = (64, 128, 192, 256, 512)
+"""Widths of a key for which the measured libraries have a kernel of their own; the next wider one serves the others."""
 
 WIDTH = {"bfloat16": 2.0, "float16": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 """Bytes of an element."""
@@ -65,6 +69,19 @@ def shapes_of(
         cache_bytes=cache_bytes,
         warm=False,
     )
+
+
+def variant_of(head_dim: int, query_bytes: float = 2.0, cache_bytes: float = 2.0) -> str:
+    """Return the kernel library's form for a type and a width of keys: ``bf16``, ``bf16_kv8_d64``, ``fp8_d256``.
+
+    Notes
+    -----
+    Libraries compile one kernel a width, each with its own tiles (FlashAttention-3, section 4.1); ``kv8`` reads a cache
+    of one byte an element. Keys 128 wide carry no suffix.
+    """
+    form = "fp8" if query_bytes == 1.0 else "bf16_kv8" if cache_bytes == 1.0 else "bf16"
+    width = next((width for width in HEAD_WIDTHS if width >= head_dim), HEAD_WIDTHS[-1])
+    return form if width == TILE else f"{form}_d{width}"
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
@@ -121,14 +138,23 @@ def tensor_peak(device: Device, bytes_per_element: Array) -> Array:
     return np.where(eight_bits, narrow or 0.0, wide or 0.0)
 
 
-def traffic(shapes: Mapping[str, Array]) -> Array:
-    """Return bytes of queries, keys, values and result, each moved once; results take two bytes an element."""
+def traffic(shapes: Mapping[str, Array], key_value_passes: float = 1.0) -> Array:
+    """Return bytes of queries, keys, values and result; results take two bytes an element.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Inputs as of `time`.
+    key_value_passes : float
+        How often keys and values of new tokens are moved; those of tokens cached before are read once.
+    """
     b, s, c = shapes["sequences"], shapes["new_tokens"], shapes["cached_tokens"]
     h, k, d, v = shapes["heads"], shapes["kv_heads"], shapes["key_dim"], shapes["value_dim"]
     window = np.asarray(shapes["window"])
-    seen = s + np.where(window > 0, np.minimum(c, window), c)
+    before = np.where(window > 0, np.minimum(c, window), c)
     queries = s * h * (shapes["query_bytes"] * d + 2.0 * v)
-    moved: Array = b * (queries + shapes["cache_bytes"] * seen * k * (d + v))
+    keys = (key_value_passes * s + before) * k * (d + v) * shapes["cache_bytes"]
+    moved: Array = b * (queries + keys)
     return moved
 
 
@@ -137,25 +163,30 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: PrefillParamet
 
     Notes
     -----
-    With u units, N tiles of all sequences and heads and L tiles of the longest row::
+    With u units, n = ceil(s/128) rows of N tiles of a sequence and head, the longest of L::
 
-        t_tile = 2 128^2 (d + v) u / (e_c peak)  min(1, max(s, s_min)/128)
+        R      = min(h n, k ceil(s h/(128 k)))            rows of a sequence: heads that share keys fill one together
+        t_tile = 2 128^2 (d + v) u / (e_c peak)
         t      = t0 + x L t_tile + (t_c^p + t_m^p)^(1/p)
-        t_c    = max(N/u, 1) t_tile,   t_m = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
+        t_c    = b R N/n t_tile / u,   t_m = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
+
+    x L t_tile is the critical path: a unit that begins a long row late ends alone.
     """
+    s, h, k = shapes["new_tokens"], shapes["heads"], shapes["kv_heads"]
     tiles, longest = tile_counts(shapes)
-    filled = np.minimum(np.maximum(shapes["new_tokens"], parameters.least_rows) / TILE, 1.0)
-    peak = parameters.compute * tensor_peak(device, shapes["query_bytes"]) / device.units
-    tile = 2.0 * TILE**2 * (shapes["key_dim"] + shapes["value_dim"]) * filled / peak
-    compute = np.maximum(shapes["sequences"] * shapes["heads"] * tiles / device.units, 1.0) * tile
-    moved = traffic(shapes)
+    n = np.ceil(s / TILE)
+    rows = np.minimum(h * n, k * np.ceil(s * h / (TILE * k)))
+    peak = parameters.compute * tensor_peak(device, shapes["query_bytes"])
+    tile = 2.0 * TILE**2 * (shapes["key_dim"] + shapes["value_dim"]) / peak
+    compute = shapes["sequences"] * rows * tiles / n * tile
+    moved = traffic(shapes, parameters.key_value_passes)
     bandwidth = parameters.memory * device.bandwidth
-    l2_rate = np.maximum(parameters.l2_bytes_per_clock * device.units * device.clock, bandwidth)
+    l2_rate = max(parameters.l2_bytes_per_clock * device.units * device.clock, bandwidth)
     memory = moved / np.where(shapes["warm"] & (moved < device.l2), l2_rate, bandwidth)
-    critical = parameters.critical * longest * tile
+    critical = parameters.critical * longest * tile * device.units
     launch = parameters.launch_us * 1e-6
-    p = parameters.softness
     larger = np.maximum(compute, memory)
+    p = parameters.softness
     busy = critical + larger * (1.0 + (np.minimum(compute, memory) / larger) ** p) ** (1.0 / p)
     bound = np.where(busy < launch, LATENCY, np.where(critical + compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
     return launch + busy, bound
