@@ -87,11 +87,19 @@ class DecodeParameters(KernelParameters):
 
 
 class MoeParameters(KernelParameters):
-    """Fused expert network."""
+    """Fused expert network: products grouped by expert, activation, reduction."""
 
-    launch_us: Annotated[float, fitted(0.1, 100)]
-    """Floor of a launch [us]."""
+    launch_us: Annotated[float, fitted(1, 100)]
+    """Floor of its launches: sorting, two products, activation, reduction [us]."""
     compute: Annotated[float, fitted(0.02, 1.0)]
-    """Share of peak of the grouped product."""
-    memory: Annotated[float, fitted(0.1, 1.0)]
-    """Share of memory bandwidth when streaming experts."""
+    """Share of peak of the grouped products, on rows filled up to tiles."""
+    unit_bytes_per_clock: Annotated[float, fitted(1, 300)]
+    """Rate at which a unit loads the two sides of its tiles [bytes/clock]: it holds small tiles back."""
+    memory: Annotated[float, fitted(0.05, 1.0)]
+    """Share of memory bandwidth when streaming the weights of experts."""
+    traffic: Annotated[float, fitted(0.05, 1.0)]
+    """Share of memory bandwidth of rows that are written and read between the products."""
+    step_clocks: Annotated[float, fitted(1, 4000)]
+    """One step along the inner dimension, which a tile takes one after another [clocks]: the latency of a load."""
+    softness: Annotated[float, fitted(1, 10)]
+    """Exponent of the soft maximum of arithmetic, streaming and the chain of steps."""
