@@ -119,6 +119,24 @@ def elementwise(device: str) -> Arrays:
     return np.zeros_like(memory), memory, np.concatenate(measured_s)
 
 
+def power_exponents() -> None:
+    """Print, for training runs that reach 85 % of the limit, the exponent of throughput in the power limit."""
+    rows = pd.read_csv(DATA.parent / "kv_power" / "gpu_power_cap_training.csv")
+    for gpu, runs in rows.groupby("gpu"):
+        ratios: dict[float, list[float]] = {}
+        for _, run in runs.groupby(["dataset", "network", "batch"]):
+            ordered = run.sort_values("power_limit_w")
+            largest = ordered.power_limit_w.max()
+            if ordered.avg_power_w.iloc[-1] < 0.85 * largest:
+                continue
+            for limit, seconds in zip(ordered.power_limit_w, ordered.epoch_time_s, strict=True):
+                if limit < largest:
+                    ratios.setdefault(limit / largest, []).append(ordered.epoch_time_s.iloc[-1] / seconds)
+        for share, speeds in sorted(ratios.items()):
+            exponent = np.log(np.median(speeds)) / np.log(share)
+            print(f"{gpu:8} power {share:.2f}  throughput {np.median(speeds):.3f}  exponent {exponent:.2f}")
+
+
 def main() -> None:
     """Print the fits."""
     for device in ("a100_sxm", "h100_sxm"):
@@ -130,6 +148,7 @@ def main() -> None:
         print(f"{device:9} attention      ", fit(*attention(device)))
         print(f"{device:9} moe            ", fit(*moe(device)))
         print(f"{device:9} elementwise    ", fit(*elementwise(device)))
+    power_exponents()
 
 
 if __name__ == "__main__":

@@ -222,6 +222,11 @@ def _part(source: Source, at: Path) -> Any:
     return data
 
 
+def unknown_family(architecture: str) -> str:
+    """Return the message for an architecture without an efficiency family."""
+    return f"no efficiency family for it; {did_you_mean(architecture, names('efficiency'))} [got {architecture!r}]"
+
+
 def check_file(path: FilePath) -> list[Fault]:
     """Check a hardware file, and that what it refers to exists and fits together.
 
@@ -241,7 +246,9 @@ def check_file(path: FilePath) -> list[Fault]:
         if kind in ("node", "cluster"):
             resolve_cluster(source.data, path.parent, source=source)
         else:
-            validated(MODELS[kind], source)
+            entry = validated(MODELS[kind], source)
+            if isinstance(entry, Accelerator) and entry.architecture not in names("efficiency"):
+                return [source.fault(("architecture",), unknown_family(entry.architecture))]
     except InputError as error:
         return list(error.faults)
     return []

@@ -18,6 +18,8 @@ class Constants:
         Share of peak of the attention core's backward pass over its forward pass's, where the family has none measured.
     elementwise_memory : float
         Bandwidth of elementwise kernels at the sizes of training over that of the short ones measured alone.
+    expert_products : float
+        Share of peak of experts' grouped products over that of plain products, where the family has none measured.
     power_exponent : float
         Sustained throughput goes with the power limit to this power.
     overlap_slowdown : float
@@ -28,6 +30,7 @@ class Constants:
 
     attention_backward: float
     elementwise_memory: float
+    expert_products: float
     power_exponent: float
     overlap_slowdown: float
     host_softness: float

@@ -47,6 +47,8 @@ class Defaults(_Strict):
     """What a run that does not say gets from this framework."""
 
     recompute: Literal["none", "selective", "full"] = "none"
+    micro_batches_per_stage: int | None = None
+    """Micro-batches over pipeline stages, where a run with stages does not state its micro-batch."""
     zero_stage: int = 1
     overlap_dp: bool = True
     overlap_tp: bool = False
@@ -71,6 +73,8 @@ class Framework(_Strict):
     """Share of a collective's bandwidth that gathering and scattering sharded weights (ZeRO-3) reaches."""
     expert_dispatch: Literal["per-expert", "per-node"] = "per-node"
     """Whether a token crosses the network once for every expert it visits, or once for every node."""
+    reshards_in_pipeline: bool = True
+    """With pipeline stages, sharded weights (ZeRO-3) are gathered anew for every micro-batch, not once a step."""
     overlap_pp: bool = False
     """Sends between pipeline stages run behind compute."""
     states: StateBytes

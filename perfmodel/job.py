@@ -153,11 +153,12 @@ def operator_kinds(
     sustained = sustained_share(accelerator, reference, constants.power_exponent)
     if accelerator.efficiency is not None:
         own = {key: value for key in OPERATOR_CLASSES if (value := getattr(accelerator.efficiency, key)) is not None}
+        if "gemm" in own:  # measured on the accelerator itself: at its own power limit, and no family's spread
+            sustained, chain = 1.0, chain[-1:]
         family = family.model_copy(update=own)
-    gemm, attention, moe, elementwise = family.gemm, family.attention, family.moe, family.elementwise
+    gemm, attention, elementwise = family.gemm, family.attention, family.elementwise
     assert gemm is not None
     assert attention is not None
-    assert moe is not None
     assert elementwise is not None
     dtype, _ = PRECISIONS[precision]
     wide = "fp16" if precision == "fp16" else "bf16"
@@ -166,14 +167,13 @@ def operator_kinds(
     if dtype in ("fp8", "fp4"):
         # an unmeasured type takes the shares of the nearest measured one; fp8 is measured on Hopper
         low = (family.gemm_fp4 if dtype == "fp4" else None) or family.gemm_fp8 or _hopper_fp8()
-        moe = moe.model_copy(update={"compute": moe.compute * low.compute / gemm.compute})
         linear = low
     backward = family.attention_backward or _slowed(attention, constants.attention_backward)
     streaming = elementwise.memory * constants.elementwise_memory
     kinds = {
         "gemm": Kind(peak, _slowed(linear, sustained)),
         "gemm16": Kind(wide_peak, _slowed(gemm, sustained)),
-        "moe": Kind(peak, _slowed(moe, sustained)),
+        "moe": Kind(peak, _slowed(family.moe or _slowed(linear, constants.expert_products), sustained)),
         "attention": Kind(wide_peak, _slowed(attention, sustained * attention_share)),
         "attention_backward": Kind(wide_peak, _slowed(backward, sustained * attention_share)),
         "elementwise": Kind(wide_peak, elementwise.model_copy(update={"memory": min(streaming, 1.0)})),

@@ -99,15 +99,14 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         weights = np.where(
             plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight
         )
-        # while one layer works the next is gathered; embedding and output stay gathered from forward to backward
-        gathered = np.where(
-            plan.zero_stage >= 3,
-            (2 * states.weight_traffic + states.gradient_traffic)
-            * (dense - parameters.ends[number] + experts)
-            / np.maximum(layers, 1)
-            + (states.weight_traffic + states.gradient_traffic) * parameters.ends[number],
-            0.0,
-        )
+        # while one layer works the next is gathered; embedding and output stay gathered from forward to backward, and
+        # everything does where a pipeline gathers once
+        passing = states.weight_traffic + states.gradient_traffic
+        held = parameters.ends[number] * passing + (2 * states.weight_traffic + states.gradient_traffic) * (
+            dense - parameters.ends[number] + experts
+        ) / np.maximum(layers, 1)
+        once = (plan.pp > 1) & (not framework.reshards_in_pipeline)
+        gathered = np.where(plan.zero_stage >= 3, np.where(once, passing * (dense + np.asarray(experts)), held), 0.0)
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
         optimizer = state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
         largest = np.maximum(largest, optimizer)

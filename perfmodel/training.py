@@ -231,8 +231,9 @@ def _gradient_terms(
     overlapped = np.where(plan.overlap_dp == 1, 1 - 1 / layers, 0.0)
     gradient_hidden = np.minimum(gradient_s * overlapped, backward_s)
     weight_hidden = np.minimum(weight_s * overlapped, forward_s)
-    gradient_times = np.where(zero >= 2, micro_batches, 1)
-    weight_times = np.where(sharded, micro_batches, 1)
+    once = sharded & (plan.pp > 1) & (not job.framework.reshards_in_pipeline)
+    gradient_times = np.where((zero >= 2) & ~once, micro_batches, 1)
+    weight_times = np.where(sharded & ~once, micro_batches, 1)
     return [
         Term(
             "gradient traffic",

@@ -30,7 +30,7 @@ REQUIRED = ("gpu", "gpus", "model", "seq_len", "global_batch", "precision")
 
 MEASURED = ("iter_time_s", "tokens_per_s_per_gpu")
 
-FIELD_DEFAULTS: dict[str, Any] = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "vpp": 1, "micro_batch": 1}
+FIELD_DEFAULTS: dict[str, Any] = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "vpp": 1}
 """What a blank layout field gets, whatever the framework."""
 
 DEFAULT_FRAMEWORK = "megatron-lm"
@@ -207,7 +207,15 @@ def _plan_row(row: Any, framework: Framework, ranks: int, defaults: Defaults) ->
         defaults.note("overlap", f"dp={own.overlap_dp} tp={own.overlap_tp} ({framework.name})")
     model_ranks = plan["tp"] * plan["pp"] * plan["cp"]
     plan["dp"] = _integer(row, "dp") or max(ranks // model_ranks, 1)
+    plan["micro_batch"] = field("micro_batch", _micro_batch(row, plan, own.micro_batches_per_stage))
     return plan
+
+
+def _micro_batch(row: Any, plan: dict[str, Any], per_stage: int | None) -> int:
+    """Return the micro-batch of a run that does not state it: one, or as the framework cuts a replica's batch."""
+    if per_stage is None or plan["pp"] == 1:
+        return 1
+    return max((_integer(row, "global_batch") or 1) // int(plan["dp"] * plan["pp"] * per_stage), 1)
 
 
 def _check(plan: dict[str, Any], architecture: Architecture, ranks: int, global_batch: int) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hardware.catalogue import Machine, description, resolve_cluster
+from hardware.catalogue import Machine, UnknownName, description, resolve_cluster, unknown_family
 from hardware.faults import Fault, InputError
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
@@ -232,6 +232,9 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
         )
     except ValueError as error:
         raise InputError([*faults, source.fault(("workload", "precision"), str(error))]) from None
+    except UnknownName:
+        message = unknown_family(machine.accelerator.architecture)
+        raise InputError([*faults, source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
     faults += _objective_faults(question, machine, source)
     given = None
     if question.plan is not None:

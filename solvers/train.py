@@ -20,7 +20,7 @@ from perfmodel.training import predict_step
 from solvers.backend import relative_gap
 from solvers.result import Objective, Result
 from solvers.scenario import TrainScenario, usd_per_hour
-from solvers.train_relaxation import memory_relaxation, relaxations
+from solvers.train_relaxation import host_relaxation, memory_relaxation, relaxations
 from solvers.train_search import Evaluated, evaluate
 from solvers.train_space import Space, space
 
@@ -115,24 +115,28 @@ def predict(scenario: TrainScenario) -> Result:
     job = scenario.job
     described, breakdown = explained(scenario, scenario.plan)
     needed, capacity = described["memory_bytes"]["reserved_peak"], available_bytes(job)
+    offloaded, hosted = described["memory_bytes"]["offloaded"], host_bytes(job)
     common: dict[str, Any] = {
         "kind": "train",
         "candidates": 1,
         "scenario": scenario.resolved,
         "provenance": provenance(job),
     }
-    if needed > capacity:
+    if needed > capacity or offloaded > hosted:
+        relaxation = [memory_relaxation(job, needed)] if needed > capacity else []
+        if offloaded > hosted:
+            relaxation.append(host_relaxation(job, offloaded))
         return Result(
             status="infeasible",
             objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
             why_not=[
                 {
-                    "reason": "out of memory",
+                    "reason": "out of memory" if needed > capacity else "out of host memory",
                     "candidates": 1,
                     "nearest": {"plan": plan_to_dict(scenario.plan), "prediction": described},
                 }
             ],
-            relaxation=[memory_relaxation(job, needed)],
+            relaxation=relaxation,
             solve_time_s=time.perf_counter() - began,
             **common,
         )
@@ -321,7 +325,8 @@ def _baseline(scenario: TrainScenario, best: dict[str, Any]) -> dict[str, Any] |
         "gain": gain,
         "gain_p10": gain * low,
         "gain_p90": gain * high,
-        "fits": described["memory_bytes"]["reserved_peak"] <= available_bytes(scenario.job),
+        "fits": described["memory_bytes"]["reserved_peak"] <= available_bytes(scenario.job)
+        and described["memory_bytes"]["offloaded"] <= host_bytes(scenario.job),
     }
 
 

@@ -52,6 +52,17 @@ def memory_relaxation(job: Job, needed_bytes: float) -> dict[str, Any]:
     }
 
 
+def host_relaxation(job: Job, offloaded_bytes: float) -> dict[str, Any]:
+    """Return the host memory of a node on which `offloaded_bytes` a rank fit."""
+    ranks = min(job.machine.node.accelerators.count, job.ranks)
+    return {
+        "constraint": "node.tiers.ddr.capacity",
+        "now": host_bytes(job) * ranks,
+        "needed": offloaded_bytes * ranks,
+        "unit": "bytes",
+    }
+
+
 def on_nodes(job: Job, nodes: int) -> Job:
     """Return the job on another number of nodes, of a cluster that is large enough.
 

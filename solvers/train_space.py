@@ -94,7 +94,7 @@ def space(job: Job, search: TrainSearch) -> Space:
     experts = max(group.feed_forward.experts for group in architecture.layers)
     heads = min(group.attention.heads for group in architecture.layers)
     depth = architecture.depth
-    node = job.node_ranks if job.levels else 1
+    node = min(job.machine.node.accelerators.count, job.ranks)
     lists = {
         "tp": search.tp or _powers_of_two(min(node, LARGEST_TENSOR_PARALLEL)),
         "pp": search.pp or [size for size in divisors(job.ranks) if size <= depth],

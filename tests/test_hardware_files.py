@@ -27,7 +27,7 @@ CHIP = """\
 kind: accelerator
 name: my-chip
 vendor: me
-architecture: mine
+architecture: hopper
 peak: {bf16: 100 TFLOP/s}
 memory: {capacity: 10 GB, bandwidth: 1 TB/s}
 units: 10
@@ -240,3 +240,11 @@ def test_the_catalogue_is_light_to_import() -> None:
     code = "import sys, hardware.catalogue, hardware.topology; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "scipy", "pandas", "networkx", "pulp", "highspy"} & set(loaded)
+
+
+def test_an_architecture_without_an_efficiency_family_is_a_fault(folder: Path) -> None:
+    chip = folder / "chips" / "my-chip.yaml"
+    chip.write_text(chip.read_text(encoding="utf-8").replace("hopper", "hoper"), encoding="utf-8")
+    [fault] = check_file(chip)
+    assert fault.key == "architecture"
+    assert 'did you mean "hopper"' in fault.message

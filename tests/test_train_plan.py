@@ -307,3 +307,27 @@ def test_choices_cover_the_question() -> None:
 def test_divisors() -> None:
     assert divisors(96) == [d for d in range(1, 97) if 96 % d == 0]
     assert divisors(1) == [1]
+
+
+def test_an_unknown_architecture_is_a_fault_of_the_input() -> None:
+    from cli.load import with_overrides
+
+    source = with_overrides(Source("small", SMALL), ["accelerator.architecture=hoper"], Path())
+    with pytest.raises(InputError) as caught:
+        load_train(source, Path())
+    assert 'did you mean "hopper"' in str(caught.value)
+
+
+def test_predict_checks_the_hosts_memory() -> None:
+    from cli.load import with_overrides
+
+    today = {"pp": 8, "offload": "optimizer", "recompute": "full", "zero_stage": 1}
+    question = SMALL | {"nodes": 1, "model": "llama-3.1-70b", "plan": today}
+    # 70.6e9 parameters x 12 bytes over 8 stages: 106 GB a rank, 847 GB a node of 1.6 TB
+    assert predict(load_train(Source("x", question), Path())).status == "feasible"
+    small = with_overrides(Source("x", question), ["cluster.node.tiers.ddr.capacity=800 GB"], Path())
+    result = predict(load_train(small, Path()))
+    assert result.status == "infeasible"
+    [host] = result.relaxation
+    assert host["constraint"] == "node.tiers.ddr.capacity"
+    assert host["needed"] > 847e9
