@@ -35,8 +35,6 @@ class GemmParameters(KernelParameters):
     """Share of peak inside a tile."""
     memory: Annotated[float, fitted(0.1, 1.0)]
     """Share of memory bandwidth."""
-    fill: Annotated[float, fitted(16, 1024)]
-    """Inner products' length that filling and draining the pipeline of a tile costs [elements of k]."""
     split_clocks: Annotated[float, fitted(300, 100_000)]
     """Synchronisation of units that share an inner product (split-K); large where a library does not split [clocks]."""
 

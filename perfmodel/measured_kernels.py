@@ -22,7 +22,7 @@ from hardware.schema import Accelerator, EfficiencyFamily
 from perfmodel.kernels.model import KernelModel, device_of
 from perfmodel.validation import Defaults
 
-MODULES = {"gemm": "gemm", "attention-prefill": "prefill", "attention-decode": "decode", "moe": "moe"}
+MODULES = {"gemm": "gemm", "attention-prefill": "prefill", "attention-decode": "decode", "moe": "moe", "copy": "copy"}
 """Kind of measurement -> module of ``perfmodel.kernels``."""
 
 MEASURED = "us_ref"
@@ -44,6 +44,8 @@ TEXT_COLUMNS = ("dtype", "attn_dtype", "kv_dtype", "moe_dtype", "distribution")
 """Columns that hold names; all other columns of a model hold numbers."""
 
 MAY_BE_ZERO = ("gated",)
+
+OTHER_KIND = "a row of another kind of kernel"
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float": "fp32", "float32": "fp32"}
 
@@ -68,6 +70,8 @@ def variants_of(model: KernelModel, frame: pd.DataFrame) -> pd.Series[str]:
     own = getattr(import_module(model.time.__module__), "variants", None)
     if own is not None:
         return pd.Series(own(frame), index=frame.index).astype(str)
+    if model.name not in VARIANTS:
+        return pd.Series("all", index=frame.index)
     column = frame[VARIANTS[model.name]].astype(str).str.strip().str.lower()
     return column.replace(SHORT_DTYPES)
 
@@ -203,7 +207,7 @@ def _check_cells(rows: Rows, kind: str, model: KernelModel) -> None:
     frame = rows.frame
     if KIND_COLUMN in frame.columns:
         other = frame[KIND_COLUMN].notna() & (frame[KIND_COLUMN].astype(str) != kind)
-        rows.refuse(other, "a row of another kind of kernel", told=False)
+        rows.refuse(other, OTHER_KIND, told=False)
     frame["measured"] = np.nan
     for name in columns_of(model):
         if name not in frame.columns or name in TEXT_COLUMNS:
@@ -226,9 +230,18 @@ def _check_cells(rows: Rows, kind: str, model: KernelModel) -> None:
             low = frame[name] < 0 if name in MAY_BE_ZERO else frame[name] <= 0
             rows.refuse(low, f"{name} is not positive", name)
     frame["variant"] = ""
-    whole = frame["skipped"] == ""
-    if whole.any():
-        frame.loc[whole, "variant"] = variants_of(model, frame[whole])
+    for part in _of_one_type(frame, []):
+        try:
+            frame.loc[part.index, "variant"] = variants_of(model, part)
+        except (KeyError, ValueError) as error:
+            rows.refuse(frame.index.isin(part.index), str(error.args[0]))
+
+
+def _of_one_type(frame: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
+    """Split the usable rows by names such as types, so that one that a model does not know spoils no other."""
+    columns = keys + [name for name in TEXT_COLUMNS if name in frame.columns]
+    usable = frame[frame["skipped"] == ""]
+    return [part for _, part in usable.groupby(columns, dropna=False, sort=False)] if columns else [usable]
 
 
 def _bare(name: str) -> str:
@@ -334,8 +347,8 @@ def add_roofline(rows: Rows, model: KernelModel, accelerators: Mapping[str, Acce
     frame["roofline_us"] = np.nan
     frame["memory_us"] = np.nan
     frame["cold"] = False
-    for device_name, _, part in parts_of(frame):
-        device = device_of(accelerators[device_name])
+    for part in _of_one_type(frame, ["device_name", "variant"]):
+        device = device_of(accelerators[str(part["device_name"].iloc[0])])
         try:
             shapes = model.shapes(part)
             roofline = np.asarray(model.roofline(shapes, device), dtype=float)
@@ -343,7 +356,7 @@ def add_roofline(rows: Rows, model: KernelModel, accelerators: Mapping[str, Acce
             memory = np.asarray(model.roofline(shapes, no_arithmetic), dtype=float)
         except (KeyError, ValueError) as error:
             said = str(error.args[0]) if isinstance(error, ValueError) else f"{device.name} has no {error.args[0]} peak"
-            rows.refuse(frame.index.isin(part.index), said, told=False)
+            rows.refuse(frame.index.isin(part.index), said)
             continue
         frame.loc[part.index, "roofline_us"] = roofline * 1e6
         frame.loc[part.index, "memory_us"] = memory * 1e6
