@@ -54,8 +54,6 @@ class PrefillParameters(KernelParameters):
     """How often keys and values of new tokens travel: the library writes them to the cache and reads them back."""
     l2_bytes_per_clock: Annotated[float, fitted(1, 128)]
     """Rate at which a unit reads and writes tensors that stay in the L2 cache [bytes/clock]."""
-    softness: Annotated[float, fitted(1, 10)]
-    """Exponent of the soft maximum of arithmetic and memory time."""
 
 
 class DecodeParameters(KernelParameters):
@@ -68,16 +66,12 @@ class DecodeParameters(KernelParameters):
     memory: Annotated[float, fitted(0.85, 1.0)]
     """Share of memory bandwidth that nothing else delays; the best rows of either measured device reach 0.85 or more,
     and below that streaming cannot be told from padded arithmetic."""
-    unit_bytes_per_clock: Annotated[float, fitted(2, 300)]
-    """Rate at which one unit reads its part of the cache [bytes/clock]."""
     chunk: Annotated[float, fitted(16, 131072)]
     """Cached tokens in one piece of a work item that is split over units."""
     item_clocks: Annotated[float, fitted(20, 40000)]
     """Cost of a work item beyond its bytes [clocks of a unit]: a property of the kernel library, not of the device."""
     head_clocks: Annotated[float, fitted(0.1, 5000)]
     """Cost of each query head of a work item [clocks of a unit], of the library as well."""
-    l2_bytes_per_clock: Annotated[float, fitted(4, 256)]
-    """Rate at which a unit reads a cache that stays in the L2 cache [bytes/clock]."""
     warm_share: Annotated[float, fitted(0.1, 2.0)]
     """Part of the L2 cache up to which half of a cache read again and again is still there."""
     softness: Annotated[float, fitted(1, 10)]

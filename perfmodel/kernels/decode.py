@@ -16,12 +16,15 @@ import pandas as pd
 from hardware.efficiency import DecodeParameters
 from perfmodel.architecture import Attention
 from perfmodel.kernels.model import Device, KernelModel
-from perfmodel.kernels.prefill import WIDTH, tensor_peak
+from perfmodel.kernels.prefill import tensor_peak, widths
 from perfmodel.kernels.prefill import variant_of as prefill_variant_of
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
 QUERY_ROWS = 64
 """Query rows of a tile of the tensor cores: heads that share keys fill them, the rest is padding."""
+
+L2_BYTES_PER_CLOCK = 5120 / 108
+"""Rate of the L2 cache for a unit [bytes/clock]: NVIDIA A100 white paper (2020), 5,120 bytes a clock for 108 units."""
 
 
 def shapes_of(
@@ -75,6 +78,12 @@ def variant_of(head_dim: int, cache_bytes: float = 2.0, *, latent: bool = False)
     return prefill_variant_of(128 if latent else head_dim, 2.0, cache_bytes)
 
 
+def variants(frame: pd.DataFrame) -> Array:
+    """Return the kernel library's form of every measured row."""
+    rows = zip(frame["head_dim"], widths(frame["kv_dtype"]), strict=True)
+    return np.array([variant_of(*row) for row in rows], dtype=object)
+
+
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
     return _arrays(
@@ -87,8 +96,8 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
         latent=False,
         window=0,
         block_size=1,
-        query_bytes=frame["attn_dtype"].map(WIDTH).to_numpy(float),
-        cache_bytes=frame["kv_dtype"].map(WIDTH).to_numpy(float),
+        query_bytes=widths(frame["attn_dtype"]),
+        cache_bytes=widths(frame["kv_dtype"]),
         warm=True,
     )
 
@@ -136,9 +145,9 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     With u units and m = 64 ceil(h/(64 k)) query rows a work item::
 
         t   = t0/clock + (t_m^p + t_c^p + t_i^p)^(1/p)
-        t_m = max(bytes / B, bytes of cache / (r a clock)),   a = min(u, b k max(1, n/chunk)) active units
-        1/B = hit/(r_L2 u clock) + (1 - hit)/(e_m bandwidth),   hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
-        t_c = 2 m b k n (d + v) / (e_c peak a/u)
+        t_m = hit bytes/(r u clock) + (1 - hit) bytes/(e_m bandwidth)
+        hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
+        t_c = 2 m b k n (d + v) / (e_c peak a/u),   a = min(u, b k max(1, n/chunk)) active units
         t_i = (item b k + head b h) / (u clock)
     """
     b, k = shapes["sequences"], shapes["kv_heads"]
@@ -148,10 +157,8 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     moved = traffic(shapes)
     hit = np.where(shapes["warm"], np.clip(1.5 - moved / (parameters.warm_share * device.l2), 0.0, 1.0), 0.0)
     dram = parameters.memory * device.bandwidth
-    l2_rate = max(parameters.l2_bytes_per_clock * device.units * device.clock, dram)
-    shared = 1.0 / (hit / l2_rate + (1.0 - hit) / dram)
-    unit_rate = parameters.unit_bytes_per_clock * device.clock
-    memory = np.maximum(moved / shared, cache_traffic(shapes) / (active * unit_rate))
+    l2_rate = max(L2_BYTES_PER_CLOCK * device.units * device.clock, dram)
+    memory = moved * (hit / l2_rate + (1.0 - hit) / dram)
     rows = QUERY_ROWS * np.ceil(shapes["heads"] / (QUERY_ROWS * k))
     flops = 2.0 * items * rows * n * (shapes["key_dim"] + shapes["value_dim"])
     peak = tensor_peak(device, arithmetic_bytes(shapes, device))

@@ -26,7 +26,7 @@ TILE = 128
 HEAD_WIDTHS = (64, 128, 192, 256, 512)
 """Widths of a key for which the measured libraries have a kernel of their own; the next wider one serves the others."""
 
-WIDTH = {"bfloat16": 2.0, "float16": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+WIDTH = {"bfloat16": 2.0, "float16": 2.0, "half": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0}
 """Bytes of an element."""
 
 
@@ -84,6 +84,27 @@ def variant_of(head_dim: int, query_bytes: float = 2.0, cache_bytes: float = 2.0
     return form if width == TILE else f"{form}_d{width}"
 
 
+def widths(column: pd.Series[str]) -> Array:
+    """Return bytes of an element of the types in a column.
+
+    Raises
+    ------
+    ValueError
+        Where a type is not among ``WIDTH``.
+    """
+    names = column.astype(str).str.strip().str.lower()
+    unknown = sorted(set(names) - set(WIDTH))
+    if unknown:
+        raise ValueError(f"{column.name}: no width is known of {', '.join(unknown)}; of {', '.join(WIDTH)} it is")
+    return names.map(WIDTH).to_numpy(float)
+
+
+def variants(frame: pd.DataFrame) -> Array:
+    """Return the kernel library's form of every measured row."""
+    rows = zip(frame["head_dim"], widths(frame["attn_dtype"]), widths(frame["kv_dtype"]), strict=True)
+    return np.array([variant_of(*row) for row in rows], dtype=object)
+
+
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
     return _arrays(
@@ -95,8 +116,8 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
         key_dim=frame["head_dim"].to_numpy(float),
         value_dim=frame["head_dim"].to_numpy(float),
         window=0,
-        query_bytes=frame["attn_dtype"].map(WIDTH).to_numpy(float),
-        cache_bytes=frame["kv_dtype"].map(WIDTH).to_numpy(float),
+        query_bytes=widths(frame["attn_dtype"]),
+        cache_bytes=widths(frame["kv_dtype"]),
         warm=True,
     )
 
@@ -167,10 +188,11 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: PrefillParamet
 
         R      = min(h n, k ceil(s h/(128 k)))            rows of a sequence: heads that share keys fill one together
         t_tile = 2 128^2 (d + v) u / (e_c peak)
-        t      = t0 + x L t_tile + (t_c^p + t_m^p)^(1/p)
-        t_c    = b R N/n t_tile / u,   t_m = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
+        t      = t0 + x L t_tile + b R N/n t_tile / u + t_m
+        t_m    = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
 
-    x L t_tile is the critical path: a unit that begins a long row late ends alone.
+    x L t_tile is the critical path: a unit that begins a long row late ends alone. Arithmetic and memory add up: the
+    cache is written before attention reads it, and a row of few tiles has little arithmetic to hide its loads behind.
     """
     s, h, k = shapes["new_tokens"], shapes["heads"], shapes["kv_heads"]
     tiles, longest = tile_counts(shapes)
@@ -185,9 +207,7 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: PrefillParamet
     memory = moved / np.where(shapes["warm"] & (moved < device.l2), l2_rate, bandwidth)
     critical = parameters.critical * longest * tile * device.units
     launch = parameters.launch_us * 1e-6
-    larger = np.maximum(compute, memory)
-    p = parameters.softness
-    busy = critical + larger * (1.0 + (np.minimum(compute, memory) / larger) ** p) ** (1.0 / p)
+    busy = critical + compute + memory
     bound = np.where(busy < launch, LATENCY, np.where(critical + compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
     return launch + busy, bound
 
