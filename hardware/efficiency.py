@@ -95,3 +95,18 @@ class MoeParameters(KernelParameters):
     """One step along the inner dimension, which a tile takes one after another [clocks]: the latency of a load."""
     softness: Annotated[float, fitted(1, 10)]
     """Exponent of the soft maximum of arithmetic, streaming and the chain of steps."""
+
+
+class MemoryParameters(KernelParameters):
+    """Kernels that only move memory: norms, activations, rotations, additions, look-ups, optimizer updates."""
+
+    launch_us: Annotated[float, fitted(0.1, 30)]
+    """Floor of a launch [us]."""
+    memory: Annotated[float, fitted(0.1, 1.0)]
+    """Share of memory bandwidth when streaming."""
+    row_clocks: Annotated[float, fitted(0.001, 10)]
+    """Time of one row in its block of threads, for each byte of it [clocks/byte]."""
+    resident: Annotated[float, fitted(0.25, 64)]
+    """Rows that a unit works on at a time."""
+    warm_gain: Annotated[float, fitted(1, 5)]
+    """How much faster than memory the L2 cache is, where what a kernel moves stays in it."""
