@@ -87,11 +87,16 @@ def power_law_load(T: Array, k: Array, E: Array, ep: Array, exponent: float) -> 
     """
     T, k, E, ep = (np.ascontiguousarray(array, dtype=float) for array in np.broadcast_arrays(T, k, E, ep))
     shape = T.shape
-    flat = [array.ravel() for array in (T, k, E, ep)]
+    flat = np.stack([array.ravel() for array in (T, k, E, ep)])
     # measured and planned shapes repeat few of these combinations
-    cases, where = np.unique(np.stack(flat), axis=1, return_inverse=True)
+    code = np.zeros(flat.shape[1], np.int64)
+    for row in flat:
+        values, place = np.unique(row, return_inverse=True)
+        code = code * len(values) + place
+    _, first, where = np.unique(code, return_index=True, return_inverse=True)
+    cases = flat[:, first]
     parts = [_fullest(cases[:, at : at + CHUNK], exponent) for at in range(0, max(cases.shape[1], 1), CHUNK)]
-    found = np.concatenate(parts, axis=1)[:, where.ravel()].reshape((-1, *shape))
+    found = np.concatenate(parts, axis=1)[:, where].reshape((-1, *shape))
     return Load(found[0], found[1], tuple(found[2:5]), found[5])
 
 
