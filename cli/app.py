@@ -50,6 +50,13 @@ Explain = Annotated[
     str | None,
     typer.Option("--explain", metavar="TERM", help="Show the equation and the source of a term of the breakdown."),
 ]
+Emit = Annotated[
+    str | None,
+    typer.Option("--emit", metavar="SYSTEM", help="Write a launch script: megatron-lm, torchtitan or deepspeed."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw time and memory, as .svg, .png or .pdf.")
+]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=debug, is_eager=True, help="Show where in the program a fault arose.")
 ]
@@ -190,12 +197,16 @@ def plan_train(
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
     explain: Explain = None,
+    emit: Emit = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """How to train a model on a cluster."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
 
+    extras.check(emit, plot)
     source = load(scenario, overrides or ())
     with working("searching") as progress:
         from solvers.backend import OPTIMAL_GAP
@@ -206,10 +217,11 @@ def plan_train(
         result = plan(
             question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
         )
+    extras.draw(result, plot)
     if explain is not None:
         _explained(result, explain, form, output)
-        return
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    elif not extras.emit(result, emit, output):
+        _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
 @predictions.command("train")
@@ -222,13 +234,17 @@ def predict_train(
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
     explain: Explain = None,
+    emit: Emit = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """What a training plan costs."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
     from hardware.faults import InputError
 
+    extras.check(emit, plot)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.scenario import load_train
@@ -238,10 +254,11 @@ def predict_train(
         if question.plan is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
         result = predict(question)
+    extras.draw(result, plot)
     if explain is not None:
         _explained(result, explain, form, output)
-        return
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    elif not extras.emit(result, emit, output):
+        _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
 @checks.callback()

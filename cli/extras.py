@@ -1,0 +1,91 @@
+"""What a command writes beside its answer, or in its place: a picture, a launch script."""
+
+from pathlib import Path
+
+import typer
+
+from cli.app import _one_of, _save
+from cli.emit import SYSTEMS
+from hardware.faults import Fault, InputError
+from solvers.result import Result
+
+
+def check(system: str | None, picture: Path | None) -> None:
+    """Refuse what cannot be written: before the search, not after it.
+
+    Parameters
+    ----------
+    system : str or None
+        Launch system to write a script for.
+    picture : Path or None
+        Where to draw the answer.
+
+    Raises
+    ------
+    InputError
+        There is no such system, no such form of pictures, or nothing to draw with.
+    """
+    if system is not None:
+        _one_of("--emit", system, tuple(SYSTEMS))
+    if picture is not None:
+        from cli import plots
+
+        plots.check(picture)
+
+
+def draw(result: Result, picture: Path | None) -> None:
+    """Draw an answer, if that was asked for.
+
+    Parameters
+    ----------
+    result : Result
+        The answer.
+    picture : Path or None
+        Where to draw it.
+
+    Raises
+    ------
+    InputError
+        It cannot be written there.
+    """
+    if picture is None:
+        return
+    if result.plan is None:
+        typer.echo(f"--plot {picture}: nothing to draw, the answer is {result.status}", err=True)
+        return
+    from cli import plots
+
+    try:
+        plots.draw(result, picture)
+    except OSError as error:
+        raise InputError([Fault(f"--plot {picture}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+
+
+def emit(result: Result, system: str | None, output: Path | None) -> bool:
+    """Write what launches an answer's plan, if that was asked for.
+
+    Parameters
+    ----------
+    result : Result
+        The answer.
+    system : str or None
+        The launch system.
+    output : Path or None
+        Where to write; None is standard output.
+
+    Returns
+    -------
+    bool
+        Whether a script stands in the place of the answer.
+    """
+    if system is None:
+        return False
+    if result.plan is None:
+        typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
+        return False
+    text = SYSTEMS[system](result)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        _save(text, output, "--output")
+    return True
