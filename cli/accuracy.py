@@ -103,3 +103,64 @@ def rows_csv(rows: Any) -> str:
     """
     values = rows.astype(object).where(rows.notna(), None)
     return to_csv([str(column) for column in rows.columns], values.itertuples(index=False, name=None))
+
+
+def calibration(found: Mapping[str, Any]) -> RenderableType:
+    """Show parameters that were fitted, and how well they do.
+
+    Parameters
+    ----------
+    found : mapping
+        The report, as JSON holds it.
+
+    Returns
+    -------
+    RenderableType
+        Tables that fit eighty columns.
+    """
+    parts: list[RenderableType] = [text(f"{found['device']}\n", "bold")]
+    keys = ("mape", "mean_abs_log_error", "bias", "coverage_p10_p90")
+    quality: list[tuple[str, ...]] = []
+    for part in found["calibrated"]:
+        of = f"{part['held_out']:,} held out" if part["held_out"] else "those fitted"
+        quality.append((f"{part['kind']} {part['variant']}", f"{part['rows']:,}", "", "", "", "", ""))
+        for name, shown in (("before", part["origin"]), ("after", "fitted")):
+            quality.append((f"  {shown}", "", of, *(_shown(key, part[name].get(key)) for key in keys)))
+    heads = ("", "rows", "figures of", "MAPE", "mean |ln|", "bias", "in P10-P90")
+    parts.append(table("Quality before and after", heads, quality))
+    for part in found["calibrated"]:
+        rows = [(name, number(part["family"][name]), number(value)) for name, value in part["parameters"].items()]
+        parts.append(table(f"Parameters of {part['kind']} {part['variant']}", ("", "before", "after"), rows))
+    skipped = [(entry["reason"], number(entry["rows"])) for entry in found["skipped"]]
+    if skipped:
+        parts.append(table("Not used", ("", "rows"), skipped))
+    return Group(*parts)
+
+
+def calibration_csv(found: Mapping[str, Any]) -> str:
+    """Write fitted parameters as CSV.
+
+    Parameters
+    ----------
+    found : mapping
+        The report, as JSON holds it.
+
+    Returns
+    -------
+    str
+        One row for each parameter, with the figures of its variant.
+    """
+    head = ("kind", "variant", "rows", "held_out", "mape_before", "mape_after", "parameter", "before", "after")
+    rows = [
+        (
+            *(part[key] for key in ("kind", "variant", "rows", "held_out")),
+            part["before"]["mape"],
+            part["after"]["mape"],
+            name,
+            part["family"][name],
+            value,
+        )
+        for part in found["calibrated"]
+        for name, value in part["parameters"].items()
+    ]
+    return to_csv(head, rows)

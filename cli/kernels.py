@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.app import Debug, Form, Output, _readable, _save, _write, checks
+from cli.app import Debug, Form, Output, _one_of, _readable, _save, _write, app, checks
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -86,3 +86,72 @@ def _validation(kind: str) -> Callable[..., None]:
 
 for _kind, _what in _KINDS.items():
     checks.command(_kind, help=f"{_what.removesuffix('.')}: times.")(_validation(_kind))
+
+
+@app.command("calibrate")
+def calibrate(
+    data: Data,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Whose rows to use; that of rows that name none.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell.")] = None,
+    accelerator: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the accelerator's description with the result."),
+    ] = None,
+    hardware: Hardware = None,
+    most_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", min=10, metavar="N", help="Rows of each variant to fit on; the others tell the quality."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw predicted against measured: .svg, .png, .pdf.")
+    ] = None,
+    form: Form = None,
+    debug: Debug = False,
+) -> None:
+    """Fit an accelerator's own kernel parameters to measured times; ten rows of a kind do."""
+    from cli import accuracy
+    from cli.progress import working
+
+    _readable([*data, *(hardware or ())])
+    if plot is not None:
+        from cli.kernel_plot import check
+
+        check(plot)
+    with working("fitting") as progress:
+        from perfmodel.calibrate_kernels import KINDS, description, written_description
+        from perfmodel.calibrate_kernels import calibrate as fitted
+        from perfmodel.measured_kernels import accelerator_file
+
+        found = fitted(
+            data,
+            kind=None if kind is None else _one_of("--kind", kind, KINDS),
+            device=device,
+            hardware=[accelerator_file(path) for path in hardware or ()],
+            most_rows=most_rows,
+            progress=progress,
+        )
+    _told(found.faults)
+    if accelerator is not None:
+        from cli.export import to_yaml
+
+        written = description(found, written_description(found.accelerator))
+        _save(_SCHEMA_COMMENT + to_yaml(written), accelerator, "--output")
+    if plot is not None:
+        from cli.kernel_plot import draw
+
+        draw(found.rows, found.accelerator.name, plot)
+    report = found.to_dict()
+    _write(
+        form,
+        None,
+        table=lambda: accuracy.calibration(report),
+        data=lambda: report,
+        csv=lambda: accuracy.calibration_csv(report),
+    )
+
+
+_SCHEMA_COMMENT = "# an accelerator with parameters of its own: perfmodel calibrate\n"

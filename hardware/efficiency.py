@@ -97,6 +97,15 @@ class MoeParameters(KernelParameters):
     """Exponent of the soft maximum of arithmetic, streaming and the chain of steps."""
 
 
+class CopyParameters(KernelParameters):
+    """Copies in the accelerator's memory, and kernels that do nothing."""
+
+    launch_us: Annotated[float, fitted(0.1, 60)]
+    """Floor of a launch [us]."""
+    memory: Annotated[float, fitted(0.1, 1.0)]
+    """Share of memory bandwidth."""
+
+
 class MemoryParameters(KernelParameters):
     """Kernels that only move memory: norms, activations, rotations, additions, look-ups, optimizer updates."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.efficiency import DecodeParameters, GemmParameters, MoeParameters, PrefillParameters
@@ -97,16 +97,21 @@ class OperatorEfficiency(Description):
     """Standard deviation of ln(measured/predicted)."""
 
 
+# The models know their parameters and check them; an editor is told that they are numbers.
+_NUMBERS = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
+_VARIANTS = WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS})
+
+
 class KernelEfficiency(Description):
     """Parameters of the kernel models, by variant: a type such as bf16, or a kernel library's form of it."""
 
-    gemm: dict[Text, GemmParameters] = Field(default_factory=dict)
+    gemm: Annotated[dict[Text, GemmParameters], _VARIANTS] = Field(default_factory=dict)
     """Matrix products."""
-    prefill: dict[Text, PrefillParameters] = Field(default_factory=dict)
+    prefill: Annotated[dict[Text, PrefillParameters], _VARIANTS] = Field(default_factory=dict)
     """Causal attention over new tokens."""
-    decode: dict[Text, DecodeParameters] = Field(default_factory=dict)
+    decode: Annotated[dict[Text, DecodeParameters], _VARIANTS] = Field(default_factory=dict)
     """Attention of one new token a sequence against its cache."""
-    moe: dict[Text, MoeParameters] = Field(default_factory=dict)
+    moe: Annotated[dict[Text, MoeParameters], _VARIANTS] = Field(default_factory=dict)
     """Fused expert networks."""
 
 
