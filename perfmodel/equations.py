@@ -113,7 +113,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "perfmodel.pipeline.bubble",
     ),
     "pipeline sends": Explanation(
-        "2 (pp-1) sends to fill and drain, 2 vpp a micro-batch in between, hidden where the framework overlaps them",
+        "2 (pp-1) sends to fill and drain, 2 vpp a micro-batch in between, which an interleaved schedule can hide",
         "SC21 (arXiv 2104.04473), section 2.2.2",
         "perfmodel.training.predict_step",
     ),

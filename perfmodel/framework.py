@@ -76,7 +76,9 @@ class Framework(_Strict):
     reshards_in_pipeline: bool = True
     """With pipeline stages, sharded weights (ZeRO-3) are gathered anew for every micro-batch, not once a step."""
     overlap_pp: bool = False
-    """Sends between pipeline stages run behind compute."""
+    """Sends between pipeline stages run behind compute, in an interleaved schedule."""
+    most_zero_with_pipeline: int = 3
+    """Highest ZeRO stage beside pipeline stages."""
     states: StateBytes
     host_per_kernel: Seconds
     """Host time to launch one kernel; it bounds small layers."""

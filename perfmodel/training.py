@@ -165,8 +165,8 @@ def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness:
 def _sends(job: Job, plan: Plan, micro_batches: Array, work_s: Number) -> Term:
     """Activations and their gradients between stages: 2 vpp a micro-batch, and pp - 1 hops each way to fill and drain.
 
-    Sends of the steady state hide behind the stage's work where the framework overlaps them (SC21, arXiv 2104.04473,
-    section 2.2.2, for the count).
+    Sends of the steady state hide behind the stage's work where the framework overlaps them and the schedule is
+    interleaved; plain 1F1B waits for them (SC21, arXiv 2104.04473, section 2.2.2, for the count).
     """
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
     message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
@@ -174,7 +174,8 @@ def _sends(job: Job, plan: Plan, micro_batches: Array, work_s: Number) -> Term:
     once = send(ranks, message, job.collectives)
     filling = 2 * (plan.pp - 1) * once
     steady = 2 * plan.vpp * micro_batches * once
-    hidden = np.minimum(steady, work_s) if job.framework.overlap_pp else np.zeros_like(steady)
+    overlapped = (plan.vpp > 1) & job.framework.overlap_pp
+    hidden = np.where(overlapped, np.minimum(steady, work_s), 0.0)
     return Term("pipeline sends", filling + steady - hidden, LINK, hidden_seconds=hidden)
 
 

@@ -35,11 +35,14 @@ class Space:
         Combinations of the other fields.
     dropped : Counter
         Layouts that the lists name but that cannot be, by reason.
+    zero_asked : bool
+        The question names ZeRO stages; else the framework says which go with pipeline stages.
     """
 
     layouts: NDArray[np.int64]
     switches: NDArray[np.int64]
     dropped: Counter[str]
+    zero_asked: bool
 
     def plans(self, first: int, last: int, job: Job) -> Plan:
         """Return the plans of layouts `first` to `last`, each with every combination of switches that fits it."""
@@ -48,7 +51,10 @@ class Space:
         columns = {name: layouts[:, i] for i, name in enumerate(LAYOUT)}
         columns |= {name: switches[:, i] for i, name in enumerate(SWITCHES)}
         plan = Plan(**{name: columns[name] for name in FIELDS})
-        return plan.taken(np.flatnonzero(_fits(plan, job)))
+        fits = _fits(plan, job)
+        if not self.zero_asked:
+            fits &= (plan.pp == 1) | (plan.zero_stage <= job.framework.most_zero_with_pipeline)
+        return plan.taken(np.flatnonzero(fits))
 
 
 def _fits(plan: Plan, job: Job) -> NDArray[np.bool_]:
@@ -87,8 +93,9 @@ def space(job: Job, search: TrainSearch) -> Space:
     search : TrainSearch
         What may be chosen. Left out: tp in powers of two up to a node, every pp, cp in powers of two that leave at
         least 2,048 tokens to a rank, every ep that divides the experts, every micro-batch up to 64 and every
-        interleave that divides; every ZeRO stage, recomputation and context style, sequence parallelism on and off,
-        the framework's overlaps, offload where the node describes host memory, tensor-parallel ranks innermost.
+        interleave that divides; every ZeRO stage that the framework combines with pipeline stages, every
+        recomputation and context style, sequence parallelism on and off, the framework's overlaps, offload where the
+        node describes host memory, tensor-parallel ranks innermost.
     """
     architecture = job.architecture
     experts = max(group.feed_forward.experts for group in architecture.layers)
@@ -120,7 +127,7 @@ def space(job: Job, search: TrainSearch) -> Space:
                     rows += [(tp, pp, dp, cp, ep, vpp, micro) for ep in eps]
     layouts = np.array(rows, dtype=np.int64).reshape(-1, len(LAYOUT))
     dropped += Counter()
-    return Space(layouts, _switches(job, search), dropped)
+    return Space(layouts, _switches(job, search), dropped, search.zero_stage is not None)
 
 
 def _misfit(job: Job, heads: int, tp: int, pp: int, cp: int) -> str:

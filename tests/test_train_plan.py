@@ -331,3 +331,12 @@ def test_predict_checks_the_hosts_memory() -> None:
     [host] = result.relaxation
     assert host["constraint"] == "node.tiers.ddr.capacity"
     assert host["needed"] > 847e9
+
+
+def test_a_framework_says_which_zero_stages_go_with_stages() -> None:
+    # Megatron-LM shards no gradients beside a pipeline, unless the question asks for it
+    found = evaluate(scenario().job, space(scenario().job, scenario().question.search))
+    assert set(found.plan.zero_stage[found.plan.pp > 1]) == {0, 1}
+    assert set(found.plan.zero_stage[found.plan.pp == 1]) == {0, 1, 2, 3}
+    asked = scenario(search={"zero_stage": [2], "pp": [2]})
+    assert set(evaluate(asked.job, space(asked.job, asked.question.search)).plan.zero_stage) == {2}
