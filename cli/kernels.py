@@ -155,3 +155,29 @@ def calibrate(
 
 
 _SCHEMA_COMMENT = "# an accelerator with parameters of its own: perfmodel calibrate\n"
+
+
+@app.command("bench")
+def bench(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="CSV for calibrate; default: the terminal.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Time a few kernels on this machine, for calibrate; needs PyTorch and a CUDA device, under three minutes."""
+    from cli.export import to_csv
+    from cli.progress import working
+    from perfmodel.bench import COLUMNS, cases, measure, table
+    from perfmodel.bench_cuda import CudaMachine, torch_with_cuda
+
+    machine = CudaMachine(torch_with_cuda())
+    with working("timing") as progress:
+        chosen = cases(machine.memory_bytes)
+        rows, left_out = measure(machine.name, chosen, machine.prepare, machine.timed, progress=progress)
+    for reason in left_out:
+        typer.echo(f"not timed: {reason}", err=True)
+    text = to_csv(COLUMNS, table(rows))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        _save(text, output, "--output")
