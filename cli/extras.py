@@ -4,8 +4,8 @@ from pathlib import Path
 
 import typer
 
-from cli.app import _one_of, _save
 from cli.emit import SYSTEMS
+from cli.options import one_of, save
 from hardware.faults import Fault, InputError
 from solvers.result import Result
 
@@ -26,7 +26,7 @@ def check(system: str | None, picture: Path | None) -> None:
         There is no such system, no such form of pictures, or nothing to draw with.
     """
     if system is not None:
-        _one_of("--emit", system, tuple(SYSTEMS))
+        one_of("--emit", system, tuple(SYSTEMS))
     if picture is not None:
         from cli import plots
 
@@ -87,5 +87,5 @@ def emit(result: Result, system: str | None, output: Path | None) -> bool:
     if output is None:
         typer.echo(text, nl=False)
     else:
-        _save(text, output, "--output")
+        save(text, output, "--output")
     return True

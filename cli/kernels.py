@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.app import Debug, Form, Output, _one_of, _readable, _save, _write, app, checks
+from cli.options import Debug, Form, Output, one_of, readable, save, write_answer
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -56,7 +56,7 @@ def _validation(kind: str) -> Callable[..., None]:
         from cli import accuracy
         from cli.progress import working
 
-        _readable([*data, *(hardware or ())])
+        readable([*data, *(hardware or ())])
         with working("predicting") as progress:
             from perfmodel.measured_kernels import accelerator_file
             from perfmodel.validate_kernels import validate
@@ -72,8 +72,8 @@ def _validation(kind: str) -> Callable[..., None]:
             )
         _told(faults)
         if rows is not None:
-            _save(accuracy.rows_csv(frame), rows, "--rows")
-        _write(
+            save(accuracy.rows_csv(frame), rows, "--rows")
+        write_answer(
             form,
             output,
             table=lambda: accuracy.report(report),
@@ -84,11 +84,11 @@ def _validation(kind: str) -> Callable[..., None]:
     return validate_kernels
 
 
-for _kind, _what in _KINDS.items():
-    checks.command(_kind, help=f"{_what.removesuffix('.')}: times.")(_validation(_kind))
+def kernel_validations() -> list[tuple[str, Callable[..., None], str]]:
+    """Return name, command and help of the validation of every class of kernels."""
+    return [(kind, _validation(kind), f"{what.removesuffix('.')}: times.") for kind, what in _KINDS.items()]
 
 
-@app.command("calibrate")
 def calibrate(
     data: Data,
     device: Annotated[
@@ -116,7 +116,7 @@ def calibrate(
     from cli import accuracy
     from cli.progress import working
 
-    _readable([*data, *(hardware or ())])
+    readable([*data, *(hardware or ())])
     if plot is not None:
         from cli.kernel_plot import check
 
@@ -128,7 +128,7 @@ def calibrate(
 
         found = fitted(
             data,
-            kind=None if kind is None else _one_of("--kind", kind, KINDS),
+            kind=None if kind is None else one_of("--kind", kind, KINDS),
             device=device,
             hardware=[accelerator_file(path) for path in hardware or ()],
             most_rows=most_rows,
@@ -139,13 +139,13 @@ def calibrate(
         from cli.export import to_yaml
 
         written = description(found, written_description(found.accelerator))
-        _save(_SCHEMA_COMMENT + to_yaml(written), accelerator, "--output")
+        save(_SCHEMA_COMMENT + to_yaml(written), accelerator, "--output")
     if plot is not None:
         from cli.kernel_plot import draw
 
         draw(found.rows, found.accelerator.name, plot)
     report = found.to_dict()
-    _write(
+    write_answer(
         form,
         None,
         table=lambda: accuracy.calibration(report),
@@ -157,7 +157,6 @@ def calibrate(
 _SCHEMA_COMMENT = "# an accelerator with parameters of its own: perfmodel calibrate\n"
 
 
-@app.command("bench")
 def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="CSV for calibrate; default: the terminal.")
@@ -180,4 +179,4 @@ def bench(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        _save(text, output, "--output")
+        save(text, output, "--output")
