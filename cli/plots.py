@@ -248,7 +248,7 @@ def _bars(axes: Axes, shown: Sequence[Row], prediction: Mapping[str, Any]) -> No
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"time of a step [{unit}]")
-    axes.legend(handles=keys, loc="lower right", **_LEGEND)
+    axes.legend(handles=keys, loc="upper right", bbox_to_anchor=(1.0, -0.16), ncols=3, **_LEGEND)
 
 
 def _front(axes: Axes, result: Result, points: Sequence[Mapping[str, Any]]) -> None:
