@@ -73,11 +73,6 @@ class Job:
         return PRECISIONS[self.precision][1]
 
     @property
-    def node_ranks(self) -> int:
-        """Ranks that share the innermost links; 1 where a job has one rank."""
-        return self.levels[0].ranks if self.levels else 1
-
-    @property
     def peak(self) -> float:
         """Dense peak of the type of the matrix products [FLOP/s]."""
         return self.kinds["gemm"].peak

@@ -66,11 +66,6 @@ def scaled(term: Term, factor: Number) -> Term:
     )
 
 
-def renamed(term: Term, name: str) -> Term:
-    """Return the term under another name."""
-    return replace(term, name=name)
-
-
 def taken(term: Term, index: NDArray[np.intp]) -> Term:
     """Return the tree whose arrays are gathered at `index` (arrays of length one are broadcast, not gathered)."""
 

