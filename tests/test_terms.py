@@ -52,10 +52,6 @@ def test_scaling_reaches_every_part() -> None:
     assert (link.seconds, link.hidden_seconds, link.bound) == (2.0, 0.5, LINK)
 
 
-def test_another_name_changes_nothing_else() -> None:
-    term = layer(1.0, 0.5)
-
-
 def test_a_weighted_sum_adds_node_by_node() -> None:
     term = weighted_sum([layer(1.0, 0.5, 0.125), layer(2.0, 0.0), layer(8.0, 1.0)], [2.0, 1.0, 0.0])
     # products 2 x 1 + 2, norms 2 x 0.25 + 0.25, links 2 x 0.5
