@@ -417,3 +417,9 @@ def test_edges_example_and_its_csv_say_the_same() -> None:
     assert edges == find("cluster", "edges-uneven-4").fabric.edges
     with path.open(encoding="utf-8", newline="") as file:
         assert next(csv.reader(file)) == ["a", "b", "bandwidth"]
+
+
+def test_every_accelerator_is_held_by_a_node() -> None:
+    # a measured run names an accelerator; without a node its links are unknown
+    held = {find("accelerator", find("node", name).accelerators.type).name for name in names("node")}
+    assert set(names("accelerator")) == held
