@@ -132,7 +132,7 @@ def grouped(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, 
 
 
 def report(kind: str, frame: pd.DataFrame, defaults: Defaults, by: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the report of `interface`: counts, reasons, statistics of all scored rows and of the groups."""
+    """Return the report: counts, reasons, statistics of all scored rows and of the groups."""
     reasons = Counter(reason for reason in frame["skipped"] if reason)
     scored = frame[frame["skipped"] == ""]
     figures = statistics(scored)
