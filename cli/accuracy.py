@@ -1,11 +1,13 @@
 """Reports of predictions against measurements, for people and spreadsheets."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
 from rich.console import Group, RenderableType
 
 from cli.export import to_csv
+from cli.options import Format, save, write_answer
 from cli.tables import number, table, text
 
 _FIGURES = {
@@ -164,3 +166,12 @@ def calibration_csv(found: Mapping[str, Any]) -> str:
         for name, value in part["parameters"].items()
     ]
     return to_csv(head, rows)
+
+
+def write(
+    found: Mapping[str, Any], frame: Any, rows: FilePath | None, form: Format | None, output: FilePath | None
+) -> None:
+    """Write a report as it was asked for, and every row with its prediction to `rows`, where that is given."""
+    if rows is not None:
+        save(rows_csv(frame), rows, "--rows")
+    write_answer(form, output, table=lambda: report(found), data=lambda: found, csv=lambda: report_csv(found))

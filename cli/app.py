@@ -24,7 +24,6 @@ from cli.options import (
     Top,
     one_of,
     readable,
-    save,
     write_answer,
 )
 from cli.program import Program
@@ -233,15 +232,7 @@ def validate_training(
             from perfmodel.training_fit import left_out
 
             report["left_out"] = left_out(frame, _column(frame, leave_out), progress)
-    if rows is not None:
-        save(accuracy.rows_csv(frame), rows, "--rows")
-    write_answer(
-        form,
-        output,
-        table=lambda: accuracy.report(report),
-        data=lambda: report,
-        csv=lambda: accuracy.report_csv(report),
-    )
+    accuracy.write(report, frame, rows, form, output)
 
 
 def _column(frame: Any, name: str) -> str:

@@ -71,15 +71,7 @@ def _validation(kind: str) -> Callable[..., None]:
                 progress=progress,
             )
         _told(faults)
-        if rows is not None:
-            save(accuracy.rows_csv(frame), rows, "--rows")
-        write_answer(
-            form,
-            output,
-            table=lambda: accuracy.report(report),
-            data=lambda: report,
-            csv=lambda: accuracy.report_csv(report),
-        )
+        accuracy.write(report, frame, rows, form, output)
 
     return validate_kernels
 

@@ -392,6 +392,7 @@ def _nearest_key(model: type[BaseModel], path: Path) -> str | None:
 
 
 _WORDING = {
+    "too_short": "should not be empty; leave the key out for the default",
     "missing": "missing",
     "string_type": "should be text",
     "int_type": "should be a whole number",

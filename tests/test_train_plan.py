@@ -256,7 +256,7 @@ def test_infeasible_plan_is_an_answer_of_predict() -> None:
     ("change", "expected"),
     [
         ({"plan": {"tp": 3, "pp": 5}}, "tp x pp x cp x dp = 3 x 5 x 1 x 1 = 15, but the cluster has 16 accelerators"),
-        ({"plan": {"tp": 16}}, "plan.seq_parallel|none"),
+        ({"search": {"tp": []}}, "search.tp: should not be empty; leave the key out for the default"),
         ({"plan": {"pp": 2, "dp": 8, "micro_batch": 3}}, "does not divide the global batch of 32"),
         ({"plan": {"vpp": 2}}, "interleaving needs more than one stage"),
         ({"plan": {"overlap_tp": True}}, "needs sequence parallelism"),
@@ -269,12 +269,15 @@ def test_infeasible_plan_is_an_answer_of_predict() -> None:
     ],
 )
 def test_bad_input_is_a_located_message(change: dict[str, object], expected: str) -> None:
-    if expected == "plan.seq_parallel|none":
-        assert scenario(**change).plan is not None  # tp over two nodes is allowed
-        return
     with pytest.raises(InputError) as caught:
         scenario(**change)
     assert expected in str(caught.value)
+
+
+def test_tensor_parallelism_over_two_nodes_is_allowed() -> None:
+    given = scenario(plan={"tp": 16}).plan
+    assert given is not None
+    assert int(given.tp[0]) == 16
 
 
 def test_all_faults_of_a_scenario_come_at_once() -> None:
