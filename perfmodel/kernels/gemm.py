@@ -59,6 +59,9 @@ SPARSE_SPEEDUP = 1.6
 """Of 2:4 sparse arithmetic over dense: of a factor 2 of peak about 1.5-1.8 is seen on large products (Mishra et al.,
 "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378, and the cuSPARSELt notes)."""
 
+OUTPUT_BYTES = 2.0
+"""Bytes of an element of C as products of 16 bits and less write it."""
+
 CHUNK = 1 << 14
 """Shapes evaluated at once, so that intermediate arrays stay in the processor's cache."""
 
@@ -76,7 +79,7 @@ class Form:
     arithmetic : str
         Type of the arithmetic, a key of an accelerator's peaks.
     activation_bytes, weight_bytes : float
-        Bytes of an element of A and of W as kept, scales and indices included; C takes two.
+        Bytes of an element of A and of W as kept, scales and indices included.
     quantisation_bytes : float
         Traffic of making an element of A out of 16 bits just before [bytes]; 0 where another kernel does it in passing.
     unpacked : bool
@@ -96,11 +99,14 @@ class Form:
 
 FORMS = {
     "bf16": Form("bf16", "bf16", 2.0, 2.0),
-    "fp16": Form("fp16", "fp16", 2.0, 2.0),
+    "fp16": Form("bf16", "fp16", 2.0, 2.0),  # the same units at the same rate
+    "fp32": Form("fp32", "fp32", 4.0, 4.0),
     # per tensor: one pass finds the largest (2 bytes), another reads and writes (3)
     "fp8": Form("fp8", "fp8", 1.0, 1.0, 5.0),
     # groups of 128 are scaled in one pass; a scale of 4 bytes a group, or 128 x 128 weights
     "fp8_block": Form("fp8_block", "fp8", 1 + 4 / 128, 1 + 4 / 128**2, 3 + 4 / 128),
+    # groups of 32, a scale of one byte each (Open Compute Project, "Microscaling Formats", 2023)
+    "mxfp8": Form("fp8", "fp8", 1 + 1 / 32, 1 + 1 / 32, 3 + 1 / 32),
     "int8": Form("int8", "int8", 1.0, 1.0, 3.0),
     # 4 bits and a scale of one byte for 16
     "fp4": Form("fp4", "fp4", 0.5625, 0.5625, 2.5625),
@@ -151,7 +157,16 @@ def unstructured(form: Form, density: float) -> Form:
     return replace(form, weight_bytes=form.weight_bytes * density + 1 / 8, unpacked=True)
 
 
-def product(m: Number, n: Number, k: Number, form: Form, *, warm: bool = False) -> dict[str, Array]:
+def product(
+    m: Number,
+    n: Number,
+    k: Number,
+    form: Form,
+    *,
+    batch: Number = 1.0,
+    output_bytes: float = OUTPUT_BYTES,
+    warm: bool = False,
+) -> dict[str, Array]:
     """Return the inputs of `time`.
 
     Parameters
@@ -160,6 +175,10 @@ def product(m: Number, n: Number, k: Number, form: Form, *, warm: bool = False) 
         Tokens, output features and input features.
     form : Form
         How factors are kept and multiplied.
+    batch : int or array
+        Independent products of these sizes in one launch.
+    output_bytes : float
+        Traffic of an element of C: 8 where it is added to sums in 32 bits.
     warm : bool
         Timed back to back, so that small weights stay in L2. Not so in a model's step.
     """
@@ -167,6 +186,8 @@ def product(m: Number, n: Number, k: Number, form: Form, *, warm: bool = False) 
         "m": m,
         "n": n,
         "k": k,
+        "batch": batch,
+        "output_bytes": output_bytes,
         "arithmetic": ARITHMETIC.index(form.arithmetic),
         "activation_bytes": form.activation_bytes,
         "weight_bytes": form.weight_bytes,
@@ -222,8 +243,9 @@ def peaks(shapes: Mapping[str, Array], device: Device) -> Array:
 def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
     """Return seconds of max(FLOPs/peak, cold bytes/bandwidth); making narrow activations does not count."""
     m, n, k = shapes["m"], shapes["n"], shapes["k"]
-    moved: Array = shapes["activation_bytes"] * m * k + shapes["weight_bytes"] * n * k + 2.0 * m * n
-    found: Array = np.maximum(2.0 * m * n * k * shapes["work"] / peaks(shapes, device), moved / device.bandwidth)
+    moved = shapes["activation_bytes"] * m * k + shapes["weight_bytes"] * n * k + shapes["output_bytes"] * m * n
+    flops = 2.0 * m * n * k * shapes["work"]
+    found: Array = shapes["batch"] * np.maximum(flops / peaks(shapes, device), moved / device.bandwidth)
     return found
 
 
@@ -262,8 +284,9 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: GemmParameters
 
     Notes
     -----
-    With u units, tile M x N, split s, k' = k/s in whole steps, blocks B = ceil(m/M) ceil(n/N) s, waves w = max(B/u, 1),
-    whole where the schedule is static, b_A and b_W bytes an element, e_c and e_m the shares of peak and bandwidth::
+    With u units, tile M x N, split s, k' = k/s in whole steps, blocks B = ceil(m/M) ceil(n/N) s of every product of a
+    batch, waves w = max(B/u, 1), whole where the schedule is static, b_A, b_W and b_C bytes an element, e_c and e_m the
+    shares of peak and bandwidth::
 
         t    = t_0/clock + q m k / (e_m bandwidth)
                + min over tiles and splits [(t_c^4 + t_x^4 + t_p^4 + t_2^4 + t_m^4)^(1/4) + [s > 1] t_s/clock]
@@ -271,9 +294,9 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: GemmParameters
         t_x  = w k' N / (64 clock)                    unpacking of narrow weights
         t_p  = w k' (M b_A + N b_W) / (64 clock)      a unit's port to L2
         t_2  = (n k b_W ceil(m/M) + m k b_A ceil(n/N)) / (32 c u clock)     L2; c blocks share what one reads
-        t_m  = (m k b_A + 2 m n + [cold] n k b_W) / (e_m bandwidth)
+        t_m  = (m k b_A + m n b_C + [cold] n k b_W) / (e_m bandwidth)
 
-    q is the traffic of making narrow activations. The exponent makes a soft maximum: parts overlap but for their ends.
+    Traffic and blocks are those of all products of a batch. q is the traffic of making narrow activations. The exponent makes a soft maximum: parts overlap but for their ends.
     Partial sums of split-K stay in L2 and are not counted apart.
     """
     arrays = np.broadcast_arrays(*(np.asarray(values) for values in shapes.values()))
@@ -291,10 +314,12 @@ def _chunk(shapes: Mapping[str, Array], device: Device, rates: _Rates) -> tuple[
     """Return milliseconds and bound, in 32 bits: fourth powers of milliseconds stay in range from 1 ns to a month."""
     shape = {name: values.astype(np.float32) for name, values in shapes.items()}
     m, n, k = shape["m"], shape["n"], shape["k"]
-    activations, weights = m * k * shape["activation_bytes"], n * k * shape["weight_bytes"]
+    batch = shape["batch"]
+    activations, weights = batch * m * k * shape["activation_bytes"], batch * n * k * shape["weight_bytes"]
     warm = shapes["warm"].astype(bool) & (COPIES * weights < WARM_SHARE * device.l2)
-    memory = (activations + 2.0 * m * n + np.where(warm, np.float32(0), weights)) / rates.memory
-    quantisation = shape["quantisation_bytes"] * m * k / rates.memory
+    output = batch * m * n * shape["output_bytes"]
+    memory = (activations + output + np.where(warm, np.float32(0), weights)) / rates.memory
+    quantisation = batch * m * k * shape["quantisation_bytes"] / rates.memory
     multiplication = (2.0 * rates.units / rates.compute * shapes["work"] / peaks(shapes, device)).astype(np.float32)
     fill = FILL_BYTES / shape["activation_bytes"]
     unpacking = shape["unpacked"] / rates.unpack
@@ -304,7 +329,7 @@ def _chunk(shapes: Mapping[str, Array], device: Device, rates: _Rates) -> tuple[
         """Return arithmetic, unpacking, and port and L2 to the fourth power, of a tile and split, or one for each."""
         inner = np.ceil(k / (STEP * split)) * STEP
         rows, columns = np.ceil(m / tile_m), np.ceil(n / tile_n)
-        waves = np.maximum(rows * columns * (split / rates.units), np.float32(1))
+        waves = np.maximum(batch * rows * columns * (split / rates.units), np.float32(1))
         if rates.whole_waves:
             waves = np.ceil(waves)
         arithmetic = waves * (inner + fill) * (multiplication * (tile_m * tile_n))
