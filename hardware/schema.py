@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from hardware.efficiency import DecodeParameters, GemmParameters, MoeParameters, PrefillParameters
+from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
 from hardware.faults import KeyFaultsError, Path
 from hardware.provenance import Date, Description, Recorded, Text
 from hardware.provenance import Provenance as Provenance
@@ -113,6 +113,8 @@ class KernelEfficiency(Description):
     """Attention of one new token a sequence against its cache."""
     moe: Annotated[dict[Text, MoeParameters], _VARIANTS] = Field(default_factory=dict)
     """Fused expert networks."""
+    memory: Annotated[dict[Text, MemoryParameters], _VARIANTS] = Field(default_factory=dict)
+    """Kernels that only move memory, copies among them."""
 
 
 class Efficiency(Recorded):
