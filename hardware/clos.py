@@ -68,6 +68,11 @@ class Clos:
         """Nodes below the leaves of one pod."""
         return max(1, self.leaves_per_pod // self.rails) * self.hosts_per_leaf
 
+    def spines_of(self, leaf: int) -> range:
+        """List the spines that a leaf has cables to."""
+        first = leaf // self.leaves_per_pod * self.spines_per_pod
+        return range(first, first + self.spines_per_pod)
+
 
 def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
     """Complete a network of leaves and spines.

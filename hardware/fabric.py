@@ -1,13 +1,15 @@
 """The network between nodes: its links, whether it fits the nodes that stand on it, and what failures leave of it."""
 
 import csv
+import itertools
 import math
-import re
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 
+from hardware.cables import SWITCHED, cables
 from hardware.clos import Clos, clos, core_cables
-from hardware.faults import Fault, InputError, KeyFaultsError
+from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.schema import Edge, Fabric, Node
 from hardware.units import parse_quantity
 
@@ -79,7 +81,7 @@ def check_fabric(fabric: Fabric, node: Node, nodes: int) -> None:
     Raises
     ------
     KeyFaultsError
-        Placed below the fabric: contradictions, and broken parts that do not exist.
+        Placed below the fabric: contradictions, parts that do not exist, and nodes that nothing connects.
     """
     if fabric.type == "torus":
         _check_torus(fabric, node, nodes)
@@ -91,23 +93,12 @@ def check_fabric(fabric: Fabric, node: Node, nodes: int) -> None:
     elif node.nics is None:
         if nodes > 1:
             raise KeyFaultsError(((), f'{nodes} nodes need a network, but node "{node.name}" has no nics'))
-    elif fabric.type in ("leaf-spine", "rail-optimised", "fat-tree"):
-        network = clos(fabric, node.nics, nodes)
-        for index, name in enumerate(fabric.failed):
-            if not _exists(network, name):
-                message = (
-                    f"no such part; allowed: leaf0 to leaf{network.leaves - 1}, spine0 to spine{network.spines - 1}"
-                    + (f", core0 to core{network.cores - 1}" if network.cores else "")
-                    + ", a spine or core alone or two connected switches such as leaf0-spine0"
-                )
-                raise KeyFaultsError((("failed", index), f"{message} [got {name!r}]"))
-        if not (leaf_share(fabric, network, nodes) and core_share(fabric, network, nodes)):
-            raise KeyFaultsError((("failed",), "too much is broken: two leaves have no path between them"))
-        return
-    if fabric.type == "edges" and isinstance(fabric.edges, tuple):
-        _check_edges(fabric, fabric.edges, nodes)
-    elif fabric.failed:
-        raise KeyFaultsError((("failed",), f"a fabric of type {fabric.type} has no parts that can be named"))
+    elif fabric.type in SWITCHED:
+        clos(fabric, node.nics, nodes)
+    if isinstance(fabric.edges, tuple):
+        _check_hosts(fabric.edges, nodes)
+    if isinstance(fabric.edges, tuple) or fabric.failed or fabric.overrides:
+        _check_links(fabric, node, nodes)
 
 
 def _check_torus(fabric: Fabric, node: Node, nodes: int) -> None:
@@ -121,31 +112,89 @@ def _check_torus(fabric: Fabric, node: Node, nodes: int) -> None:
         raise KeyFaultsError((("link",), f'missing; node "{node.name}" has no link of type ici either'))
 
 
-def _check_edges(fabric: Fabric, edges: tuple[Edge, ...], nodes: int) -> None:
+def _check_hosts(edges: tuple[Edge, ...], nodes: int) -> None:
     names = {name for edge in edges for name in (edge.a, edge.b)}
     missing = [f"host{index}" for index in range(nodes) if f"host{index}" not in names]
     if missing:
         message = f"the nodes are called host0 to host{nodes - 1}; not among the links: {', '.join(missing[:5])}"
         raise KeyFaultsError((("edges",), message))
-    links = {f"{a}-{b}" for edge in edges for a, b in ((edge.a, edge.b), (edge.b, edge.a))}
-    for index, name in enumerate(fabric.failed):
-        if name not in links | names:
-            raise KeyFaultsError((("failed", index), f"no such switch or link [got {name!r}]"))
-    reached = distances(fabric, edges, "host0")
-    cut_off = [f"host{index}" for index in range(nodes) if f"host{index}" not in reached]
+
+
+def _check_links(fabric: Fabric, node: Node, nodes: int) -> None:
+    """Check that what is broken or of another rate exists, and that what is left joins all nodes."""
+    beside: dict[str, set[str]] = {}
+    for cable in cables(fabric, node, nodes):
+        beside.setdefault(cable.a, set()).add(cable.b)
+        beside.setdefault(cable.b, set()).add(cable.a)
+    faults: list[tuple[Path, str]] = []
+    named: list[tuple[Path, str, bool]] = [
+        *((("failed", index), name, True) for index, name in enumerate(fabric.failed)),
+        *((("overrides", name), name, False) for name in fabric.overrides),
+    ]
+    for key, name, whole in named:
+        alone = whole and name in beside and (fabric.type == "edges" or kind_of(name) in ("spine", "core"))
+        if not (alone or any(b in beside.get(a, ()) for a, b in _ends(name))):
+            faults.append((key, _no_such_part(beside, whole, name)))
+    if faults:
+        raise KeyFaultsError(*faults)
+    for name in beside:
+        around = beside[name]
+        if (
+            kind_of(name) in ("spine", "core")
+            and not is_failed(fabric, name)
+            and all(is_failed(fabric, name, other) for other in around)
+        ):
+            message = f'{name} has no capacity left: all its cables are broken; write "{name}" if the switch is out'
+            faults.append((("failed",), message))
+    if faults:
+        raise KeyFaultsError(*faults)
+    start = next(iter(beside), "") if fabric.type == "torus" else "host0"
+    reached = distances(fabric, beside, start)
+    kind = "chip" if fabric.type == "torus" else "host"
+    cut_off = sorted((name for name in beside if kind_of(name) == kind and name not in reached), key=_number)
     if cut_off:
-        raise KeyFaultsError((("edges",), f"no path from host0 to {', '.join(cut_off[:5])}"))
+        shown = ", ".join(cut_off[:5]) + (f" and {len(cut_off) - 5} more" if len(cut_off) > 5 else "")
+        where = "failed" if fabric.failed else "edges"
+        raise KeyFaultsError(
+            ((where,), f"{'too much is broken: ' if fabric.failed else ''}no path from {start} to {shown}")
+        )
+    if fabric.type in SWITCHED and node.nics is not None:
+        network = clos(fabric, node.nics, nodes)
+        if not (leaf_share(fabric, network, nodes) and core_share(fabric, network, nodes)):
+            raise KeyFaultsError((("failed",), "too much is broken: two leaves have no path between them"))
 
 
-def distances(fabric: Fabric, edges: tuple[Edge, ...], start: str) -> dict[str, int]:
-    """Count the links from one part of a network of any shape to every other it can reach.
+def _ends(name: str) -> list[tuple[str, str]]:
+    """Split the name of a link in two, at any of its hyphens: names of switches may hold some themselves."""
+    places = [place for place, mark in enumerate(name) if mark == "-"]
+    return [(name[:place], name[place + 1 :]) for place in places]
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix(kind_of(name)) or 0)
+
+
+def _no_such_part(beside: Mapping[str, set[str]], whole: bool, name: str) -> str:
+    most: dict[str, int] = {}
+    for part in beside:
+        most[kind_of(part)] = max(most.get(kind_of(part), 0), _number(part))
+    names = ", ".join(f"{kind}0 to {kind}{last}" for kind, last in list(most.items())[:5] if kind != "host")
+    one = next((part for part in beside if kind_of(part) in ("leaf", "group", "domain")), next(iter(beside), "host0"))
+    other = next(iter(sorted(beside.get(one, ()), reverse=True)), "leaf0")
+    alone = "a spine or core alone or " if whole and "spine" in most else ""
+    what = "no such part" if whole else "no such link"
+    return f"{what}; allowed: {names}, {alone}two connected parts such as {one}-{other} [got {name!r}]"
+
+
+def distances(fabric: Fabric, beside: Mapping[str, Iterable[str]], start: str) -> dict[str, int]:
+    """Count the links from one part of a network to every other it can reach.
 
     Parameters
     ----------
     fabric
         The network.
-    edges
-        Its links.
+    beside
+        Each part -> those it has cables to.
     start
         Name of the part to start from.
 
@@ -154,36 +203,15 @@ def distances(fabric: Fabric, edges: tuple[Edge, ...], start: str) -> dict[str, 
     dict of str to int
         Name -> links on the shortest way there that is not broken.
     """
-    beside: dict[str, list[str]] = {}
-    for edge in edges:
-        if not is_failed(fabric, edge.a, edge.b):
-            beside.setdefault(edge.a, []).append(edge.b)
-            beside.setdefault(edge.b, []).append(edge.a)
     found = {start: 0}
     queue = deque([start])
     while queue:
         here = queue.popleft()
         for name in beside.get(here, ()):
-            if name not in found:
+            if name not in found and not is_failed(fabric, here, name):
                 found[name] = found[here] + 1
                 queue.append(name)
     return found
-
-
-_PART = re.compile(r"(leaf|spine|core)([0-9]+)")
-
-
-def _exists(network: Clos, name: str) -> bool:
-    sizes = {"leaf": network.leaves, "spine": network.spines, "core": network.cores}
-    matches = [_PART.fullmatch(part) for part in name.split("-")]
-    parts = sorted((tuple(sizes).index(match[1]), int(match[2])) for match in matches if match)
-    if len(parts) != len(matches) or any(number >= list(sizes.values())[level] for level, number in parts):
-        return False
-    if [level for level, _ in parts] == [0, 1]:
-        return parts[0][1] // network.leaves_per_pod == parts[1][1] // network.spines_per_pod
-    if [level for level, _ in parts] == [1, 2]:
-        return parts[1][1] in core_cables(network, parts[0][1])
-    return len(parts) == 1 and parts[0][0] > 0
 
 
 def is_failed(fabric: Fabric, *names: str) -> bool:
@@ -204,8 +232,77 @@ def is_failed(fabric: Fabric, *names: str) -> bool:
     return bool({*names, "-".join(names), "-".join(reversed(names))}.intersection(fabric.failed))
 
 
+def capacity(fabric: Fabric, a: str, b: str, built: float) -> float:
+    """Give what all cables between two parts of a network carry.
+
+    Parameters
+    ----------
+    fabric
+        The network.
+    a, b
+        Names of the parts.
+    built
+        Rate of the cables together as they were built, in one direction [B/s].
+
+    Returns
+    -------
+    float
+        Rate in one direction [B/s]: that of ``overrides`` where it is written, 0 where something is broken.
+    """
+    if not (fabric.failed or fabric.overrides):
+        return built
+    if is_failed(fabric, a, b):
+        return 0.0
+    return fabric.overrides.get(f"{a}-{b}", fabric.overrides.get(f"{b}-{a}", built))
+
+
+def kept_shares(fabric: Fabric, node: Node, nodes: int, hosts: int) -> dict[str, float]:
+    """Work out how much of its rate the worst part of each kind keeps.
+
+    Parameters
+    ----------
+    fabric
+        The network.
+    node
+        One of the nodes.
+    nodes
+        Nodes of the cluster [1].
+    hosts
+        Nodes in use, the first ones of the cluster [1].
+
+    Returns
+    -------
+    dict of str to float
+        Pair of kinds of part, such as ``host-leaf`` or ``group-group`` -> share of the rate as built [1], the least of
+        those parts of the first kind that are in use. Slow and broken cables of a part count together: its traffic is
+        spread over all it has.
+    """
+    if not (fabric.failed or fabric.overrides):
+        return {}
+    built: dict[tuple[str, str], float] = {}
+    kept: dict[tuple[str, str], float] = {}
+    for cable in cables(fabric, node, nodes):
+        for one, other in ((cable.a, cable.b), (cable.b, cable.a)):
+            key = (one, f"{kind_of(one)}-{kind_of(other)}")
+            built[key] = built.get(key, 0.0) + cable.bandwidth
+            kept[key] = kept.get(key, 0.0) + capacity(fabric, cable.a, cable.b, cable.bandwidth)
+    idle = {f"host{host}" for host in range(hosts, nodes)}
+    if fabric.hosts_per_group:
+        idle |= {f"group{group}" for group in range(math.ceil(hosts / fabric.hosts_per_group), nodes)}
+    shares: dict[str, float] = {}
+    for (name, kinds), rate in built.items():
+        if name not in idle:
+            shares[kinds] = min(shares.get(kinds, 1.0), kept[name, kinds] / rate)
+    return shares
+
+
+def kind_of(name: str) -> str:
+    """Give the kind of a part of a network: its name without the number."""
+    return name.rstrip("0123456789")
+
+
 def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
-    """Work out how much of its rate to the spines the worst pair of leaves keeps after failures.
+    """Work out how much of its rate to the spines the worst pair of leaves has.
 
     Parameters
     ----------
@@ -219,35 +316,37 @@ def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     Returns
     -------
     float
-        Share between 0 and 1 [1].
+        Share of the rate as built [1]; 0 if two leaves have no spine in common, more than 1 if links are faster.
 
     Notes
     -----
-    Two leaves of a rail that lost their cables to the sets X and Y of S spines have ``1 - |X or Y| / S`` left between
-    them: what goes up to a spine must come down from it. Traffic between neighbours of a ring is as slow as that.
+    Two leaves of a rail with rates u[i, s] and u[j, s] to spine s have the sum over s of ``min(u[i, s], u[j, s])``
+    between them: what goes up to a spine must come down from it. Traffic between neighbours of a ring is as slow as
+    that.
     """
-    if not fabric.failed:
+    if not (fabric.failed or fabric.overrides):
         return 1.0
     used = network.rails * math.ceil(hosts / network.hosts_per_leaf)
-    worst = 0
+    built = network.cables_per_pair * network.link
+    worst = math.inf
     for rail in range(network.rails):
         for pod in range(network.pods):
             leaves = range(pod * network.leaves_per_pod, min((pod + 1) * network.leaves_per_pod, used))
-            spines = range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod)
-            lost = [
-                frozenset(spine for spine in spines if is_failed(fabric, f"leaf{leaf}", f"spine{spine}"))
+            # Most leaves are whole and alike: pairs of distinct rows, and one row with itself where two leaves have it.
+            rows = Counter(
+                tuple(capacity(fabric, f"leaf{leaf}", f"spine{spine}", built) for spine in network.spines_of(leaf))
                 for leaf in leaves
                 if leaf % network.rails == rail
-            ]
-            for first, one in enumerate(lost):
-                # A leaf alone in its pod still reaches the core through its spines.
-                others = lost[first + 1 :] or [one]
-                worst = max(worst, *(len(one | other) for other in others))
-    return 1 - worst / network.spines_per_pod
+            )
+            pairs = [*itertools.combinations(rows, 2), *((row, row) for row, many in rows.items() if many > 1)]
+            # A leaf alone in its pod still reaches the core through its spines.
+            for one, other in pairs or [(row, row) for row in rows]:
+                worst = min(worst, sum(map(min, one, other)) / (built * network.spines_per_pod))
+    return worst
 
 
 def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
-    """Work out how much of its rate to the core the worst pod keeps after failures.
+    """Work out how much of its rate to the core the worst pod has.
 
     Parameters
     ----------
@@ -261,18 +360,16 @@ def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     Returns
     -------
     float
-        Share between 0 and 1 [1].
+        Share of the rate as built [1].
     """
-    if not fabric.failed or network.pods == 1:
+    if not (fabric.failed or fabric.overrides) or network.pods == 1:
         return 1.0
     shares = []
     for pod in range(min(network.pods, math.ceil(hosts / network.hosts_per_pod))):
-        kept = 0
-        for spine in range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod):
-            kept += sum(
-                cables
-                for core, cables in core_cables(network, spine).items()
-                if not is_failed(fabric, f"spine{spine}", f"core{core}")
-            )
-        shares.append(kept / (network.spines_per_pod * network.core_uplinks))
+        kept = sum(
+            capacity(fabric, f"spine{spine}", f"core{core}", count * network.link)
+            for spine in range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod)
+            for core, count in core_cables(network, spine).items()
+        )
+        shares.append(kept / (network.spines_per_pod * network.core_uplinks * network.link))
     return min(shares)

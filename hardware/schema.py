@@ -402,6 +402,9 @@ class Fabric(Description):
     """Time through one switch, such as 100 ns; a documented default of the protocol if left out."""
     failed: tuple[Text, ...] = ()
     """What is broken: leaf0-spine3 for all cables between the two, spine3 for a whole switch."""
+    overrides: dict[Text, BytesPerSecond] = Field(default_factory=dict)
+    """Links of another rate than the rest, in one direction, such as {leaf0-spine3: 200 Gbit/s}: that of all cables
+    between the two together."""
 
     @model_validator(mode="after")
     def _keys_fit_the_type(self) -> Self:
@@ -416,7 +419,7 @@ class Fabric(Description):
             "torus": {"dims", "link"},
             "nvlink-domain": {"hosts_per_group", "link", "oversubscription"},
             "edges": {"edges"},
-        }[self.type] | {"type", "switch_latency", "failed"}
+        }[self.type] | {"type", "switch_latency", "failed", "overrides"}
         faults: list[tuple[Path, str]] = [
             ((key,), f"has no meaning for a fabric of type {self.type}; allowed: {', '.join(sorted(allowed))}")
             for key in sorted(self.model_fields_set - allowed)

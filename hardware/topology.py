@@ -6,17 +6,27 @@ to talk to another unit they use the next level, and so on. Costs of communicati
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
+from hardware.cables import (
+    Cable,
+    cables,
+    domain_bandwidth,
+    domain_link,
+    link_bandwidth,
+    network_bandwidth,
+    torus_bandwidth,
+    torus_neighbour,
+)
 from hardware.catalogue import Machine
-from hardware.clos import Clos, clos, core_cables
-from hardware.fabric import core_share, distances, is_failed, leaf_share
-from hardware.schema import Edge, Fabric, Link, Nics
-
-if TYPE_CHECKING:
-    import networkx
+from hardware.clos import clos
+from hardware.fabric import capacity, core_share, distances, kept_shares, leaf_share
+from hardware.graph import LeafSpine as LeafSpine
+from hardware.graph import counts as counts
+from hardware.graph import graph as graph
+from hardware.graph import leaf_spine as leaf_spine
+from hardware.schema import Fabric
 
 LINK_LATENCY_S = {
     "nvswitch": 1.0e-6,
@@ -104,9 +114,9 @@ def levels(machine: Machine, ranks: int | None = None) -> tuple[Level, ...]:
     below each leaf as many nodes as divide the job's nodes and fit, and so on.
 
     The rate of a rank into the network is that of the node's adapters over its accelerators. Above a leaf it is divided
-    by the oversubscription, above the spines by that of the core too; failures lower it by the share that the worst
-    pair of leaves has lost (`hardware.fabric.leaf_share`). A network of any other shape (``edges``) has one level with
-    the least of the rates that its cuts allow (`cut_bandwidth`).
+    by the oversubscription, above the spines by that of the core too; broken and slow links lower it to the share that
+    the worst node, pair of leaves (`hardware.fabric.leaf_share`) or group keeps. A network of any other shape
+    (``edges``) has one level with the least of the rates that its cuts allow (`cut_bandwidth`).
     """
     count = machine.node.accelerators.count
     total = machine.accelerators if ranks is None else ranks
@@ -135,40 +145,6 @@ def _unit(total: int, limit: int, inner: int) -> int:
     return inner * next((size for size in range(most, 1, -1) if total // inner % size == 0), 1)
 
 
-def link_bandwidth(link: Link) -> float:
-    """Give the rate of one accelerator over a link when all that share it use it.
-
-    Parameters
-    ----------
-    link
-        A link of a node.
-
-    Returns
-    -------
-    float
-        Rate in one direction [B/s].
-    """
-    return (link.bandwidth or 0.0) / link.shared_by
-
-
-def network_bandwidth(nics: Nics, accelerators: int) -> float:
-    """Give the rate of one accelerator into the network when all of its node use it.
-
-    Parameters
-    ----------
-    nics
-        Adapters of the node.
-    accelerators
-        Accelerators of the node [1].
-
-    Returns
-    -------
-    float
-        Rate in one direction [B/s].
-    """
-    return nics.count * nics.bandwidth / accelerators
-
-
 def _node_levels(machine: Machine, per_node: int) -> Iterator[Level]:
     """Walk up the links between accelerators of a node; PCI Express only where nothing better joins them."""
     count = machine.node.accelerators.count
@@ -184,45 +160,56 @@ def _node_levels(machine: Machine, per_node: int) -> Iterator[Level]:
 
 
 def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Level]:
-    fabric, nics, total = machine.cluster.fabric, machine.node.nics, hosts * per_node
+    fabric, node, total = machine.cluster.fabric, machine.node, hosts * per_node
+    nics = node.nics
     if hosts == 1:
         return
+    kept = kept_shares(fabric, node, machine.cluster.nodes, hosts) if fabric.type != "edges" else {}
     if fabric.type == "nvlink-domain":
-        link = max((link for link in machine.node.links if link.type == "nvswitch"), key=link_bandwidth, default=None)
+        link = domain_link(node)
         latency = link.latency if link and link.latency is not None else LINK_LATENCY_S["nvswitch"]
         domain = _unit(total, (fabric.hosts_per_group or hosts) * per_node, per_node)
-        rate = fabric.link or (link_bandwidth(link) if link else 0.0)
-        yield Level("domain", domain, rate, latency, "nvswitch")
+        share = kept.get("host-domain", 1.0)
+        yield Level("domain", domain, domain_bandwidth(fabric, node) * share, latency, "nvswitch")
         if domain == total:
             return
     if nics is None:
         return
-    rate = network_bandwidth(nics, machine.node.accelerators.count)
+    rate = network_bandwidth(nics, node.accelerators.count)
 
     def level(name: str, ranks: int, share: float, switches: int) -> Level:
         hop = SWITCH_LATENCY_S[nics.protocol] if fabric.switch_latency is None else fabric.switch_latency
         return Level(name, ranks, rate * share, 2 * ADAPTER_LATENCY_S + switches * hop, nics.protocol)
 
     if fabric.type == "nvlink-domain":
-        yield level("fabric", total, 1 / (fabric.oversubscription or 1.0), 3)
+        yield level("fabric", total, kept.get("host-network", 1.0) / (fabric.oversubscription or 1.0), 3)
     elif fabric.type == "dragonfly":
         group = _unit(total, (fabric.hosts_per_group or hosts) * per_node, per_node)
+        own = kept.get("host-group", 1.0)
+        across = min(own, fabric.taper * kept.get("group-group", 1.0))
         # Shortest paths: two routers inside a group; between groups one more before and after the global link.
-        yield level("fabric" if group == total else "group", group, 1.0 if fabric.hosts_per_group else fabric.taper, 2)
-        yield level("global", total, fabric.taper, 4)
+        yield level("fabric" if group == total else "group", group, own if fabric.hosts_per_group else across, 2)
+        yield level("global", total, across, 4)
     elif isinstance(fabric.edges, tuple):
-        farthest = max(distances(fabric, fabric.edges, "host0")[f"host{host}"] for host in range(hosts))
-        share = min(1.0, cut_bandwidth(fabric, fabric.edges, hosts) / (rate * per_node))
+        links = working_cables(machine)
+        beside: dict[str, list[str]] = {}
+        for one in links:
+            beside.setdefault(one.a, []).append(one.b)
+            beside.setdefault(one.b, []).append(one.a)
+        reached = distances(fabric, beside, "host0")
+        farthest = max(reached[f"host{host}"] for host in range(hosts))
+        share = min(1.0, cut_bandwidth(links, hosts) / (rate * per_node))
         yield level("fabric", total, share, farthest - 1)
     else:
         network = clos(fabric, nics, machine.cluster.nodes)
         leaf = _unit(total, network.hosts_per_leaf * per_node, per_node)
-        yield level("leaf", leaf, 1.0, 1)
+        own = kept.get("host-leaf", 1.0)
+        yield level("leaf", leaf, own, 1)
         pod = _unit(total, network.hosts_per_pod * per_node, leaf) if network.pods > 1 else total
-        share = leaf_share(fabric, network, machine.nodes) / network.oversubscription
-        yield level("spine", pod, share, 3)
-        share *= core_share(fabric, network, machine.nodes) / network.core_oversubscription
-        yield level("core", total, share, 5)
+        share = leaf_share(fabric, network, hosts) / network.oversubscription
+        yield level("spine", pod, min(own, share), 3)
+        share *= min(1.0, core_share(fabric, network, hosts) / network.core_oversubscription)
+        yield level("core", total, min(own, share), 5)
 
 
 def _torus_levels(machine: Machine, total: int) -> tuple[Level, ...]:
@@ -231,31 +218,69 @@ def _torus_levels(machine: Machine, total: int) -> tuple[Level, ...]:
     A rank of a full ring of more than two sends both ways round at once, so it has twice the rate of a link; in a part
     of a ring, which is a line, the way back takes the other direction of the same links. Dimensions that work at the
     same time are faster than the levels one after the other say.
+
+    A ring that lost a link is a line. A line that lost one sends round over the line beside it, which then carries
+    twice as much. All lines of a dimension work in step, so the slowest link sets its pace.
     """
     fabric, node = machine.cluster.fabric, machine.node
     dims = fabric.dims or ()
     own = [link for link in node.links if link.type == "ici"]
     latency = next((link.latency for link in own if link.latency is not None), LINK_LATENCY_S["ici"])
-    rate = fabric.link or max(map(link_bandwidth, own)) / (2 * len(dims))
+    rate = torus_bandwidth(fabric, node)
     tower: list[Level] = []
     inner = 1
     for index, size in enumerate(dims):
         ranks = _unit(total, inner * size, inner) if index < len(dims) - 1 else total
         if ranks > inner:
-            both_ways = ranks // inner == size > 2
-            tower.append(Level(f"dimension {index}", ranks, rate * (2 if both_ways else 1), latency, "ici"))
+            ring = ranks // inner == size > 2
+            kept = _torus_rates(fabric, dims, index, rate, total)
+            lost = 0.0 in kept
+            slowest = min((one for one in kept if one), default=0.0)
+            ways = (1.0 if lost else 2.0) if ring else (0.5 if lost else 1.0)
+            tower.append(Level(f"dimension {index}", ranks, slowest * ways, latency, "ici"))
         inner = ranks
     return tuple(tower)
 
 
-def cut_bandwidth(fabric: Fabric, edges: tuple[Edge, ...], hosts: int) -> float:
+def _torus_rates(fabric: Fabric, dims: tuple[int, ...], dimension: int, built: float, total: int) -> set[float]:
+    """Collect the rates of the links along one dimension between accelerators in use [B/s]."""
+    if not (fabric.failed or fabric.overrides):
+        return {built}
+    pairs = ((chip, torus_neighbour(dims, chip, dimension)) for chip in range(total))
+    return {
+        capacity(fabric, f"chip{chip}", f"chip{other}", built)
+        for chip, other in pairs
+        if other is not None and other < total
+    }
+
+
+def working_cables(machine: Machine) -> tuple[Cable, ...]:
+    """List the cables of a machine's network that carry anything, at the rates they have.
+
+    Parameters
+    ----------
+    machine
+        The machine; all nodes of its cluster count.
+
+    Returns
+    -------
+    tuple of Cable
+        What is broken is left out; rates are those of ``overrides`` where they are written.
+    """
+    fabric = machine.cluster.fabric
+    found = (
+        replace(cable, bandwidth=capacity(fabric, cable.a, cable.b, cable.bandwidth))
+        for cable in cables(fabric, machine.node, machine.cluster.nodes)
+    )
+    return tuple(cable for cable in found if cable.bandwidth > 0)
+
+
+def cut_bandwidth(links: Iterable[Cable], hosts: int) -> float:
     """Work out how fast each node of a network of any shape can send when all send across it.
 
     Parameters
     ----------
-    fabric
-        The network.
-    edges
+    links
         Its links.
     hosts
         Nodes in use, ``host0`` on [1].
@@ -272,30 +297,29 @@ def cut_bandwidth(fabric: Fabric, edges: tuple[Edge, ...], hosts: int) -> float:
     first and the second half. The capacity of a cut is that of a maximum flow (Ford and Fulkerson 1956). Other cuts may
     be tighter: this is an upper bound, exact for networks of leaves and spines of even size.
     """
+    links = tuple(links)
     names = [f"host{host}" for host in range(hosts)]
     beside: dict[str, set[str]] = {}
-    for edge in edges:
-        if not is_failed(fabric, edge.a, edge.b):
-            for one, other in ((edge.a, edge.b), (edge.b, edge.a)):
-                if one in names:
-                    beside.setdefault(other, set()).add(one)
+    for link in links:
+        for one, other in ((link.a, link.b), (link.b, link.a)):
+            if one in names:
+                beside.setdefault(other, set()).add(one)
     cuts = {frozenset([name]) for name in names} | {frozenset(group) for group in beside.values()}
     cuts.add(frozenset(names[: hosts // 2]))
     return min(
-        _max_flow(fabric, edges, cut, frozenset(names) - cut) / min(len(cut), hosts - len(cut))
+        _max_flow(links, cut, frozenset(names) - cut) / min(len(cut), hosts - len(cut))
         for cut in cuts
         if 0 < len(cut) < hosts
     )
 
 
-def _max_flow(fabric: Fabric, edges: tuple[Edge, ...], sources: frozenset[str], sinks: frozenset[str]) -> float:
+def _max_flow(links: tuple[Cable, ...], sources: frozenset[str], sinks: frozenset[str]) -> float:
     """Find the maximum flow between two sets of nodes along shortest augmenting paths (Edmonds and Karp 1972) [B/s]."""
     left: dict[str, dict[str, float]] = {}
-    for edge in edges:
-        if not is_failed(fabric, edge.a, edge.b):
-            for one, other in ((edge.a, edge.b), (edge.b, edge.a)):
-                ends = left.setdefault(one, {})
-                ends[other] = ends.get(other, 0.0) + edge.bandwidth
+    for link in links:
+        for one, other in ((link.a, link.b), (link.b, link.a)):
+            ends = left.setdefault(one, {})
+            ends[other] = ends.get(other, 0.0) + link.bandwidth
     left[""] = dict.fromkeys(sources, math.inf)
     flow = 0.0
     while True:
@@ -323,148 +347,3 @@ def _max_flow(fabric: Fabric, edges: tuple[Edge, ...], sources: frozenset[str], 
             if here:
                 left[name][here] = left[name].get(here, 0.0) + room
         flow += room
-
-
-@dataclass(frozen=True)
-class Cable:
-    """All cables between two parts of a network.
-
-    Parameters
-    ----------
-    a, b
-        Names of the parts.
-    bandwidth
-        Rate of all of them together in one direction [B/s].
-    count
-        How many they are [1].
-    """
-
-    a: str
-    b: str
-    bandwidth: float
-    count: int
-
-
-def cables(machine: Machine) -> Iterator[Cable]:
-    """List the cables of a machine's network, whole ones and broken ones.
-
-    Parameters
-    ----------
-    machine
-        The machine; all nodes of its cluster count.
-
-    Yields
-    ------
-    Cable
-        Nodes are called host0 on, switches leaf0, spine0, core0 on. Groups of a dragonfly (group0) and domains of
-        NVLink (domain0) stand for all their switches, ``network`` for what is not described; a torus joins accelerators
-        (chip0).
-    """
-    fabric, nodes = machine.cluster.fabric, machine.cluster.nodes
-    nics, count = machine.node.nics, machine.node.accelerators.count
-    if fabric.type == "torus":
-        yield from _torus_cables(machine)
-    elif isinstance(fabric.edges, tuple):
-        yield from (Cable(edge.a, edge.b, edge.bandwidth, 1) for edge in fabric.edges)
-    elif fabric.type == "nvlink-domain":
-        size = fabric.hosts_per_group or nodes
-        rate = next(_network_levels(machine, 2, count)).bandwidth if nodes > 1 else 0.0
-        for host in range(nodes if nodes > 1 else 0):
-            yield Cable(f"host{host}", f"domain{host // size}", rate * count, count)
-            if nics is not None and size < nodes:
-                share = 1 / (fabric.oversubscription or 1.0)
-                yield Cable(f"host{host}", "network", nics.count * nics.bandwidth * share, nics.count)
-    elif nics is not None and fabric.type == "dragonfly":
-        size = fabric.hosts_per_group or nodes
-        groups = math.ceil(nodes / size)
-        rate = nics.count * nics.bandwidth
-        for host in range(nodes):
-            yield Cable(f"host{host}", f"group{host // size}", rate, nics.count)
-        for one in range(groups):
-            for other in range(one + 1, groups):
-                yield Cable(f"group{one}", f"group{other}", size * rate * fabric.taper / (groups - 1), 1)
-    elif nics is not None and nodes > 1:
-        yield from _clos_cables(clos(fabric, nics, nodes), nics, nodes)
-
-
-def _clos_cables(network: Clos, nics: Nics, nodes: int) -> Iterator[Cable]:
-    ports = nics.count // network.rails
-    for host in range(nodes):
-        for rail in range(network.rails):
-            leaf = host // network.hosts_per_leaf * network.rails + rail
-            yield Cable(f"host{host}", f"leaf{leaf}", ports * nics.bandwidth, ports)
-    count = network.cables_per_pair
-    for leaf in range(network.leaves):
-        first = leaf // network.leaves_per_pod * network.spines_per_pod
-        for spine in range(first, first + network.spines_per_pod):
-            yield Cable(f"leaf{leaf}", f"spine{spine}", count * network.link, count)
-    for spine in range(network.spines if network.core_uplinks else 0):
-        for core, count in core_cables(network, spine).items():
-            yield Cable(f"spine{spine}", f"core{core}", count * network.link, count)
-
-
-def _torus_cables(machine: Machine) -> Iterator[Cable]:
-    dims = machine.cluster.fabric.dims or ()
-    own = [link_bandwidth(link) for link in machine.node.links if link.type == "ici"]
-    rate = machine.cluster.fabric.link or max(own) / (2 * len(dims))
-    stride = 1
-    for size in dims:
-        for chip in range(math.prod(dims)):
-            place = chip // stride % size
-            # The last of a dimension closes the ring; two have one link between them.
-            if place < size - 1 or size > 2:
-                other = chip + stride * (1 if place < size - 1 else 1 - size)
-                yield Cable(f"chip{chip}", f"chip{other}", rate, 1)
-        stride *= size
-
-
-def graph(machine: Machine) -> "networkx.Graph[str]":
-    """Draw a machine's network as a graph, without what is broken.
-
-    Parameters
-    ----------
-    machine
-        The machine; all nodes of its cluster count.
-
-    Returns
-    -------
-    networkx.Graph
-        Parts by the names of `cables`; each edge has ``capacity`` [B/s, one direction] and ``cables`` [1].
-    """
-    import networkx
-
-    drawn: networkx.Graph[str] = networkx.Graph()
-    if machine.cluster.fabric.type != "torus":
-        drawn.add_nodes_from(f"host{host}" for host in range(machine.cluster.nodes))
-    for cable in cables(machine):
-        if not is_failed(machine.cluster.fabric, cable.a, cable.b):
-            drawn.add_edge(cable.a, cable.b, capacity=cable.bandwidth, cables=cable.count)
-    return drawn
-
-
-def counts(machine: Machine) -> dict[str, int]:
-    """Count the switches and cables of a network of leaves and spines.
-
-    Parameters
-    ----------
-    machine
-        The machine; all nodes of its cluster count.
-
-    Returns
-    -------
-    dict of str to int
-        ``leaf_switches``, ``spine_switches``, ``core_switches``, ``node_leaf_cables``, ``leaf_spine_cables``,
-        ``spine_core_cables`` [1]; empty for a network of another type or a single node without adapters.
-    """
-    fabric, nics, nodes = machine.cluster.fabric, machine.node.nics, machine.cluster.nodes
-    if nics is None or fabric.type not in ("leaf-spine", "rail-optimised", "fat-tree"):
-        return {}
-    network = clos(fabric, nics, nodes)
-    return {
-        "leaf_switches": network.leaves,
-        "spine_switches": network.spines,
-        "core_switches": network.cores,
-        "node_leaf_cables": nodes * nics.count,
-        "leaf_spine_cables": network.leaves * network.uplinks,
-        "spine_core_cables": network.spines * network.core_uplinks,
-    }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hardware.catalogue import Machine, resolve_cluster
 from hardware.faults import InputError
-from hardware.topology import counts, graph, levels
+from hardware.topology import counts, graph, leaf_spine, levels
 
 HERE = Path()
 DATA = Path(os.environ.get("PERFMODEL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -202,7 +202,12 @@ def test_what_is_left_out_follows_from_the_rest() -> None:
         ({"type": "rail-optimised", "failed": ["leaf3"]}, ["failed[0]: no such part"]),
         ({"type": "rail-optimised", "failed": ["leaf3-leaf4"]}, ["failed[0]: no such part"]),
         ({"type": "rail-optimised", "failed": [f"spine{n}" for n in range(8)]}, ["too much is broken"]),
-        ({"type": "dragonfly", "failed": ["group1"]}, ["no parts that can be named"]),
+        ({"type": "dragonfly", "failed": ["group1"]}, ["failed[0]: no such part; allowed: group0 to", "group0-"]),
+        ({"type": "leaf-spine", "failed": [f"leaf{n}-spine0" for n in range(16)]}, ["spine0 has no capacity left"]),
+        ({"type": "rail-optimised", "failed": [f"host3-leaf{n}" for n in range(8)]}, ["no path from host0 to host3"]),
+        ({"type": "rail-optimised", "overrides": {"leaf0-spine0": "0 Gbit/s"}}, ["leaf0-spine0: should be greater"]),
+        ({"type": "rail-optimised", "overrides": {"leaf0-spine0": "200 Gb/s"}}, ["may mean bits or bytes"]),
+        ({"type": "rail-optimised", "overrides": {"spine0": "200 Gbit/s"}}, ["overrides.spine0: no such link"]),
         ({"type": "edges", "edges": [{"a": "host0", "b": "sw", "bandwidth": 1}]}, ["not among the links: host1, "]),
     ],
 )  # fmt: skip
@@ -362,6 +367,87 @@ def joined(drawn: "networkx.Graph[str]", names: list[str], cut: tuple[str, ...])
     return ends
 
 
+# --- slow links
+
+
+def test_links_may_have_rates_of_their_own() -> None:
+    # 4 nodes x 8 x 400 Gbit/s = 32 cables of 50 GB/s, 8 to each of 4 spines: 400 GB/s a pair.
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 4, "spines": 4, "oversubscription": 1}
+    assert levels(machine(16, fabric))[-1].bandwidth == pytest.approx(50e9)
+    slow = fabric | {"overrides": {"leaf0-spine1": "200 GB/s", "spine2-leaf3": "100 GB/s"}}
+    # Between leaf 0 and leaf 3: 400 + 200 + 100 + 400 of 1600 GB/s.
+    assert levels(machine(16, slow))[-1].bandwidth == pytest.approx(50e9 * 1100 / 1600)
+    drawn = graph(machine(16, slow))
+    assert (drawn["leaf0"]["spine1"]["capacity"], drawn["leaf3"]["spine2"]["capacity"]) == (200e9, 100e9)
+    # A node whose port is slow holds up its leaf and everything above.
+    host = fabric | {"type": "rail-optimised", "spines": 4, "overrides": {"host5-leaf8": "10 GB/s"}}
+    assert [level.bandwidth for level in levels(machine(16, host))[1:]] == pytest.approx([50e9 * 360 / 400] * 2)
+    # Faster links than the nodes can fill change nothing.
+    fast = fabric | {"overrides": {f"leaf{leaf}-spine0": "800 GB/s" for leaf in range(4)}}
+    assert levels(machine(16, fast))[-1].bandwidth == pytest.approx(50e9)
+
+
+def test_slow_links_of_other_shapes() -> None:
+    # 3 global links of 6.4 TB/s x 0.5 / 3 from each of 4 groups; one of them is broken: 2/3 of half the rate.
+    fabric = {"type": "dragonfly", "hosts_per_group": 16, "taper": 0.5, "failed": ["group1-group2"]}
+    assert levels(machine(64, fabric))[-1].bandwidth == pytest.approx(25e9 * 2 / 3)
+    # 16 nodes use one group, which lost nothing inside.
+    assert levels(machine(64, fabric, used=16))[-1].bandwidth == pytest.approx(50e9)
+    tray = node(4, 4, links=[{"name": "nvlink", "type": "nvswitch", "bandwidth": "900 GB/s"}])
+    domain = {"type": "nvlink-domain", "hosts_per_group": 18, "overrides": {"domain1-host20": "1.8 TB/s"}}
+    assert [level.bandwidth for level in levels(machine(36, domain, tray))] == [900e9, 450e9, 50e9]
+    box = node(4, 0, links=[{"name": "ici", "type": "ici", "bandwidth": "300 GB/s"}])
+    torus = {"type": "torus", "dims": [4, 4, 4], "failed": ["chip0-chip1"], "overrides": {"chip0-chip4": 2e10}}
+    # The ring of the first dimension is cut open; the second goes at the pace of its slow link, both ways round.
+    assert [level.bandwidth for level in levels(machine(16, torus, box))] == [50e9, 40e9, 100e9]
+
+
+# --- as arrays
+
+
+def test_leaves_and_spines_as_arrays_are_the_graph() -> None:
+    for fabric in (
+        {"type": "leaf-spine", "hosts_per_leaf": 4, "spines": 4, "failed": ["leaf1-spine2"]},
+        {"type": "rail-optimised", "hosts_per_leaf": 4, "overrides": {"leaf8-spine1": "1 GB/s", "host2-leaf1": 5e9}},
+        {"type": "fat-tree", "hosts_per_leaf": 1, "uplinks": 32, "failed": ["spine0-core0", "spine5"]},
+    ):
+        found = machine(48, fabric)
+        view, drawn = leaf_spine(found), graph(found)
+        rates: dict[tuple[str, str], float] = {}
+        for leaf, spine in itertools.product(range(view.leaves), range(view.spines)):
+            rates[f"leaf{leaf}", f"spine{spine}"] = view.up[leaf, spine]
+        for spine, core in itertools.product(range(view.spines), range(view.core.shape[1])):
+            rates[f"spine{spine}", f"core{core}"] = view.core[spine, core]
+        for host, port in itertools.product(range(view.hosts), range(8)):
+            pair = (f"host{host}", f"leaf{view.leaf[host, port]}")
+            rates[pair] = rates.get(pair, 0.0) + view.port[host, port]
+        expected = {frozenset(pair): data["capacity"] for *pair, data in drawn.edges(data=True)}
+        assert {frozenset(pair): rate for pair, rate in rates.items() if rate} == pytest.approx(expected)
+        assert (view.down == view.up.T).all()
+
+
+def test_ports_by_rail_and_by_accelerator() -> None:
+    view = leaf_spine(machine(64, {"type": "rail-optimised"}))
+    assert (view.leaves, view.spines, view.hosts) == (16, 8, 64)
+    assert view.leaf[0].tolist() == list(range(8)) and view.leaf[63].tolist() == list(range(8, 16))
+    assert view.near.tolist() == [[a == p for p in range(8)] for a in range(8)]
+    # Frontier: four ports for eight dies, a module of two each.
+    assert leaf_spine(machine(4, {"type": "leaf-spine"}, node(8, 4))).near.argmax(1).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    # Two ports for each of four accelerators.
+    assert leaf_spine(machine(4, {"type": "leaf-spine"}, node(4, 8))).near[1].nonzero()[0].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="leaves and spines is needed, not torus"):
+        leaf_spine(resolve_cluster("tpu-v6e-pod", HERE))
+
+
 # --- the graph
 
 
@@ -470,7 +556,7 @@ def test_more_failures_never_make_anything_faster_and_their_order_does_not_matte
         try:
             now = levels(machine(32, fabric | {"failed": failed}))[-1].bandwidth
         except InputError as error:
-            assert "too much is broken" in str(error)
+            assert "too much is broken" in str(error) or "no capacity left" in str(error)
             return
         assert now <= before
         random.shuffle(failed)

@@ -1,0 +1,187 @@
+"""A machine as a graph of capacities, and a network of leaves and spines as arrays."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hardware.cables import SWITCHED, cables
+from hardware.catalogue import Machine
+from hardware.clos import clos, core_cables
+from hardware.fabric import capacity
+from hardware.schema import Node
+
+if TYPE_CHECKING:
+    import networkx
+    import numpy
+    from numpy.typing import NDArray
+
+    Rates = NDArray[numpy.float64]
+    Places = NDArray[numpy.int64]
+
+
+def graph(machine: Machine) -> "networkx.Graph[str]":
+    """Draw a machine's network as a graph, without what is broken.
+
+    Parameters
+    ----------
+    machine
+        The machine; all nodes of its cluster count.
+
+    Returns
+    -------
+    networkx.Graph
+        Parts by the names of `hardware.cables.cables`; each edge has ``capacity`` [B/s, one direction] and ``cables``
+        [1].
+    """
+    import networkx
+
+    fabric, nodes = machine.cluster.fabric, machine.cluster.nodes
+    drawn: networkx.Graph[str] = networkx.Graph()
+    if fabric.type != "torus":
+        drawn.add_nodes_from(f"host{host}" for host in range(nodes))
+    for cable in cables(fabric, machine.node, nodes):
+        rate = capacity(fabric, cable.a, cable.b, cable.bandwidth)
+        if rate > 0:
+            drawn.add_edge(cable.a, cable.b, capacity=rate, cables=cable.count)
+    return drawn
+
+
+@dataclass(frozen=True)
+class LeafSpine:
+    """A network of leaves and spines as arrays; rows and columns follow the numbers in the switches' names.
+
+    Parameters
+    ----------
+    up
+        Rate from leaf i to spine s [B/s, one direction], of shape (leaves, spines); 0 where there is no cable or it is
+        broken.
+    down
+        Rate from spine s to leaf j [B/s], of shape (spines, leaves).
+    leaf
+        Number of the leaf that port p of node h is on, of shape (nodes, ports of a node).
+    port
+        Rate of that port in one direction [B/s], of the same shape; 0 if it is broken.
+    near
+        Whether a port is among the nearest to an accelerator of its node, of shape (accelerators of a node, ports of a
+        node).
+    core
+        Rate from spine s to core switch c in one direction [B/s], of shape (spines, cores); no columns if there are two
+        levels.
+    """
+
+    up: "Rates"
+    down: "Rates"
+    leaf: "Places"
+    port: "Rates"
+    near: "NDArray[numpy.bool_]"
+    core: "Rates"
+
+    @property
+    def leaves(self) -> int:
+        """Leaf switches."""
+        return int(self.up.shape[0])
+
+    @property
+    def spines(self) -> int:
+        """Spine switches."""
+        return int(self.up.shape[1])
+
+    @property
+    def hosts(self) -> int:
+        """Nodes."""
+        return int(self.leaf.shape[0])
+
+
+def leaf_spine(machine: Machine) -> LeafSpine:
+    """Lay a network of leaves and spines out as arrays, overrides and failures applied.
+
+    Parameters
+    ----------
+    machine
+        The machine; all nodes of its cluster count.
+
+    Returns
+    -------
+    LeafSpine
+        Its capacities.
+
+    Raises
+    ------
+    ValueError
+        The network has another shape, or the nodes have no adapters.
+    """
+    import numpy
+
+    fabric, nics, nodes = machine.cluster.fabric, machine.node.nics, machine.cluster.nodes
+    if fabric.type not in SWITCHED or nics is None:
+        raise ValueError(f"a network of leaves and spines is needed, not {fabric.type}")
+    network = clos(fabric, nics, nodes)
+    up = numpy.zeros((network.leaves, network.spines))
+    for leaf in range(network.leaves):
+        up[leaf, network.spines_of(leaf)] = network.cables_per_pair * network.link
+    core = numpy.zeros((network.spines, network.cores))
+    for spine in range(network.spines if network.core_uplinks else 0):
+        for number, count in core_cables(network, spine).items():
+            core[spine, number] = count * network.link
+    hosts, ports = numpy.arange(nodes)[:, None], numpy.arange(nics.count)
+    leaf_of = hosts // network.hosts_per_leaf * network.rails + ports % network.rails
+    port = numpy.full(leaf_of.shape, nics.bandwidth)
+    if fabric.failed or fabric.overrides:
+        for leaf, spine in numpy.argwhere(up):
+            up[leaf, spine] = capacity(fabric, f"leaf{leaf}", f"spine{spine}", up[leaf, spine])
+        for spine, number in numpy.argwhere(core):
+            core[spine, number] = capacity(fabric, f"spine{spine}", f"core{number}", core[spine, number])
+        shared = nics.count // network.rails
+        for host, nic in numpy.ndindex(port.shape):
+            together = capacity(fabric, f"host{host}", f"leaf{leaf_of[host, nic]}", nics.bandwidth * shared)
+            port[host, nic] = together / shared
+    near = numpy.zeros((machine.node.accelerators.count, nics.count), dtype=bool)
+    for accelerator, mine in enumerate(nearest_ports(machine.node)):
+        near[accelerator, mine] = True
+    return LeafSpine(up, up.T.copy(), leaf_of, port, near, core)
+
+
+def nearest_ports(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Tell which ports into the network are nearest to each accelerator of a node.
+
+    Parameters
+    ----------
+    node
+        The node.
+
+    Returns
+    -------
+    tuple of tuple of int
+        Numbers of the ports of each accelerator. Ports are spread evenly over the accelerators in their order, so
+        that neighbours share one where there are fewer ports.
+    """
+    count, ports = node.accelerators.count, node.nics.count if node.nics else 0
+    each = max(1, ports // count)
+    return tuple(tuple(range(first := index * ports // count, min(first + each, ports))) for index in range(count))
+
+
+def counts(machine: Machine) -> dict[str, int]:
+    """Count the switches and cables of a network of leaves and spines.
+
+    Parameters
+    ----------
+    machine
+        The machine; all nodes of its cluster count.
+
+    Returns
+    -------
+    dict of str to int
+        ``leaf_switches``, ``spine_switches``, ``core_switches``, ``node_leaf_cables``, ``leaf_spine_cables``,
+        ``spine_core_cables`` [1]; empty for a network of another type or a single node without adapters.
+    """
+    fabric, nics, nodes = machine.cluster.fabric, machine.node.nics, machine.cluster.nodes
+    if nics is None or fabric.type not in SWITCHED:
+        return {}
+    network = clos(fabric, nics, nodes)
+    return {
+        "leaf_switches": network.leaves,
+        "spine_switches": network.spines,
+        "core_switches": network.cores,
+        "node_leaf_cables": nodes * nics.count,
+        "leaf_spine_cables": network.leaves * network.uplinks,
+        "spine_core_cables": network.spines * network.core_uplinks,
+    }
