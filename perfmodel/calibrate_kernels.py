@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 
 from hardware.catalogue import UnknownName, find
-from hardware.efficiency import CopyParameters, KernelParameters
+from hardware.efficiency import KernelParameters
 from hardware.faults import Fault, InputError
 from hardware.schema import Accelerator
-from perfmodel.intervals import Z90
-from perfmodel.job import family_efficiency
 from perfmodel.kernels.library import parameters_of
-from perfmodel.kernels.model import Device, KernelModel, bounds_of, device_of, fit, log_errors
+from perfmodel.kernels.model import Z90, Device, KernelModel, bounds_of, device_of, fit, log_errors
 from perfmodel.measured_kernels import (
     KIND_COLUMN,
     MODULES,
@@ -247,12 +245,6 @@ def family_of(model: KernelModel, accelerator: Accelerator, variant: str) -> tup
     KeyError
         Where no family has parameters for the variant.
     """
-    if model.name == "copy":
-        known = family_efficiency(accelerator.architecture)[0].elementwise
-        if known is None:
-            raise KeyError(f"no family of {accelerator.architecture} has parameters for copies")
-        start = CopyParameters(launch_us=known.launch * 1e6, memory=known.memory, spread=known.spread)
-        return start, f"{accelerator.architecture}.elementwise"
     found = parameters_of(model, accelerator, variant, own={})
     return found.parameters, found.origin
 
@@ -401,9 +393,6 @@ def description(calibration: Calibration, written: Mapping[str, Any]) -> dict[st
     written : mapping
         The description as its file has it, quantities with their units.
 
-    Notes
-    -----
-    Copies go to the class ``elementwise`` that the catalogue's families have, everything else to ``kernels``.
     """
     data = dict(written)
     efficiency = dict(data.get("efficiency") or {})
@@ -412,14 +401,7 @@ def description(calibration: Calibration, written: Mapping[str, Any]) -> dict[st
     for part in calibration.parts:
         key = f"kernels.{part.model}.{part.variant}"
         values = {name: float(f"{value:.4g}") for name, value in part.parameters.model_dump(mode="json").items()}
-        if part.model == "copy":
-            key = "elementwise"
-            efficiency[key] = {
-                "launch": f"{values['launch_us']:g} us", "compute": 1.0, "memory": values["memory"],
-                "spread": values["spread"],
-            }  # fmt: skip
-        else:
-            kernels.setdefault(part.model, {})[part.variant] = values
+        kernels.setdefault(part.model, {})[part.variant] = values
         quality = f"{part.before['mape']:.1%} before, {part.after['mape']:.1%} after"
         of = f"{part.held_out} rows held out" if part.held_out else "the fitted rows"
         provenance[key] = {

@@ -13,9 +13,8 @@ import pandas as pd
 from hardware.efficiency import KernelParameters
 from hardware.faults import Fault, InputError
 from hardware.schema import Accelerator
-from perfmodel.intervals import Z90
-from perfmodel.kernels.library import FOREIGN_WIDEN, parameters_of
-from perfmodel.kernels.model import Device, KernelModel, Sample, device_of, fit
+from perfmodel.kernels.library import parameters_of, widenings
+from perfmodel.kernels.model import Z90, Device, KernelModel, Sample, device_of, fit
 from perfmodel.measured_kernels import (
     DERIVED,
     DEVICE_COLUMNS,
@@ -174,7 +173,7 @@ def left_out(
                 raise KeyError(f"nothing left to fit {variant} on")
             if not is_device or accelerator.architecture in families:  # noqa: B023
                 return parameters
-            spread = float(np.hypot(parameters.spread, FOREIGN_WIDEN))
+            spread = float(np.hypot(parameters.spread, widenings(model)[0]))
             return parameters.model_copy(update={"spread": spread})
 
         parts.append(predict_rows(rows, model, accelerators, lookup))

@@ -1,38 +1,30 @@
-"""Time of a copy in the accelerator's memory, and of a kernel that does nothing: launch and stream."""
+"""Time of a copy in the accelerator's memory, down to a kernel that does nothing: a memory kernel told by its bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
-from hardware.efficiency import CopyParameters
+from hardware.efficiency import MemoryParameters
+from perfmodel.kernels import memory
 from perfmodel.kernels.model import Device, KernelModel
-from perfmodel.terms import LATENCY, MEMORY, Array
+from perfmodel.terms import Array
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
-    """Return the inputs of `time` for measured rows: bytes read and written together."""
-    return {"bytes": frame["bytes"].to_numpy(float)}
+    """Return the inputs of `time` for measured rows, timed back to back: bytes read and written together."""
+    return memory.stream_shapes(frame["bytes"].to_numpy(float), warm=True)
 
 
-def time(shapes: Mapping[str, Array], device: Device, parameters: CopyParameters) -> tuple[Array, Array]:
-    """Return seconds of the kernel and what bounds it.
-
-    Notes
-    -----
-    t = t0 + bytes / (e_m bandwidth), the postal form of Hockney, Parallel Computing 20 (1994).
-    """
-    launch = parameters.launch_us * 1e-6
-    stream = shapes["bytes"] / (parameters.memory * device.bandwidth)
-    return launch + stream, np.where(stream > launch, MEMORY, LATENCY).astype(np.int8)
+def variants(frame: pd.DataFrame) -> pd.Series[str]:
+    """Return the variant of every row: that of copies."""
+    return pd.Series(memory.VARIANTS["copy"], index=frame.index)
 
 
-def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
-    """Return bytes/bandwidth [s]."""
-    seconds: Array = shapes["bytes"] / device.bandwidth
-    return seconds
+def time(shapes: Mapping[str, Array], device: Device, parameters: MemoryParameters) -> tuple[Array, Array]:
+    """Return seconds of the kernel and what bounds it, as ``perfmodel.kernels.memory.time``."""
+    return memory.time(shapes, device, parameters)
 
 
-MODEL = KernelModel("copy", ("device", "bytes"), CopyParameters, shapes, time, roofline)
+MODEL = KernelModel("memory", ("device", "bytes"), MemoryParameters, shapes, time, memory.roofline)

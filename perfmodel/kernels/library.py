@@ -4,10 +4,14 @@ They live in ``hardware/catalog/kernels/<model>.yaml``:
 
     kind: kernel
     name: gemm
+    transfer: 0.1                   # added in quadrature to the spread of a family's parameters on another family
+    borrowed: 0.2                   # the same of a variant that stands in for another
     families:                       # architecture family -> variant (a type, or a kernel library's form of it)
       hopper: {bf16: {...}, fp8: {...}}
       ampere: {bf16: {...}}
     provenance: {hopper.bf16: {source, date, evidence}}
+
+``hardware/catalog/kernels/power.yaml`` says how a board of less power sustains less of its peak.
 """
 
 from __future__ import annotations
@@ -21,11 +25,10 @@ from typing import Any
 from hardware.catalogue import find
 from hardware.efficiency import KernelParameters
 from hardware.schema import Accelerator, Provenance
-from hardware.yaml_source import read_yaml, validated
+from hardware.yaml_source import Source, read_yaml, validated
 from perfmodel.kernels.model import KernelModel
 
 STANDS_IN = {
-    "fp16": ("bf16",),
     "int8": ("fp8",),
     "fp8": ("fp8_block",),
     "fp8_block": ("fp8",),
@@ -33,11 +36,8 @@ STANDS_IN = {
 }
 """Variants whose parameters another takes where it has none."""
 
-BORROWED_WIDEN = 0.2
-"""Added in quadrature to the spread of a variant that stands in for another."""
-
-FOREIGN_WIDEN = 0.25
-"""The same for parameters of a family that the device's own does not inherit from."""
+TRANSFER, BORROWED = 0.25, 0.35
+"""Widening of a model whose file states none: more than any that ``benchmarks/fit_kernels.py`` finds."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,24 @@ class Found:
         The parameters; their spread is widened where they are not the device's or its family's own.
     origin : str
         Where they come from, such as ``hopper.bf16``.
+    widening : float
+        The part of the spread, in quadrature, that is there because they are another family's or another variant's.
     """
 
     parameters: KernelParameters
     origin: str
+    widening: float = 0.0
+
+
+def _read(name: str) -> Source:
+    path = files("hardware").joinpath("catalog").joinpath("kernels").joinpath(name)
+    return read_yaml(path.read_text(encoding="utf-8"), name)
 
 
 @lru_cache(maxsize=16)
 def families(model: KernelModel) -> dict[str, dict[str, KernelParameters]]:
     """Return the shipped parameters of a model, by family and variant."""
-    name = f"{model.name}.yaml"
-    path = files("hardware").joinpath("catalog").joinpath("kernels").joinpath(name)
-    source = read_yaml(path.read_text(encoding="utf-8"), name)
+    source = _read(f"{model.name}.yaml")
     found: dict[str, dict[str, KernelParameters]] = {}
     for family, variants in source.data["families"].items():
         found[family] = {
@@ -70,6 +76,41 @@ def families(model: KernelModel) -> dict[str, dict[str, KernelParameters]]:
     for key in source.data.get("provenance", {}):
         validated(Provenance, source, ("provenance", key))
     return found
+
+
+@lru_cache(maxsize=16)
+def widenings(model: KernelModel) -> tuple[float, float]:
+    """Return what is added in quadrature to the spread of parameters of another family, and of another variant."""
+    data = _read(f"{model.name}.yaml").data
+    return float(data.get("transfer", TRANSFER)), float(data.get("borrowed", BORROWED))
+
+
+@lru_cache(maxsize=1)
+def power_exponent() -> float:
+    """Return the exponent with which the sustained share of peak follows the power limit."""
+    return float(_read("power.yaml").data["exponent"])
+
+
+def sustained_share(accelerator: Accelerator, reference: str | None) -> float:
+    """Return what an accelerator keeps of the share of peak that was measured on the reference of a family.
+
+    Notes
+    -----
+    min(1, (watts per peak FLOP/s over the reference's)^exponent): long matrix products run against the power limit, and
+    dynamic power grows with about the cube of the clock. The exponent is fitted on training runs under power caps
+    (``python benchmarks/fit_operators.py``).
+    """
+    if reference is None:
+        return 1.0
+    measured = find("accelerator", reference)
+    ratio = _watts_per_flops(accelerator) / _watts_per_flops(measured)
+    return float(min(1.0, ratio ** power_exponent()))
+
+
+def _watts_per_flops(accelerator: Accelerator) -> float:
+    peak = accelerator.peak
+    known = [peak[dtype] for dtype in ("bf16", "fp16") if dtype in peak]
+    return accelerator.power.limit / (known[0] if known else max(peak.values()))
 
 
 def own_parameters(model: KernelModel, accelerator: Accelerator) -> Mapping[str, KernelParameters]:
@@ -81,7 +122,11 @@ def own_parameters(model: KernelModel, accelerator: Accelerator) -> Mapping[str,
 
 
 def parameters_of(
-    model: KernelModel, accelerator: Accelerator, variant: str, own: Mapping[str, Any] | None = None
+    model: KernelModel,
+    accelerator: Accelerator,
+    variant: str,
+    own: Mapping[str, Any] | None = None,
+    without: str | None = None,
 ) -> Found:
     """Return the parameters of a variant on an accelerator.
 
@@ -94,32 +139,52 @@ def parameters_of(
     variant : str
         Such as ``bf16`` or ``fp8_block``.
     own : mapping
-        Parameters of the device itself, by variant, from ``calibrate``; they go first.
-        Those of its description if left out.
+        Parameters of the device itself, by variant, from ``calibrate``; they go first, and as they are. Those of its
+        description if left out.
+    without : str
+        A family to pass over, as if nothing of it had been measured.
 
     Raises
     ------
     KeyError
         Where no family has the variant or one that stands in for it.
+
+    Notes
+    -----
+    The share of peak of its family, or of one that it inherits from, is lowered on a board that has less power for it
+    (`sustained_share`). Not so that of any other family: H100 under A100's parameters errs by 15.1 % instead of 9.5 on
+    long products, since watts per FLOP/s of two generations compare their processes first. The spread of another
+    family's parameters is widened by the model's ``transfer`` and by ``widen`` of every family on the way to it, that
+    of a variant standing in for another by ``borrowed``, all in quadrature.
     """
     if own is None:
         own = own_parameters(model, accelerator)
     if variant in own:
         return Found(model.parameters.model_validate(own[variant]), f"{accelerator.name}.{variant}")
-    known = families(model)
-    chain, widen = [], 0.0
-    family = find("efficiency", accelerator.architecture)
-    while True:
-        chain.append((family.name, widen))
-        if family.inherits is None:
-            break
+    known = {name: variants for name, variants in families(model).items() if name != without}
+    family, widen = find("efficiency", accelerator.architecture), 0.0
+    at_home, chain = family.name, {family.name: 0.0}
+    while family.inherits is not None:
         widen = (widen**2 + family.widen**2) ** 0.5
         family = find("efficiency", family.inherits)
-    others = [(name, max(widen, FOREIGN_WIDEN)) for name in known if name not in dict(chain)]
-    for candidate, extra in ((variant, 0.0), *((other, BORROWED_WIDEN) for other in STANDS_IN.get(variant, ()))):
-        for name, wider in (*chain, *others):
+        chain[family.name] = widen
+    others = {name: widen for name in known if name not in chain}
+    transfer, borrowed = widenings(model)
+    for candidate in (variant, *STANDS_IN.get(variant, ())):
+        for name, on_the_way in (chain | others).items():
             parameters = known.get(name, {}).get(candidate)
-            if parameters is not None:
-                spread = (parameters.spread**2 + wider**2 + extra**2) ** 0.5
-                return Found(parameters.model_copy(update={"spread": spread}), f"{name}.{candidate}")
+            if parameters is None:
+                continue
+            parts = (
+                on_the_way,
+                0.0 if name == at_home else transfer,
+                0.0 if candidate == variant else borrowed,
+            )
+            widening = sum(part**2 for part in parts) ** 0.5
+            update = {"spread": (parameters.spread**2 + widening**2) ** 0.5}
+            if name in chain and hasattr(parameters, "compute"):
+                update["compute"] = parameters.compute * sustained_share(
+                    accelerator, find("efficiency", name).reference
+                )
+            return Found(parameters.model_copy(update=update), f"{name}.{candidate}", widening)
     raise KeyError(f"no family has {model.name} parameters for {variant}")

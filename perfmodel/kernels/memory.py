@@ -81,8 +81,12 @@ def optimizer_shapes(parameters: Number, bytes_per_parameter: float) -> dict[str
         Read and written: Adam in mixed precision reads a gradient (2 or 4 bytes), reads and writes a master weight and
         two moments (24), and writes the weight (2): 28 or 30 (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1).
     """
-    size = np.asarray(parameters, float) * bytes_per_parameter
-    return _arrays(rows=np.ceil(size / 4096.0), row_bytes=4096.0, warm=False)
+    return stream_shapes(np.asarray(parameters, float) * bytes_per_parameter)
+
+
+def stream_shapes(size: Number, *, warm: bool = False) -> dict[str, Array]:
+    """Return the inputs of `time` for `size` bytes, read and written together, that no row divides: blocks of 4 KiB."""
+    return _arrays(rows=np.ceil(np.asarray(size, float) / 4096.0), row_bytes=4096.0, warm=warm)
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
