@@ -1,0 +1,1 @@
+"""Descriptions of machines from what other tools write."""
