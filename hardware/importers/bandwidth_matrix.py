@@ -37,17 +37,52 @@ class BandwidthMatrix:
     bandwidth: NDArray[numpy.float64]
 
 
-def read(path: Path, nodes: Sequence[str] = ()) -> BandwidthMatrix:
+def read(path: Path, nodes: Sequence[str] = (), *, partitions: bool = False) -> BandwidthMatrix:
     """Read a table of bandwidth between nodes.
 
     Parameters
     ----------
     path
+        A file as `parse` reads it.
+    nodes
+        Names that must be there; any if left out.
+    partitions
+        Whether a rate may be zero: no path.
+
+    Returns
+    -------
+    BandwidthMatrix
+        The rates in bytes per second.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read; or with every fault of the table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError([Fault(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise InputError([Fault(str(path), 0, 0, "", "cannot be read: it is not UTF-8 text")]) from None
+    return parse(text, str(path), nodes, partitions=partitions)
+
+
+def parse(text: str, name: str, nodes: Sequence[str] = (), *, partitions: bool = False) -> BandwidthMatrix:
+    """Read a table of bandwidth between nodes from its text.
+
+    Parameters
+    ----------
+    text
         CSV: the header and the first column name the nodes, each cell is the rate at which the node of the row sends to
         that of the column [GB/s = 1e9 B/s]. The first cell of the header and the diagonal do not matter; rows may stand
         in any order.
+    name
+        How to call the text in messages, such as its file.
     nodes
         Names that must be there; any if left out.
+    partitions
+        Whether a rate may be zero: no path.
 
     Returns
     -------
@@ -60,8 +95,7 @@ def read(path: Path, nodes: Sequence[str] = ()) -> BandwidthMatrix:
         With every fault of the file: it is not square, names are missing or stand twice, a rate is no positive number,
         bits stand where bytes should.
     """
-    name = str(path)
-    lines = _lines(path)
+    lines = _lines(text)
     faults: list[Fault] = []
 
     def fault(line: int, column: int, key: str, message: str) -> None:
@@ -98,7 +132,7 @@ def read(path: Path, nodes: Sequence[str] = ()) -> BandwidthMatrix:
         for (column, text), (receiver, position) in zip(rest, names.items(), strict=False):
             if receiver != sender:
                 try:
-                    bandwidth[names[sender], position] = _rate(text)
+                    bandwidth[names[sender], position] = _rate(text, partitions)
                 except ValueError as error:
                     fault(line, column, f"{sender} to {receiver}", f"{error} [got {text!r}]")
     missing = [one for one in names if one and one not in rows]
@@ -112,14 +146,8 @@ def read(path: Path, nodes: Sequence[str] = ()) -> BandwidthMatrix:
     return BandwidthMatrix(tuple(names), bandwidth)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[tuple[int, str]]]]:
-    """Split a file into the numbers of its lines and their cells, each with its column; blank lines are left out."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError([Fault(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise InputError([Fault(str(path), 0, 0, "", "cannot be read: it is not UTF-8 text")]) from None
+def _lines(text: str) -> Iterator[tuple[int, list[tuple[int, str]]]]:
+    """Split a text into the numbers of its lines and their cells, each with its column; blank lines are left out."""
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip(" ,\t"):
             yield number, list(_cells(line))
@@ -138,7 +166,7 @@ def _cells(line: str) -> Iterator[tuple[int, str]]:
 _CELL = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?=,|$)|([^,]*)')
 
 
-def _rate(text: str) -> float:
+def _rate(text: str, partitions: bool) -> float:
     """Read a rate [GB/s] and give it in bytes per second."""
     try:
         rate = float(text)
@@ -152,7 +180,7 @@ def _rate(text: str) -> float:
         raise ValueError("should be a number of GB/s") from None
     if not math.isfinite(rate):
         raise ValueError("should be a finite number of GB/s")
-    if rate <= 0:
+    if rate < 0 or (rate == 0 and not partitions):
         raise ValueError("should be greater than zero; two nodes that cannot reach each other have no place in a job")
     if rate > _HIGHEST:
         raise ValueError(f"is more than {_HIGHEST:g} GB/s; the rates should be in 1e9 bytes per second")
