@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hardware.clos import Clos, clos, core_cables
-from hardware.schema import Fabric, Link, Nics, Node
+from hardware.schema import Edge, Fabric, Link, Nics, Node
 
 SWITCHED = ("leaf-spine", "rail-optimised", "fat-tree")
 """Types of network that are leaves, spines and perhaps cores."""
@@ -112,12 +112,15 @@ class Cable:
         Rate of all of them together in one direction, as built [B/s].
     count
         How many they are [1].
+    latency
+        Time on the way beyond that of the switches [s].
     """
 
     a: str
     b: str
     bandwidth: float
     count: int
+    latency: float = 0.0
 
 
 def cables(fabric: Fabric, node: Node, nodes: int) -> Iterator[Cable]:
@@ -143,11 +146,12 @@ def cables(fabric: Fabric, node: Node, nodes: int) -> Iterator[Cable]:
     if fabric.type == "torus":
         yield from _torus_cables(fabric, node)
     elif isinstance(fabric.edges, tuple):
-        together: dict[tuple[str, str], list[float]] = {}
+        together: dict[tuple[str, str], list[Edge]] = {}
         for edge in fabric.edges:
             pair = (edge.b, edge.a) if (edge.b, edge.a) in together else (edge.a, edge.b)
-            together.setdefault(pair, []).append(edge.bandwidth)
-        yield from (Cable(a, b, sum(rates), len(rates)) for (a, b), rates in together.items())
+            together.setdefault(pair, []).append(edge)
+        for (a, b), some in together.items():
+            yield Cable(a, b, sum(one.bandwidth for one in some), len(some), max(one.latency for one in some))
     elif fabric.type == "nvlink-domain":
         size, count = fabric.hosts_per_group or nodes, node.accelerators.count
         for host in range(nodes if nodes > 1 else 0):

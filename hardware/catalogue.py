@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from hardware.fabric import check_fabric, read_edges
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
+from hardware.files import read_text
 from hardware.schema import MODELS, Accelerator, Cluster, Fabric, Node
 from hardware.yaml_source import Source, did_you_mean, nearest, read_yaml, validated
 
@@ -162,13 +163,7 @@ def read_file(path: FilePath) -> Source:
     InputError
         The file cannot be read or is no YAML.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError([Fault(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise InputError([Fault(str(path), 0, 0, "", "cannot be read: it is not UTF-8 text")]) from None
-    return read_yaml(text, str(path), keep_faults=True)
+    return read_yaml(read_text(path), str(path), keep_faults=True)
 
 
 def load_file(path: FilePath) -> Any:
@@ -208,7 +203,7 @@ def _kind(source: Source, at: Path) -> str:
         ("node", "cluster"),
         ("accelerators", "node"),
         ("peak", "accelerator"),
-        ("operators", "efficiency"),
+        ("widen", "efficiency"),
     ):
         if key in data:
             return name
@@ -322,12 +317,32 @@ def _resolved(
         fabric, fabric_at = description.fabric, (*at, "fabric")
         if isinstance(fabric.edges, str):
             fabric = fabric.model_copy(update={"edges": read_edges(base_dir / fabric.edges)})
-        cluster = description.model_copy(update={"node": node, "fabric": fabric})
+        update: dict[str, Any] = {"node": node, "fabric": fabric}
+        if description.bandwidth is not None:
+            measured = _measured(description.bandwidth, base_dir, description.nodes, where, (*at, "bandwidth"))
+            update["bandwidth"] = measured
+        cluster = description.model_copy(update=update)
     try:
         check_fabric(fabric, node, cluster.nodes)
     except KeyFaultsError as error:
         raise InputError(where.fault((*fabric_at, *path), message) for path, message in error.faults) from None
     return cluster, node, accelerator
+
+
+def _measured(value: str, base_dir: FilePath, nodes: int, where: Source, at: Path) -> str:
+    """Give the text of a measured matrix, checked against the number of nodes."""
+    from hardware.importers.bandwidth_matrix import parse
+
+    text, name = value, "bandwidth"
+    if "\n" not in value:
+        name = str(base_dir / value)
+        if not (base_dir / value).is_file():
+            raise InputError([where.fault(at, f"there is no file {name}")])
+        text = read_text(base_dir / value)
+    found = len(parse(text, name, partitions=True).names)
+    if found != nodes:
+        raise InputError([where.fault(at, f"should name each of the {nodes} nodes of the cluster [got {found}]")])
+    return text
 
 
 def _with_nodes(source: Source, at: Path, nodes: int) -> Source:

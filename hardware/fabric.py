@@ -3,13 +3,14 @@
 import csv
 import itertools
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 
 from hardware.cables import SWITCHED, cables
 from hardware.clos import Clos, clos, core_cables
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
+from hardware.files import read_text
 from hardware.schema import Edge, Fabric, Node
 from hardware.units import parse_quantity
 
@@ -20,8 +21,8 @@ def read_edges(path: FilePath) -> tuple[Edge, ...]:
     Parameters
     ----------
     path
-        CSV with the header ``a,b,bandwidth``; bandwidth of one direction, a number of bytes per second or a text with
-        a unit.
+        CSV with the header ``a,b,bandwidth`` or ``a,b,bandwidth,latency``: bandwidth of one direction and time on the
+        way, numbers of SI units or texts with a unit.
 
     Returns
     -------
@@ -34,14 +35,10 @@ def read_edges(path: FilePath) -> tuple[Edge, ...]:
         With every row that is wrong.
     """
     name = str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError([Fault(name, 0, 0, "", f"cannot be read: {_reason(error)}")]) from None
-    rows = csv.reader(text.splitlines())
+    rows = csv.reader(read_text(path).splitlines())
     header = [cell.strip() for cell in next(rows, [])]
-    if header != ["a", "b", "bandwidth"]:
-        message = f"the columns should be a,b,bandwidth [got {','.join(header)!r}]"
+    if header not in (["a", "b", "bandwidth"], ["a", "b", "bandwidth", "latency"]):
+        message = f"the columns should be a,b,bandwidth and perhaps latency [got {','.join(header)!r}]"
         raise InputError([Fault(name, 1, 1, "", message)])
     edges, faults = [], []
     for row in rows:
@@ -49,21 +46,18 @@ def read_edges(path: FilePath) -> tuple[Edge, ...]:
         if not any(cells):
             continue
         try:
-            if len(cells) != 3 or not cells[0] or not cells[1] or cells[0] == cells[1]:
-                raise ValueError("should be two different names and a bandwidth")
+            if len(cells) != len(header) or not cells[0] or not cells[1] or cells[0] == cells[1]:
+                raise ValueError("should be two different names and " + " and ".join(header[2:]))
             rate = parse_quantity(cells[2], "bytes/s")
             if rate == 0:
                 raise ValueError("bandwidth should be greater than zero")
-            edges.append(Edge(a=cells[0], b=cells[1], bandwidth=rate))
+            latency = parse_quantity(cells[3], "s") if cells[3:] and cells[3] else 0.0
+            edges.append(Edge(a=cells[0], b=cells[1], bandwidth=rate, latency=latency))
         except ValueError as error:
             faults.append(Fault(name, rows.line_num, 1, "", f"{error} [got {','.join(row)!r}]"))
     if faults:
         raise InputError(faults)
     return tuple(edges)
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def check_fabric(fabric: Fabric, node: Node, nodes: int) -> None:
@@ -149,7 +143,7 @@ def _check_links(fabric: Fabric, node: Node, nodes: int) -> None:
     if faults:
         raise KeyFaultsError(*faults)
     start = next(iter(beside), "") if fabric.type == "torus" else "host0"
-    reached = distances(fabric, beside, start)
+    reached = _reached(fabric, beside, start)
     kind = "chip" if fabric.type == "torus" else "host"
     cut_off = sorted((name for name in beside if kind_of(name) == kind and name not in reached), key=_number)
     if cut_off:
@@ -186,31 +180,16 @@ def _no_such_part(beside: Mapping[str, set[str]], whole: bool, name: str) -> str
     return f"{what}; allowed: {names}, {alone}two connected parts such as {one}-{other} [got {name!r}]"
 
 
-def distances(fabric: Fabric, beside: Mapping[str, Iterable[str]], start: str) -> dict[str, int]:
-    """Count the links from one part of a network to every other it can reach.
-
-    Parameters
-    ----------
-    fabric
-        The network.
-    beside
-        Each part -> those it has cables to.
-    start
-        Name of the part to start from.
-
-    Returns
-    -------
-    dict of str to int
-        Name -> links on the shortest way there that is not broken.
-    """
-    found = {start: 0}
-    queue = deque([start])
-    while queue:
-        here = queue.popleft()
+def _reached(fabric: Fabric, beside: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    """Collect the parts of a network that one of them can reach over cables that are not broken."""
+    found = {start}
+    ahead = [start]
+    while ahead:
+        here = ahead.pop()
         for name in beside.get(here, ()):
             if name not in found and not is_failed(fabric, here, name):
-                found[name] = found[here] + 1
-                queue.append(name)
+                found.add(name)
+                ahead.append(name)
     return found
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+    from hardware.importers.bandwidth_matrix import BandwidthMatrix
+
     Rates = NDArray[numpy.float64]
     Places = NDArray[numpy.int64]
 
@@ -185,3 +187,22 @@ def counts(machine: Machine) -> dict[str, int]:
         "leaf_spine_cables": network.leaves * network.uplinks,
         "spine_core_cables": network.spines * network.core_uplinks,
     }
+
+
+def measured_bandwidth(machine: Machine) -> "BandwidthMatrix | None":
+    """Give the rates that were measured between a machine's nodes.
+
+    Parameters
+    ----------
+    machine
+        The machine.
+
+    Returns
+    -------
+    BandwidthMatrix or None
+        Rates [B/s] in the order of host0, host1, ... of the whole cluster; None if the description has none.
+    """
+    from hardware.importers.bandwidth_matrix import parse
+
+    text = machine.cluster.bandwidth
+    return None if text is None else parse(text, "bandwidth", partitions=True)

@@ -353,6 +353,8 @@ class Edge(Description):
     """The other end."""
     bandwidth: BytesPerSecond
     """Rate in each direction, such as 400 Gbit/s."""
+    latency: Seconds = 0.0
+    """Time on the way beyond that of the switches, such as 20 ms of a line between two sites."""
 
 
 def _path_or_edges(value: object) -> str:
@@ -397,7 +399,8 @@ class Fabric(Description):
         ]
         | None
     ) = None
-    """edges: the links, or the path of a CSV with the columns a, b, bandwidth; nodes are called host0, host1, ..."""
+    """edges: the links, or the path of a CSV with the columns a, b, bandwidth and perhaps latency; nodes are called
+    host0, host1, ..."""
     switch_latency: Seconds | None = None
     """Time through one switch, such as 100 ns; a documented default of the protocol if left out."""
     failed: tuple[Text, ...] = ()
@@ -450,6 +453,9 @@ class Cluster(Recorded):
     """Nodes of the whole cluster."""
     fabric: Fabric = Fabric(type="rail-optimised")
     """The network between the nodes; rail-optimised without oversubscription if left out."""
+    bandwidth: Text | None = None
+    """What was measured between its nodes: the path of a CSV, or its text; the header and the first column name the
+    nodes in the order of host0, host1, ..., cells are GB/s and the row sends."""
     price: Price | None = None
     """What the whole cluster costs per hour."""
     notes: str = ""

@@ -4,10 +4,12 @@ A machine is a tower of levels. Inside one unit of the lowest level (a pair of G
 to talk to another unit they use the next level, and so on. Costs of communication need no more than this.
 """
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hardware.cables import (
     Cable,
@@ -21,11 +23,12 @@ from hardware.cables import (
 )
 from hardware.catalogue import Machine
 from hardware.clos import clos
-from hardware.fabric import capacity, core_share, distances, kept_shares, leaf_share
+from hardware.fabric import capacity, core_share, kept_shares, leaf_share
 from hardware.graph import LeafSpine as LeafSpine
 from hardware.graph import counts as counts
 from hardware.graph import graph as graph
 from hardware.graph import leaf_spine as leaf_spine
+from hardware.graph import measured_bandwidth as measured_bandwidth
 from hardware.schema import Fabric
 
 LINK_LATENCY_S = {
@@ -177,9 +180,10 @@ def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Lev
         return
     rate = network_bandwidth(nics, node.accelerators.count)
 
-    def level(name: str, ranks: int, share: float, switches: int) -> Level:
-        hop = SWITCH_LATENCY_S[nics.protocol] if fabric.switch_latency is None else fabric.switch_latency
-        return Level(name, ranks, rate * share, 2 * ADAPTER_LATENCY_S + switches * hop, nics.protocol)
+    hop = SWITCH_LATENCY_S[nics.protocol] if fabric.switch_latency is None else fabric.switch_latency
+
+    def level(name: str, ranks: int, share: float, switches: int, way: float = 0.0) -> Level:
+        return Level(name, ranks, rate * share, 2 * ADAPTER_LATENCY_S + switches * hop + way, nics.protocol)
 
     if fabric.type == "nvlink-domain":
         yield level("fabric", total, kept.get("host-network", 1.0) / (fabric.oversubscription or 1.0), 3)
@@ -192,14 +196,10 @@ def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Lev
         yield level("global", total, across, 4)
     elif isinstance(fabric.edges, tuple):
         links = working_cables(machine)
-        beside: dict[str, list[str]] = {}
-        for one in links:
-            beside.setdefault(one.a, []).append(one.b)
-            beside.setdefault(one.b, []).append(one.a)
-        reached = distances(fabric, beside, "host0")
-        farthest = max(reached[f"host{host}"] for host in range(hosts))
+        ways = _ways(links, "host0", hop)
+        farthest = max(ways[f"host{host}"] for host in range(hosts))
         share = min(1.0, cut_bandwidth(links, hosts) / (rate * per_node))
-        yield level("fabric", total, share, farthest - 1)
+        yield level("fabric", total, share, farthest.switches, farthest.latency)
     else:
         network = clos(fabric, nics, machine.cluster.nodes)
         leaf = _unit(total, network.hosts_per_leaf * per_node, per_node)
@@ -210,6 +210,35 @@ def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Lev
         yield level("spine", pod, min(own, share), 3)
         share *= min(1.0, core_share(fabric, network, hosts) / network.core_oversubscription)
         yield level("core", total, min(own, share), 5)
+
+
+class _Way(NamedTuple):
+    """A way through a network: its time [s], of which so much on its cables [s], and the switches on it."""
+
+    time: float
+    latency: float
+    switches: int
+
+
+def _ways(links: tuple[Cable, ...], start: str, hop: float) -> dict[str, _Way]:
+    """Find the quickest way from one node to every other part (Dijkstra 1959), `hop` [s] through a switch."""
+    beside: dict[str, list[tuple[str, float]]] = {}
+    for link in links:
+        beside.setdefault(link.a, []).append((link.b, link.latency))
+        beside.setdefault(link.b, []).append((link.a, link.latency))
+    found: dict[str, _Way] = {}
+    ahead = [(_Way(0.0, 0.0, 0), start)]
+    while ahead:
+        way, here = heapq.heappop(ahead)
+        if here in found:
+            continue
+        found[here] = way
+        switches = way.switches + (here != start)
+        for name, latency in beside.get(here, ()):
+            if name not in found:
+                on_cables = way.latency + latency
+                heapq.heappush(ahead, (_Way(on_cables + switches * hop, on_cables, switches), name))
+    return found
 
 
 def _torus_levels(machine: Machine, total: int) -> tuple[Level, ...]:

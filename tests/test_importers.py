@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy
 import pytest
 
+from hardware.catalogue import check_file, description, resolve_cluster
 from hardware.faults import InputError
 from hardware.importers import bandwidth_matrix
+from hardware.topology import measured_bandwidth
 
 # --- a measured matrix
 
@@ -88,3 +90,28 @@ def test_a_matrix_that_misses_nodes_of_the_machine_or_cannot_be_read(tmp_path: P
     path.write_bytes(b"node,\xff\n")
     with pytest.raises(InputError, match="UTF-8"):
         bandwidth_matrix.read(path)
+
+
+def test_a_cluster_carries_what_was_measured_on_it(tmp_path: Path) -> None:
+    matrix(tmp_path, "node,a,b\na,0,10\nb,20,0\n")
+    cluster = tmp_path / "two.yaml"
+    cluster.write_text("node: dgx-h100\nnodes: 2\nbandwidth: matrix.csv\n", encoding="utf-8")
+    machine = resolve_cluster(str(cluster), Path())
+    found = measured_bandwidth(machine)
+    assert found is not None and found.names == ("a", "b") and found.bandwidth[1, 0] == 20e9
+    # Written out in one piece, without the file.
+    again = measured_bandwidth(resolve_cluster(description(machine), Path()))
+    assert again is not None and (again.bandwidth == found.bandwidth).all()
+    assert measured_bandwidth(resolve_cluster("dgx-h100", Path(), 2)) is None
+    for text, expected in (
+        (
+            "node: dgx-h100\nnodes: 3\nbandwidth: matrix.csv\n",
+            "two.yaml:3:1: bandwidth: should name each of the 3",
+        ),
+        ("node: dgx-h100\nnodes: 2\nbandwidth: absent.csv\n", "two.yaml:3:1: bandwidth: there is no file"),
+    ):
+        cluster.write_text(text, encoding="utf-8")
+        assert expected in str(check_file(cluster)[0])
+    matrix(tmp_path, "node,a,b\na,0,400 Gbit/s\nb,20,0\n")
+    cluster.write_text("node: dgx-h100\nnodes: 2\nbandwidth: matrix.csv\n", encoding="utf-8")
+    assert "matrix.csv:2:5: a to b: rates should be in GB/s" in str(check_file(cluster)[0])

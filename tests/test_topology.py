@@ -402,6 +402,18 @@ def test_slow_links_of_other_shapes() -> None:
     assert [level.bandwidth for level in levels(machine(16, torus, box))] == [50e9, 40e9, 100e9]
 
 
+def test_lines_between_sites_take_their_time() -> None:
+    links = [
+        ("host0", "a", 50e9, 0.0), ("host1", "a", 50e9, 0.0), ("host2", "b", 50e9, 0.0),
+        ("a", "b", 1e9, 20e-3), ("a", "c", 1e9, 1e-3), ("c", "b", 1e9, 2e-3),
+    ]  # fmt: skip
+    edges = [{"a": a, "b": b, "bandwidth": rate, "latency": latency} for a, b, rate, latency in links]
+    found = levels(machine(3, {"type": "edges", "edges": edges, "switch_latency": "1 us"}, node(1, 1)))
+    # The way through c is quicker: two adapters of 0.55 us, three switches, 1 + 2 ms.
+    assert found[-1].latency == pytest.approx(3e-3 + 3e-6 + 1.1e-6)
+    assert levels(machine(3, {"type": "edges", "edges": edges}, node(1, 1), used=2))[-1].latency < 2e-6
+
+
 # --- as arrays
 
 

@@ -10,6 +10,7 @@ import numpy
 from numpy.typing import NDArray
 
 from hardware.faults import Fault, InputError
+from hardware.files import read_text
 
 _BITS = re.compile(r"(?<![A-Za-z])(?:[kKMGT]?(?:b|bits?)(?:/s|ps)|[kKMGT]bits?)(?![A-Za-z])")
 _WITH_UNIT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\s*([A-Za-z].*)")
@@ -59,13 +60,7 @@ def read(path: Path, nodes: Sequence[str] = (), *, partitions: bool = False) -> 
     InputError
         The file cannot be read; or with every fault of the table.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError([Fault(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise InputError([Fault(str(path), 0, 0, "", "cannot be read: it is not UTF-8 text")]) from None
-    return parse(text, str(path), nodes, partitions=partitions)
+    return parse(read_text(path), str(path), nodes, partitions=partitions)
 
 
 def parse(text: str, name: str, nodes: Sequence[str] = (), *, partitions: bool = False) -> BandwidthMatrix:
@@ -147,7 +142,7 @@ def parse(text: str, name: str, nodes: Sequence[str] = (), *, partitions: bool =
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[tuple[int, str]]]]:
-    """Split a text into the numbers of its lines and their cells, each with its column; blank lines are left out."""
+    """Split a table into the numbers of its lines and their cells, each with its column; blank lines are left out."""
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip(" ,\t"):
             yield number, list(_cells(line))
