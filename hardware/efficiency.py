@@ -79,22 +79,24 @@ class DecodeParameters(KernelParameters):
 
 
 class MoeParameters(KernelParameters):
-    """Fused expert network: products grouped by expert, activation, reduction."""
+    """Fused expert network: products grouped by expert, activation, reduction.
 
-    launch_us: Annotated[float, fitted(1, 100)]
-    """Floor of its launches: sorting, two products, activation, reduction [us]."""
+    The last two say what a library did where a timing gathered the tokens of a whole expert-parallel group on one rank.
+    They say nothing where tokens go only to the ranks that hold their experts.
+    """
+
+    launch_clocks: Annotated[float, fitted(1000, 200_000)]
+    """Floor of its launches: sorting, two products, activation, reduction [clocks]."""
     compute: Annotated[float, fitted(0.02, 1.0)]
-    """Share of peak of the grouped products, on rows filled up to tiles."""
-    unit_bytes_per_clock: Annotated[float, fitted(1, 300)]
-    """Rate at which a unit loads the two sides of its tiles [bytes/clock]: it holds small tiles back."""
+    """Share of peak of the grouped products, on rows and columns filled up to tiles."""
     memory: Annotated[float, fitted(0.05, 1.0)]
     """Share of memory bandwidth when streaming the weights of experts."""
     traffic: Annotated[float, fitted(0.05, 1.0)]
     """Share of memory bandwidth of rows that are written and read between the products."""
-    step_clocks: Annotated[float, fitted(1, 4000)]
-    """One step along the inner dimension, which a tile takes one after another [clocks]: the latency of a load."""
-    softness: Annotated[float, fitted(1, 10)]
-    """Exponent of the soft maximum of arithmetic, streaming and the chain of steps."""
+    foreign_computed: Annotated[float, fitted(0.001, 1.0)]
+    """Share of choices of other ranks' experts, by tokens that chose one here too, that are computed."""
+    foreign_carried: Annotated[float, fitted(0.001, 1.0)]
+    """Share of all choices of other ranks' experts whose rows are written as zeros and summed up."""
 
 
 class CopyParameters(KernelParameters):

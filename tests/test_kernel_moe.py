@@ -1,6 +1,5 @@
 """Fused experts: counts against draws and published formulas, the equations by hand, what more of anything does."""
 
-import time as clock
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from hardware.catalogue import find
 from perfmodel.kernels import moe
-from perfmodel.kernels.expert_load import even_load, power_law_load, random_load
+from perfmodel.kernels.expert_load import TILES, even_load, power_law_load, random_load
 from perfmodel.kernels.library import families, parameters_of
 from perfmodel.kernels.model import device_of
 from perfmodel.terms import BOUNDS, COMPUTE, LATENCY, MEMORY
@@ -20,15 +19,15 @@ H100 = device_of(find("accelerator", "h100-80gb-sxm"))
 OWN = parameters_of(moe.MODEL, find("accelerator", "h100-80gb-sxm"), "bf16").parameters
 PLAIN = OWN.model_copy(
     update={
-        "launch_us": 10.0,
+        "launch_clocks": 18300.0,
         "compute": 0.5,
-        "unit_bytes_per_clock": 100.0,
         "memory": 0.8,
         "traffic": 0.5,
-        "step_clocks": 500.0,
-        "softness": 1.0,
+        "foreign_computed": 0.0,
+        "foreign_carried": 0.0,
     }
 )
+"""Round numbers: 18300 clocks of 1.83 GHz are 10 us."""
 
 QWEN = {"hidden": 4096, "inner": 1536, "top_k": 8, "experts": 128}
 
@@ -64,6 +63,29 @@ def test_distinct_experts_of_random_choices_are_those_of_trials():
     assert load.tokens[0] == pytest.approx(np.mean(tokens), rel=0.02)
 
 
+@pytest.mark.parametrize(("T", "k", "E", "ep"), [(12, 4, 32, 4), (256, 4, 16, 1), (500, 2, 16, 2), (3000, 1, 32, 4)])
+def test_tiles_of_random_choices_are_those_of_trials(T, k, E, ep):
+    random = np.random.default_rng(T)
+    counts = []
+    for _ in range(200):
+        chosen = np.argsort(random.random((T, E)), axis=1)[:, :k]
+        rows = np.bincount(chosen.ravel(), minlength=E)[: E // ep]
+        counts.append([np.ceil(rows / M).sum() for M in TILES])
+    load = random_load(*arrays(T, k, E, ep))
+    assert [float(tiles[0]) for tiles in load.tiles] == pytest.approx(np.mean(counts, axis=0), rel=0.05)
+
+
+@pytest.mark.parametrize(("T", "k", "E", "ep"), [(1, 8, 64, 1), (7, 3, 8, 1), (100, 6, 64, 4), (1000, 2, 8, 8)])
+def test_an_even_load_is_that_of_dealing_out(T, k, E, ep):
+    loads = np.bincount(np.arange(T * k) % E, minlength=E)
+    of_ranks = loads.reshape(E // ep, ep).T  # neighbours in turn hold the next expert each
+    load = even_load(*arrays(T, k, E, ep))
+    assert load.pairs[0] == pytest.approx(of_ranks.sum(axis=1).mean())
+    assert load.active[0] == pytest.approx((of_ranks > 0).sum(axis=1).mean(), abs=1)
+    for tiles, M in zip(load.tiles, TILES, strict=True):
+        assert tiles[0] == pytest.approx(np.ceil(of_ranks / M).sum(axis=1).mean(), rel=0.1)
+
+
 @given(
     T=st.integers(1, 20000),
     k=st.sampled_from([1, 2, 8, 22]),
@@ -75,7 +97,7 @@ def test_even_load_conserves_pairs(T, k, E, ep):
     load = even_load(*arrays(T, k, E, ep))
     assert load.pairs[0] == pytest.approx(max(T * k / ep, 1.0))
     assert load.active[0] <= E / ep
-    for tiles, rows in zip(load.tiles, (16, 64, 128), strict=True):
+    for tiles, rows in zip(load.tiles, TILES, strict=True):
         assert tiles[0] >= load.active[0]
         assert tiles[0] * rows >= load.pairs[0] * (1 - 1e-12)
 
@@ -104,7 +126,7 @@ def test_power_law_is_the_mean_of_draws(T, k, E, ep):
     load = power_law_load(*arrays(T, k, E, ep), 1.2)
     assert load.pairs[0] == pytest.approx(np.mean([rank.sum() for rank in ranks]), rel=0.25)
     assert load.active[0] == pytest.approx(np.mean([(rank > 0).sum() for rank in ranks]), rel=0.3)
-    for tiles, rows in zip(load.tiles, (16, 64, 128), strict=True):
+    for tiles, rows in zip(load.tiles, TILES, strict=True):
         assert tiles[0] == pytest.approx(np.mean([np.ceil(rank / rows).sum() for rank in ranks]), rel=0.3)
 
 
@@ -132,82 +154,95 @@ def test_one_expert_a_token_on_one_rank_is_all_pairs():
 # --- the equations by hand
 
 
-def hand(T=512.0):
+def hand(T=512.0, **values):
     """8 experts of 3 x 4096 x 1024, all chosen, 128 rows each: even numbers."""
-    E, k = 8, 2
-    return {
-        "tokens": np.float64(T),
-        "pairs": np.float64(T * k),
-        "active": np.float64(E),
-        "tiles_16": np.float64(T * k / 16),
-        "tiles_64": np.float64(T * k / 64),
-        "tiles_128": np.float64(T * k / 128),
-        "local_tokens": np.float64(T),
-        "hidden": np.float64(4096),
-        "inner": np.float64(1024),
-        "top_k": np.float64(k),
-        "local": np.float64(E),
-        "gated": np.bool_(True),
-        "weight_bytes": np.float64(2.0),
-        "tuned": np.bool_(False),
-        "foreign": np.int64(0),
+    E, k = 8.0, 2.0
+    every = {
+        "pairs": T * k,
+        "active": E,
+        "tiles_16": T * k / 16,
+        "tiles_64": T * k / 64,
+        "tokens": T,
+        "hidden": 4096.0,
+        "inner": 1024.0,
+        "local": E,
+        "gated": True,
+        "weight_bytes": 2.0,
+        "elsewhere": 0.0,
+        "mixed": 0.0,
     }
+    return {name: np.asarray(value) for name, value in (every | values).items()}
+
+
+def soft_maximum(*parts):
+    return sum(part**1.25 for part in parts) ** 0.8
 
 
 def test_time_by_hand():
     rows, elements = 1024, 3 * 4096 * 1024
     arithmetic = 2 * rows * elements / (0.5 * 989e12)
-    loading = rows * elements * 2 * (1 / 64 + 1 / 64) / (100 * 132 * 1.83e9)
     streaming = 8 * elements * 2 / (0.8 * 3.35e12)
-    chain = (4096 + 1024) / 32 * 500 / 1.83e9
+    # 16 rows of tiles: 2048/64 columns of them, 4096/32 deep, and 4096/64 columns, 1024/32 deep; six a unit at a time
+    up, down = 16 * 32, 16 * 64
+    assert up < 6 * 132 < down
+    chain = (4096 / 32 + 1024 / 32 * down / (6 * 132)) * 500 / 1.83e9
     between = (4 * 4096 + 12 * 1024) * rows / (0.5 * 3.35e12)
-    expected = 10e-6 + between + arithmetic + loading + streaming + chain
+    expected = 10e-6 + between + soft_maximum(arithmetic, streaming, chain)
     assert seconds(hand(), parameters=PLAIN) == pytest.approx(expected, rel=1e-9)
 
 
-def test_rows_are_filled_up_to_tiles():
-    shapes = hand() | {"tiles_64": np.float64(8 * 3)}  # 129 rows each: three tiles
-    filled, loaded, steps = moe.tiling(shapes)
-    assert float(filled) == 8 * 192
-    assert float(loaded) == pytest.approx(1 / 32)
-    assert float(steps) == 5120 / 32
+def test_time_without_a_gate_in_8_bits_by_hand():
+    rows, elements = 1024, 2 * 4096 * 1024
+    arithmetic = 2 * rows * elements / (0.5 * 1979e12)
+    streaming = 8 * elements / (0.8 * 3.35e12)
+    chain = (4096 / 128 + 1024 / 128) * 500 / 1.83e9  # 16 x 8 and 16 x 32 tiles of 64 x 128: all at a time
+    between = (4 * 4096 + 6 * 1024) * rows / (0.5 * 3.35e12)
+    expected = 10e-6 + between + soft_maximum(arithmetic, streaming, chain)
+    shapes = hand(gated=False, weight_bytes=1.0)
+    assert seconds(shapes, parameters=PLAIN) == pytest.approx(expected, rel=1e-9)
+
+
+def test_rows_columns_and_depth_are_filled_up():
+    base = seconds(hand(), parameters=PLAIN)
+    assert seconds(hand(tiles_64=24.0), parameters=PLAIN) > base  # 129 rows each: three tiles
+    # 1000 inner columns take as many tiles and steps of the first and second product as 1024, but fewer bytes
+    narrow = seconds(hand(inner=1000.0), parameters=PLAIN)
+    free = PLAIN.model_copy(update={"memory": 1e9, "traffic": 1e9})
+    assert narrow < base
+    assert seconds(hand(inner=1000.0), parameters=free) == pytest.approx(seconds(hand(), parameters=free))
 
 
 def test_few_tokens_take_small_tiles():
-    filled, loaded, steps = moe.tiling(hand(T=8.0) | {"tiles_16": np.float64(8)})
-    assert (float(filled), float(loaded), float(steps)) == (128, 1 / 16 + 1 / 32, 80)
+    def tiling(**values):
+        return [float(value) for value in moe.tiling(hand(**values))]
+
+    assert tiling(T=8.0) == [16, 32, 64, 1]
+    assert tiling(T=9.0) == [64, 64, 32, 18 / 64]
+    assert tiling(T=8.0, weight_bytes=1.0) == [64, 128, 128, 16 / 64]
 
 
-def test_foreign_choices():
-    # a rank of two: half of the pairs are elsewhere; carried, they are written and read; computed, they are multiplied
-    shapes = hand() | {
-        "pairs": np.float64(512),
-        "tiles_64": np.float64(8),
-        "local": np.float64(4),
-        "active": np.float64(4),
-    }
-    skipped, carried, computed = (
-        seconds(shapes | {"foreign": np.int64(code)}, parameters=PLAIN) for code in range(len(moe.FOREIGN))
-    )
-    assert carried - skipped == pytest.approx(4 * 4096 * 512 / (0.5 * 3.35e12), rel=1e-9)
-    more = 2 * 512 * 3 * 4096 * 1024 / (0.5 * 989e12) + 512 * 3 * 4096 * 1024 / 16 / (100 * 132 * 1.83e9)
-    between = (4 * 4096 + 12 * 1024) * 512 / (0.5 * 3.35e12)
-    assert computed - skipped == pytest.approx(more + between, rel=1e-9)
+def test_choices_of_other_ranks_experts():
+    shapes = hand(elsewhere=3072.0, mixed=512.0)
+    base = seconds(hand(), parameters=PLAIN)
+    assert seconds(shapes, parameters=PLAIN) == pytest.approx(base)
+    carried = seconds(shapes, parameters=PLAIN.model_copy(update={"foreign_carried": 0.5}))
+    assert carried - base == pytest.approx(4 * 4096 * 1536 / (0.5 * 3.35e12), rel=1e-9)
+    computed = seconds(shapes, parameters=PLAIN.model_copy(update={"foreign_computed": 0.5}))
+    more = hand(pairs=1024.0 + 256, tiles_64=16.0 + 4)  # half of 512 rows, in full tiles, and no more weights
+    assert computed == pytest.approx(seconds(more, parameters=PLAIN), rel=1e-9)
 
 
 def test_roofline_by_hand():
     streaming = 8 * 3 * 4096 * 1024 * 2 / 3.35e12
     assert float(moe.roofline(hand(), H100)) == pytest.approx(streaming)
-    many = hand() | {"pairs": np.float64(1e6)}
-    assert float(moe.roofline(many, H100)) == pytest.approx(2e6 * 3 * 4096 * 1024 / 989e12)
+    assert float(moe.roofline(hand(pairs=1e6), H100)) == pytest.approx(2e6 * 3 * 4096 * 1024 / 989e12)
 
 
 def test_bounds():
-    def bound(shapes, parameters=PLAIN):
-        return int(np.ravel(moe.time(shapes, H100, parameters)[1])[0])
+    def bound(shapes):
+        return int(np.ravel(moe.time(shapes, H100, PLAIN)[1])[0])
 
-    large = moe.shapes_of(262144, hidden=8192, inner=16384, top_k=2, experts=8, tuned=True)
-    assert bound(large) == COMPUTE
+    assert bound(moe.shapes_of(262144, hidden=8192, inner=16384, top_k=2, experts=8)) == COMPUTE
     assert bound(moe.shapes_of(64, **QWEN)) == MEMORY
     assert bound(moe.shapes_of(1, hidden=2048, inner=64, top_k=1, experts=8)) == LATENCY
     assert len(BOUNDS) > LATENCY
@@ -221,13 +256,11 @@ SHAPE = {
     "tp": st.sampled_from([1, 2, 8]),
     "width": st.sampled_from([1.0, 2.0]),
     "gated": st.booleans(),
-    "tuned": st.booleans(),
-    "foreign": st.sampled_from(moe.FOREIGN),
 }
 
 
-def given_shape(T, ep, tp, width, gated, tuned, foreign):
-    return moe.shapes_of(T, **QWEN, ep=ep, tp=tp, weight_bytes=width, gated=gated, tuned=tuned, foreign=foreign)
+def given_shape(T, ep, tp, width, gated):
+    return moe.shapes_of(T, **QWEN, ep=ep, tp=tp, weight_bytes=width, gated=gated)
 
 
 @given(**SHAPE, factor=st.floats(1.0, 4.0))
@@ -247,17 +280,26 @@ def test_a_better_device_is_never_slower(factor, **shape):
 @given(**SHAPE, more=st.integers(1, 2000))
 def test_more_work_is_never_faster(more, **shape):
     base = seconds(given_shape(**shape))
-    if shape["foreign"] != "computed":  # those are one large group, which the larger tiles of more tokens speed up
-        assert seconds(given_shape(**shape | {"T": shape["T"] + more})) >= base * (1 - 1e-9)
+    more_tokens = given_shape(**shape | {"T": shape["T"] + more})
+    if moe.tiling(more_tokens)[0] == moe.tiling(given_shape(**shape))[0]:  # larger tiles may be the faster ones
+        assert seconds(more_tokens) >= base * (1 - 1e-9)
     assert seconds(given_shape(**shape | {"tp": 1})) >= base * (1 - 1e-9)
     assert seconds(given_shape(**shape | {"gated": True})) >= base * (1 - 1e-9)
-    assert seconds(given_shape(**shape | {"foreign": "skipped"})) <= base * (1 + 1e-9)
 
 
 @given(**SHAPE)
 def test_never_under_the_roofline_of_its_parameters(**shape):
     shapes = given_shape(**shape)
     assert seconds(shapes) >= float(np.ravel(moe.roofline(shapes, H100))[0])
+
+
+@given(order=st.permutations(range(6)))
+def test_the_order_of_shapes_does_not_matter(order):
+    tokens, ep = np.array([1, 7, 300, 300, 5000, 60000]), np.array([1, 8, 8, 64, 2, 128])
+    together = moe.time(moe.shapes_of(tokens, **QWEN, ep=ep, exponent=1.2), H100, OWN)
+    mixed = moe.time(moe.shapes_of(tokens[order], **QWEN, ep=ep[order], exponent=1.2), H100, OWN)
+    assert mixed[0] == pytest.approx(together[0][order])
+    assert (mixed[1] == together[1][order]).all()
 
 
 def test_arrays_equal_scalars():
@@ -289,25 +331,25 @@ def frame(**values):
     return pd.DataFrame([row | values])
 
 
-def test_measured_rows_know_their_library():
-    assert bool(moe.shapes(frame())["tuned"][0])  # E=8,N=3584 is among sglang's files for this board
-    assert not bool(moe.shapes(frame(moe_tp_size=32))["tuned"][0])
-    assert not bool(moe.shapes(frame(device="h200"))["tuned"][0])  # tiles are a board's own
-    assert moe.FOREIGN[int(moe.shapes(frame(moe_ep_size=2))["foreign"][0])] == "carried"
-    assert moe.FOREIGN[int(moe.shapes(frame(moe_ep_size=2, moe_dtype="fp8"))["foreign"][0])] == "skipped"
-    assert moe.FOREIGN[int(moe.shapes(frame(moe_ep_size=2, device="a100_sxm"))["foreign"][0])] == "computed"
-    assert moe.FOREIGN[int(moe.shapes(frame(device="a100_sxm"))["foreign"][0])] == "skipped"  # no other rank
+def test_measured_rows_hold_the_tokens_of_the_group():
+    alone = moe.shapes(frame())
+    assert (alone["elsewhere"][0], alone["mixed"][0]) == (0, 0)
+    # 64 tokens choose two each on four ranks: 32 pairs here, 96 elsewhere; 32 tokens chose here, and 32 times elsewhere
+    grouped = moe.shapes(frame(moe_ep_size=4))
+    assert grouped["pairs"][0] == 32
+    assert (grouped["elsewhere"][0], grouped["mixed"][0]) == (96, 32)
+    assert moe.shapes_of(64, hidden=4096, inner=14336, top_k=2, experts=8, ep=4)["elsewhere"] == 0
+
+
+def test_a_board_changes_nothing_but_its_data_sheet():
+    here, there = moe.shapes(frame()), moe.shapes(frame(device="a100_sxm"))
+    assert all((here[name] == there[name]).all() for name in here)
+    assert list(moe.variants(frame())) == list(moe.variants(frame(device="a100_sxm")))
 
 
 def test_variants():
-    rows = pd.concat([frame(), frame(gated=0), frame(gated=0, moe_dtype="fp8"), frame(gated=0, device="a100_sxm")])
-    assert list(moe.variants(rows)) == ["bf16", "bf16_ungated", "fp8", "bf16"]
-
-
-def test_rows_without_a_device_are_untuned():
-    shapes = moe.shapes(frame().drop(columns="device"))
-    assert not bool(shapes["tuned"][0])
-    assert int(shapes["foreign"][0]) == 0
+    rows = pd.concat([frame(), frame(gated=0), frame(gated=0, moe_dtype="fp8"), frame(moe_dtype="fp8_block")])
+    assert list(moe.variants(rows)) == ["bf16", "bf16_ungated", "fp8", "fp8_block"]
 
 
 def test_an_unknown_distribution_is_refused():
@@ -318,12 +360,4 @@ def test_an_unknown_distribution_is_refused():
 def test_every_family_has_its_provenance():
     found = families(moe.MODEL)
     assert set(found["hopper"]) == {"bf16", "bf16_ungated", "fp8", "fp8_block"}
-    assert set(found["ampere"]) == {"bf16"}
-
-
-def test_a_million_shapes_take_two_seconds():
-    random = np.random.default_rng(0)
-    shapes = moe.shapes_of(random.integers(1, 40000, 1_000_000), **QWEN, ep=8)
-    start = clock.process_time()
-    moe.time(shapes, H100, OWN)
-    assert clock.process_time() - start < 2.0
+    assert set(found["ampere"]) == {"bf16", "bf16_ungated"}

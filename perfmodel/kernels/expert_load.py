@@ -6,12 +6,13 @@ T tokens choose k of E experts each, ep ranks hold E/ep experts each. All arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from perfmodel.terms import Array
 
-TILES = (16, 64, 128)
+TILES = (16, 64)
 """Rows of a tile that counts are kept for."""
 
 NODES = 32
@@ -19,6 +20,9 @@ NODES = 32
 
 CHUNK = 1 << 16
 """Rows taken at a time."""
+
+SPREAD = tuple(NormalDist().inv_cdf((i + 0.5) / 8) for i in range(8))
+"""Quantiles of the normal distribution that stand for the load of an expert that is chosen at random."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Load:
     active : array
         Its experts that get any.
     tiles : tuple of array
-        Tiles of 16, 64 and 128 rows that they fill, each expert's last one perhaps in part.
+        Tiles of 16 and 64 rows that they fill, each expert's last one perhaps in part.
     tokens : array
         Tokens that chose at least one of its experts.
     """
@@ -55,14 +59,22 @@ def even_load(T: Array, k: Array, E: Array, ep: Array) -> Load:
 
 
 def random_load(T: Array, k: Array, E: Array, ep: Array) -> Load:
-    """Return the expected load of a rank where every token chooses k of E experts at random."""
+    """Return the expected load of a rank where every token chooses k of E experts at random.
+
+    Notes
+    -----
+    A token chooses an expert with probability k/E, so loads are binomial and D = (E/ep) (1 - (1 - k/E)^T) experts get
+    any. Tiles are counted over quantiles of the normal distribution of that mean and variance, at least one row each.
+    """
     from scipy.special import gammaln
 
     pairs = T * k / ep
     share = np.minimum(k / E, 1.0)
     missed = np.exp(T * np.log1p(-np.minimum(share, 1.0 - 1e-12)))
     active = E / ep * (1.0 - missed)
-    tiles = tuple(active * np.ceil(pairs / active / M) for M in TILES)
+    mean, deviation = pairs / active, np.sqrt(T * share * (1.0 - share))
+    loads = [np.maximum(mean + z * deviation, 1.0) for z in SPREAD]
+    tiles = tuple(active * sum(np.ceil(load / M) for load in loads) / len(SPREAD) for M in TILES)
     # k different ones of E - E/ep elsewhere
     elsewhere = E - E / ep
     enough = elsewhere >= k
@@ -97,7 +109,7 @@ def power_law_load(T: Array, k: Array, E: Array, ep: Array, exponent: float) -> 
     cases = flat[:, first]
     parts = [_fullest(cases[:, at : at + CHUNK], exponent) for at in range(0, max(cases.shape[1], 1), CHUNK)]
     found = np.concatenate(parts, axis=1)[:, where].reshape((-1, *shape))
-    return Load(found[0], found[1], tuple(found[2:5]), found[5])
+    return Load(found[0], found[1], tuple(found[2:-1]), found[-1])
 
 
 def _fullest(cases: Array, exponent: float) -> Array:

@@ -9,17 +9,13 @@ D = (E/ep) (1 - (1 - k/E)^T) for random choices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hardware.catalogue import UnknownName, find
 from hardware.efficiency import MoeParameters
-from hardware.yaml_source import read_yaml
-from perfmodel.kernels.expert_load import Load, even_load, power_law_load, random_load
+from perfmodel.kernels.expert_load import TILES, Load, even_load, power_law_load, random_load
 from perfmodel.kernels.model import Device, KernelModel
 from perfmodel.kernels.prefill import tensor_peak
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
@@ -33,9 +29,21 @@ ACTIVATION_BYTES = 2.0
 POWER_LAW = "power_law_"
 """A distribution of this name and an exponent draws the experts' loads from a power law."""
 
-FOREIGN = ("skipped", "carried", "computed")
-"""What a library does with the choices of experts that other ranks hold, where the tokens of the group are gathered:
-leave them out; write and sum up rows of zeros for them; or compute them too (all on one expert, as one timing did)."""
+SMALL_TILE, TILE, NARROW_TILE = (16, 32, 64), (64, 64, 32), (64, 128, 128)
+"""Rows, columns and depth of a tile: up to one token an expert, beyond, and of 8-bit weights. What the Triton kernel of
+vLLM and SGLang takes where nobody tuned it for a shape, on any board (``get_default_config``)."""
+
+STEP_CLOCKS = 500.0
+"""One step of a tile along the inner dimension [clocks]: the latency of loads that the next step waits for. Fits gave
+470-540 for four pairs of device and variant, and nothing where other parts hide it."""
+
+RESIDENT = 6.0
+"""Tiles that a unit works on at a time, each waiting for its own loads: three stages of `TILE` in 16 bits take 24 KiB
+of shared memory, of which an A100 has 164 KiB a unit (NVIDIA Ampere tuning guide)."""
+
+SOFTNESS = 1.25
+"""Exponent of the soft maximum of arithmetic, streaming and steps: they hardly overlap, since a tile does one after
+another. Fits gave 1.20 and 1.25 for bf16; no other variant's mean error falls by more than 0.01 with its own."""
 
 
 def shapes_of(
@@ -50,15 +58,14 @@ def shapes_of(
     ep: Number = 1,
     weight_bytes: float = 2.0,
     exponent: float | None = None,
-    tuned: bool = False,
-    foreign: str = "skipped",
 ) -> dict[str, Array]:
     """Return the inputs of `time` for a layer's routed experts on the rank that works longest.
 
     Parameters
     ----------
     tokens : int or array
-        Tokens of all ranks that share the experts, before each is sent to `top_k` of them.
+        Tokens of all ranks that share the experts, before each is sent to `top_k` of them. They are sent only to the
+        ranks that hold these.
     hidden, inner : int
         Widths of the model and of one expert, before it is split over `tp`.
     top_k, experts : int
@@ -71,34 +78,24 @@ def shapes_of(
         Bytes of an element of the weights; arithmetic in 8 bits where they take one.
     exponent : float
         Loads of the experts from a power law of this exponent; left out, choices are random and alike for all experts.
-    tuned : bool
-        Whether the library has tiles tuned for experts of this number and width.
-    foreign : str
-        One of ``FOREIGN``. With tokens sent only to the ranks that need them (all-to-all), ``skipped``.
     """
     T, ep_, tp_ = np.broadcast_arrays(*(np.asarray(value, float) for value in (tokens, ep, tp)))
     k, E = np.full_like(T, top_k), np.full_like(T, experts)
     load = random_load(T, k, E, ep_) if exponent is None else power_law_load(T, k, E, ep_, exponent)
     return _arrays(
-        T,
         load,
         hidden=float(hidden),
         inner=inner / tp_,
-        top_k=float(top_k),
         local=experts / ep_,
         gated=gated,
         weight_bytes=weight_bytes,
-        tuned=tuned,
-        foreign=np.where(ep_ > 1, FOREIGN.index(foreign), 0),
+        elsewhere=0.0,
+        mixed=0.0,
     )
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
-    """Return the inputs of `time` for measured rows, with what the timed library did (``moe_library.yaml``).
-
-    Notes
-    -----
-    The measurements keep the tokens of the whole group on the timed rank, so choices of other ranks' experts matter.
+    """Return the inputs of `time` for measured rows, which keep the tokens of the whole group on the timed rank.
 
     Raises
     ------
@@ -108,97 +105,28 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     columns = ("num_tokens", "topk", "num_experts", "moe_ep_size")
     T, k, E, ep = (frame[name].to_numpy(float) for name in columns)
     load = _load_of(frame["distribution"].astype(str).to_numpy(), T, k, E, ep)
-    local = E / ep
-    inner = frame["inter_size"].to_numpy(float) / frame["moe_tp_size"].to_numpy(float)
-    devices = _devices(frame)
-    tuned = np.zeros(len(frame), bool)
-    foreign = np.zeros(len(frame), int)
-    gated = frame["gated"].to_numpy() == 1
-    if devices is not None and len(frame):
-        names, kinds = devices.to_numpy(str), variants(frame).astype(str)
-        for device, variant in sorted(set(zip(names, kinds, strict=True))):
-            at = np.flatnonzero((names == device) & (kinds == variant))
-            library = library_of(str(device), str(variant))
-            pairs = library.get("tuned", frozenset())
-            tuned[at] = [(E_, n) in pairs for E_, n in zip(local[at], inner[at], strict=True)]
-            foreign[at] = FOREIGN.index(library.get("foreign", "skipped"))
-            gated[at] |= library.get("gate_timed", False)
+    alone = ep <= 1  # no other rank, whatever a load of less than one pair was rounded to
     return _arrays(
-        T,
         load,
         hidden=frame["hidden_size"].to_numpy(float),
-        inner=inner,
-        top_k=k,
-        local=local,
-        gated=gated,
+        inner=frame["inter_size"].to_numpy(float) / frame["moe_tp_size"].to_numpy(float),
+        local=E / ep,
+        gated=frame["gated"].to_numpy() == 1,
         weight_bytes=frame["moe_dtype"].map(WIDTH).to_numpy(float),
-        tuned=tuned,
-        foreign=np.where(ep > 1, foreign, 0),
+        elsewhere=np.where(alone, 0.0, np.maximum(T * k - load.pairs, 0.0)),
+        mixed=np.where(alone, 0.0, np.maximum(load.tokens * k - load.pairs, 0.0)),
     )
 
 
 def variants(frame: pd.DataFrame) -> Array:
-    """Return the variant of every row: its type; wide experts without a gate run another kernel than those with one.
-
-    Where the timing ran the kernel with a gate for both (``gate_timed``), both are one variant.
-    """
+    """Return the variant of every row: its type; libraries run 16-bit experts without a gate in other kernels."""
     short = frame["moe_dtype"].astype(str).str.strip().str.lower().replace({"bfloat16": "bf16", "float16": "fp16"})
-    devices = _devices(frame)
     plain = short.isin(["bf16", "fp16"]) & (frame["gated"] != 1)
-    if devices is not None:
-        gate_timed = {device: library_of(device, "bf16").get("gate_timed", False) for device in devices.unique()}
-        plain &= ~devices.map(gate_timed).astype(bool)
     return np.where(plain, short + "_ungated", short).astype(object)
 
 
-def _devices(frame: pd.DataFrame) -> pd.Series[str] | None:
-    for name in ("device_name", "device"):
-        if name in frame.columns:
-            return frame[name].astype(str)
-    return None
-
-
-@lru_cache(maxsize=256)
-def library_of(device: str, variant: str) -> Mapping[str, Any]:
-    """Return what is known of the library that was timed on a device.
-
-    Parameters
-    ----------
-    device : str
-        Name or alias of an accelerator; one that was not timed goes by another board of its architecture, but tuned
-        tiles are a board's own.
-    variant : str
-        As of ``variants``.
-
-    Returns
-    -------
-    mapping
-        ``foreign``: one of ``FOREIGN``; ``tuned``: set of (experts, inner width); ``gate_timed``: whether experts
-        without a gate were timed with one. Empty where nothing is known.
-    """
-    try:
-        accelerator = find("accelerator", device)
-    except UnknownName:
-        return {}
-    known = [entry for entry in _libraries() if variant in entry["variants"]]
-    for entry in known:
-        if entry["accelerator"] == accelerator.name:
-            tuned = {(float(E), float(n)) for E, widths in entry.get("tuned", {}).items() for n in widths}
-            return {**entry, "tuned": frozenset(tuned)}
-    for entry in known:
-        if find("accelerator", entry["accelerator"]).architecture == accelerator.architecture:
-            return {**entry, "tuned": frozenset()}
-    return {}
-
-
-@lru_cache(maxsize=1)
-def _libraries() -> tuple[Mapping[str, Any], ...]:
-    path = files("hardware").joinpath("catalog").joinpath("kernels").joinpath("moe_library.yaml")
-    return tuple(read_yaml(path.read_text(encoding="utf-8"), "moe_library.yaml").data["timed"])
-
-
 def _load_of(distribution: Array, T: Array, k: Array, E: Array, ep: Array) -> Load:
-    parts = []
+    values = np.zeros((3 + len(TILES), len(T)))
     for name in np.unique(distribution):
         at = np.flatnonzero(distribution == name)
         if name == "balanced":
@@ -207,49 +135,32 @@ def _load_of(distribution: Array, T: Array, k: Array, E: Array, ep: Array) -> Lo
             found = power_law_load(T[at], k[at], E[at], ep[at], float(name.removeprefix(POWER_LAW)))
         else:
             raise ValueError(f"unknown distribution {name!r}; known: balanced, {POWER_LAW}EXPONENT")
-        parts.append((at, found))
-    values = [np.zeros((5, len(T))), np.zeros(len(T))]
-    for at, found in parts:
-        values[0][:, at] = np.stack([found.pairs, found.active, *found.tiles])
-        values[1][at] = found.tokens
-    pairs, active, *tiles = values[0]
-    return Load(pairs, active, tuple(tiles), values[1])
+        values[:, at] = np.stack([found.pairs, found.active, found.tokens, *found.tiles])
+    pairs, active, tokens, *tiles = values
+    return Load(pairs, active, tuple(tiles), tokens)
 
 
-def _arrays(T: Array, load: Load, **values: Any) -> dict[str, Array]:
+def _arrays(load: Load, **values: Any) -> dict[str, Array]:
     every = {
-        "tokens": T,
         "pairs": load.pairs,
         "active": load.active,
-        "tiles_16": load.tiles[0],
-        "tiles_64": load.tiles[1],
-        "tiles_128": load.tiles[2],
-        "local_tokens": load.tokens,
+        **{f"tiles_{rows}": tiles for rows, tiles in zip(TILES, load.tiles, strict=True)},
+        "tokens": load.tokens,
         **values,
     }
     return dict(zip(every, np.broadcast_arrays(*every.values()), strict=True))
 
 
-def tiling(shapes: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """Return rows that products are filled up to, elements loaded for each multiplication, and steps along the depth.
-
-    Notes
-    -----
-    Rules of the Triton kernel of vLLM and SGLang. Without a tuned file tiles are 16 x 32, 64 deep, up to one token an
-    expert, else 64 x 64, 32 deep; in 8 bits 64 x 128, 128 deep. Tuned tiles follow the load, from 16 to 128 rows of
-    128, 64 deep. A tile of r x c loads 1/r + 1/c elements for each multiplication.
-    """
-    load = shapes["pairs"] / shapes["active"]
-    tuned = shapes["tuned"]
-    eight = shapes["weight_bytes"] == 1.0
-    few = ~eight & ~tuned & (shapes["local_tokens"] <= shapes["local"])
-    small = few | (tuned & (load <= 16))
-    large = ~eight & tuned & (load > 64)
-    rows = np.where(small, 16.0, np.where(large, 128.0, 64.0))
-    tiles = np.where(small, shapes["tiles_16"], np.where(large, shapes["tiles_128"], shapes["tiles_64"]))
-    columns = np.where(few, 32.0, np.where(eight | tuned, 128.0, 64.0))
-    depth = np.where(eight, 128.0, np.where(few | tuned, 64.0, 32.0))
-    return rows * tiles, 1.0 / rows + 1.0 / columns, (shapes["hidden"] + shapes["inner"]) / depth
+def tiling(shapes: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
+    """Return rows, columns and depth of a tile, and how many rows of tiles the pairs of the rank's experts fill."""
+    narrow = shapes["weight_bytes"] == 1.0
+    few = ~narrow & (shapes["tokens"] <= shapes["local"])
+    sizes = (
+        np.where(narrow, wide, np.where(few, small, usual)).astype(float)
+        for small, usual, wide in zip(SMALL_TILE, TILE, NARROW_TILE, strict=True)
+    )
+    rows, columns, depth = sizes
+    return rows, columns, depth, np.where(few, shapes["tiles_16"], shapes["tiles_64"])
 
 
 def weights(shapes: Mapping[str, Array]) -> Array:
@@ -263,42 +174,43 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: MoeParameters)
 
     Notes
     -----
-    With m = 3 matrices of h n elements of b bytes (2 without gate), u = m - 1 of them before the activation::
+    With u = 2 matrices before the activation (1 without gate), products of N = u n columns, K = h deep and of N = h
+    columns, K = n deep, tiles of M x C x d (rows, columns, depth), C' = ceil(N/C), K' = K in whole steps of d::
 
-        t   = t0 + t_r + (t_c^p + t_l^p + t_m^p + t_s^p)^(1/p)
-        t_c = 2 F m h n / (e_c peak),   F = M sum_e ceil(R_e/M) filled rows
-        t_l = F m h n b (1/M + 1/N) / (r units clock),   tiles of M x N
-        t_m = D m h n b / (e_m bandwidth)
-        t_s = s (h + n)/depth / clock
-        t_r = (4 h (R + foreign) + (4 u + 2 b) n R) / (e_r bandwidth)
+        t   = t_0/clock + (t_c^p + t_m^p + t_s^p)^(1/p) + t_r
+        B   = C' (sum_e ceil(R_e/M) + f F/M)                  tiles of a product
+        t_c = sum over products of 2 B M C K' / (e_c peak)    arithmetic
+        t_m = D (u + 1) h n b / (e_m bandwidth)               weights of the experts that are chosen
+        t_s = sum over products of K'/d max(1, B/(6 units)) 500/clock     steps of tiles, one after another
+        t_r = (4 h (R + f F + g G) + (4 u + 2 b) n (R + f F)) / (e_r bandwidth)       rows between the products
 
-    Rows between the products take two bytes an element, each written and read once. Weights are read from memory: a
-    rank's experts exceed the cache wherever streaming them matters.
+    f and g are the shares of choices of other ranks' experts that are computed (of F) and carried (of G), where a
+    timing gathers the group's tokens. Rows between the products take two bytes an element, each written and read once;
+    the inner ones are quantised to b bytes before the second. Weights are read from memory: a rank's experts exceed the
+    cache wherever streaming them matters.
     """
-    R = shapes["pairs"]
     h, n, b = shapes["hidden"], shapes["inner"], shapes["weight_bytes"]
-    foreign = shapes["foreign"]
-    elsewhere = np.maximum(shapes["tokens"] * shapes["top_k"] - R, 0.0)
-    carried = np.where(foreign == FOREIGN.index("carried"), elsewhere, 0.0)
-    mixed = np.maximum(shapes["local_tokens"] * shapes["top_k"] - R, 0.0)
-    computed = np.where(foreign == FOREIGN.index("computed"), mixed, 0.0)
-    filled, loaded, steps = tiling(shapes)
-    elements = weights(shapes)
-    products = (filled + computed) * elements
-    arithmetic = 2.0 * products / (parameters.compute * tensor_peak(device, b))
-    loading = products * loaded * b / (parameters.unit_bytes_per_clock * device.units * device.clock)
-    streaming = shapes["active"] * elements * b / (parameters.memory * device.bandwidth)
-    chain = steps * parameters.step_clocks / device.clock
+    rows, columns, depth, tiles = tiling(shapes)
+    computed = parameters.foreign_computed * shapes["mixed"]
+    row_tiles = tiles + computed / rows
     up = np.where(shapes["gated"], 2.0, 1.0)
-    rows = R + computed
-    moved = 2.0 * ACTIVATION_BYTES * h * (rows + carried) + (2.0 * up * ACTIVATION_BYTES + 2.0 * b) * n * rows
+    filled, steps = np.zeros(np.shape(row_tiles)), np.zeros(np.shape(row_tiles))
+    for width, inner in ((up * n, h), (h, n)):
+        tiles_of_product = row_tiles * np.ceil(width / columns)
+        deep = np.ceil(inner / depth)
+        filled = filled + tiles_of_product * deep
+        steps = steps + deep * np.maximum(tiles_of_product / (RESIDENT * device.units), 1.0)
+    flops = 2.0 * rows * columns * depth * filled
+    arithmetic = flops / (parameters.compute * tensor_peak(device, b))
+    streaming = shapes["active"] * (up + 1.0) * h * n * b / (parameters.memory * device.bandwidth)
+    chain = steps * (STEP_CLOCKS / device.clock)
+    held = shapes["pairs"] + computed
+    moved = 2.0 * ACTIVATION_BYTES * h * (held + parameters.foreign_carried * shapes["elsewhere"])
+    moved = moved + (2.0 * up * ACTIVATION_BYTES + 2.0 * b) * n * held
     between = moved / (parameters.traffic * device.bandwidth)
-    p = parameters.softness
-    parts = np.stack(np.broadcast_arrays(arithmetic, loading, streaming, chain))
-    largest = parts.max(axis=0)
-    busy = largest * ((parts / largest) ** p).sum(axis=0) ** (1.0 / p)
-    launch = parameters.launch_us * 1e-6
-    bound = np.array([COMPUTE, MEMORY, MEMORY, LATENCY])[parts.argmax(axis=0)]
+    busy = (arithmetic**SOFTNESS + streaming**SOFTNESS + chain**SOFTNESS) ** (1.0 / SOFTNESS)
+    launch = parameters.launch_clocks / device.clock
+    bound = np.array([COMPUTE, MEMORY, LATENCY])[np.stack([arithmetic, streaming, chain]).argmax(axis=0)]
     bound = np.where(between > busy, MEMORY, bound)
     bound = np.where(launch > busy + between, LATENCY, bound)
     return launch + between + busy, bound.astype(np.int8)
