@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from perfmodel.intervals import Z90
+from perfmodel.intervals import Z90, combined
 from perfmodel.training_fit import (
     PARAMETERS,
     batches,
-    deviations,
     fit,
     fit_spreads,
     gain_spread,
@@ -66,7 +65,7 @@ def main() -> None:
     spreads = fit_spreads(errors, parts)
     print("spreads:", {name: round(value, 3) for name, value in spreads.items()})
     for source, error in errors.items():
-        deviation = deviations(parts[source], spreads)
+        deviation = combined(parts[source], spreads)
         inside = np.mean(np.abs(error) <= Z90 * deviation)
         print(f"  {source:16} coverage {inside:.2f}  mean P90/P10 {np.exp(2 * Z90 * deviation).mean():.2f}")
 

@@ -21,7 +21,7 @@ _HEADS = {
     "accelerator": ("Accelerators", ("", "16-bit peak", "memory", "bandwidth", "limit", "USD/h")),
     "node": ("Nodes", ("", "accelerators", "per link", "network")),
     "cluster": ("Clusters", ("", "nodes", "of", "fabric")),
-    "efficiency": ("Efficiency of families", ("", "inherits", "measured kernels")),
+    "efficiency": ("Efficiency of families", ("", "inherits", "widen", "kernels measured on")),
 }
 _ABREAST = 4
 """Groups of layers that fit beside each other."""
@@ -45,7 +45,7 @@ def listed(kinds: Iterable[str]) -> RenderableType:
     for kind in kinds:
         title, heads = _HEADS[kind]
         rows = [_summary(find(kind, name)) for name in names(kind)]
-        numbers = {"accelerator": range(1, 6), "node": (2, 3), "cluster": (1,), "efficiency": ()}[kind]
+        numbers = {"accelerator": range(1, 6), "node": (2, 3), "cluster": (1,), "efficiency": (2,)}[kind]
         parts.append(table(title, heads, rows, numbers=numbers))
     return Group(*parts)
 
@@ -72,10 +72,7 @@ def _summary(entry: Accelerator | Node | Cluster | EfficiencyFamily) -> tuple[st
     if isinstance(entry, Cluster):
         node = entry.node if isinstance(entry.node, str) else entry.node.name
         return entry.name, number(entry.nodes), node, entry.fabric.type
-    measured = [
-        key for key in type(entry.operators).model_fields if key != "provenance" and getattr(entry.operators, key)
-    ]
-    return entry.name, entry.inherits or "-", ", ".join(measured) or "-"
+    return entry.name, entry.inherits or "-", f"{entry.widen:g}" if entry.inherits else "-", entry.reference or "-"
 
 
 def rows_of(entry: BaseModel) -> Iterator[tuple[tuple[str, ...], Any, Provenance | None]]:

@@ -25,6 +25,10 @@ class KernelParameters(BaseModel):
     spread: Annotated[float, Field(ge=0)] = 0.3
     """Standard deviation of ln(measured/predicted)."""
 
+    def launch_s(self, clock: float) -> float:
+        """Return the floor of a launch on a device of this clock [Hz], in seconds."""
+        return float(getattr(self, "launch_us", 0.0)) * 1e-6 + float(getattr(self, "launch_clocks", 0.0)) / clock
+
 
 class GemmParameters(KernelParameters):
     """Matrix product, in tiles; latencies in clocks, since faster clocks shorten them."""

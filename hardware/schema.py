@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
 from hardware.faults import KeyFaultsError, Path
+from hardware.network import Count, Edge, Fabric, Fraction, Link, Nics, Numa, Ratio
 from hardware.provenance import Date, Description, Recorded, Text
 from hardware.provenance import Provenance as Provenance
 from hardware.units import (
@@ -33,20 +34,6 @@ Ratio = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp6", "fp4", "int8", "int4"]
-LinkType = Literal["nvswitch", "nvlink-mesh", "nvlink-c2c", "xgmi", "pcie", "ici", "ethernet"]
-Protocol = Literal["infiniband", "roce", "efa", "slingshot", "ethernet", "ici"]
-FabricType = Literal["leaf-spine", "rail-optimised", "fat-tree", "dragonfly", "torus", "nvlink-domain", "edges"]
-
-PCIE_BYTES_PER_S_PER_LANE: Mapping[int, float] = {
-    1: 2.5e9 / 8 * 8 / 10,
-    2: 5e9 / 8 * 8 / 10,
-    3: 8e9 / 8 * 128 / 130,
-    4: 16e9 / 8 * 128 / 130,
-    5: 32e9 / 8 * 128 / 130,
-    6: 64e9 / 8 * 242 / 256,
-}
-"""PCI Express generation -> bytes/s of one lane in one direction: transfer rate times the share of the line code or,
-from generation 6, of the flit (PCI Express Base Specifications 2.1, 5.0 and 6.0)."""
 
 
 class Memory(Description):
@@ -84,26 +71,16 @@ class Price(Description):
     """Where the price was read."""
 
 
-class OperatorEfficiency(Description):
-    """How close one class of kernels comes to the roofline."""
-
-    launch: Seconds
-    """Fixed time of one kernel, such as 3 us."""
-    compute: Fraction
-    """Share of the peak rate of arithmetic that large kernels reach."""
-    memory: Fraction
-    """Share of the peak memory bandwidth that large kernels reach."""
-    spread: Annotated[float, Field(strict=True, ge=0)]
-    """Standard deviation of ln(measured/predicted)."""
-
-
 # The models know their parameters and check them; an editor is told that they are numbers.
 _NUMBERS = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
 _VARIANTS = WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS})
 
 
-class KernelEfficiency(Description):
-    """Parameters of the kernel models, by variant: a type such as bf16, or a kernel library's form of it."""
+class Efficiency(Recorded):
+    """An accelerator's own parameters of the kernel models, before those of its family.
+
+    By variant: a type such as bf16, or a kernel library's form of it.
+    """
 
     gemm: Annotated[dict[Text, GemmParameters], _VARIANTS] = Field(default_factory=dict)
     """Matrix products."""
@@ -117,43 +94,20 @@ class KernelEfficiency(Description):
     """Kernels that only move memory, copies among them."""
 
 
-class Efficiency(Recorded):
-    """Measured efficiency by class of kernel."""
-
-    gemm: OperatorEfficiency | None = None
-    """Matrix products in 16-bit formats."""
-    gemm_fp8: OperatorEfficiency | None = None
-    """Matrix products in 8-bit formats."""
-    gemm_fp4: OperatorEfficiency | None = None
-    """Matrix products in 4-bit formats."""
-    attention: OperatorEfficiency | None = None
-    """Attention, forward."""
-    attention_backward: OperatorEfficiency | None = None
-    """Attention, backward."""
-    moe: OperatorEfficiency | None = None
-    """Grouped matrix products of experts."""
-    elementwise: OperatorEfficiency | None = None
-    """Norms, activations, additions, copies."""
-    kernels: KernelEfficiency | None = None
-    """Parameters of the kernel models, before those of the family."""
-
-
 class EfficiencyFamily(Description):
-    """Efficiency shared by the accelerators of one architecture."""
+    """Accelerators of one architecture, whose kernels have parameters in common (``hardware/catalog/kernels``)."""
 
     kind: Literal["efficiency"] = "efficiency"
     """What the file describes."""
     name: Text
-    """The architecture the numbers hold for, as in an accelerator's architecture."""
+    """The architecture, as in an accelerator's architecture."""
     inherits: Text | None = None
-    """Architecture whose numbers stand in for those that are missing here."""
+    """Architecture whose parameters stand in for those that are missing here."""
     widen: Annotated[float, Field(strict=True, ge=0)] = 0.0
-    """Added in quadrature to the spread of inherited numbers."""
+    """Added in quadrature to the spread of inherited parameters."""
     reference: Text | None = None
-    """Accelerator the numbers were measured on; one of less power per peak arithmetic keeps a smaller share of its
+    """Accelerator the kernels were measured on; one of less power per peak arithmetic keeps a smaller share of its
     peak."""
-    operators: Efficiency
-    """Efficiency by class of kernel."""
 
 
 class Accelerator(Recorded):
@@ -187,61 +141,6 @@ class Accelerator(Recorded):
     """Measured efficiency of this accelerator, before its family's."""
     notes: str = ""
     """Anything else worth knowing."""
-
-
-class Link(Description):
-    """A link between the accelerators of a node, or from them to the host."""
-
-    name: Text
-    """Name that tiers and messages use."""
-    type: LinkType
-    """What the link is."""
-    bandwidth: BytesPerSecond | None = None
-    """Rate of one accelerator in one direction, such as 450 GB/s; PCI Express follows from generation and lanes."""
-    latency: Seconds | None = None
-    """Time of an empty message, such as 1 us; a documented default of the type if left out."""
-    generation: Annotated[int, Field(strict=True, ge=1, le=max(PCIE_BYTES_PER_S_PER_LANE))] | None = None
-    """Generation of PCI Express."""
-    lanes: Count | None = None
-    """Lanes of PCI Express."""
-    shared_by: Count = 1
-    """How many accelerators share the stated bandwidth."""
-    group: Count | None = None
-    """How many consecutive accelerators the link joins; all of the node if left out."""
-
-    @model_validator(mode="after")
-    def _bandwidth_follows(self) -> Self:
-        if self.generation is None or self.lanes is None:
-            if self.bandwidth is None:
-                needs = "give bandwidth, or generation and lanes" if self.type == "pcie" else "give bandwidth"
-                raise KeyFaultsError((("bandwidth",), f"missing; {needs}"))
-            return self
-        rate = PCIE_BYTES_PER_S_PER_LANE[self.generation] * self.lanes
-        if self.type != "pcie":
-            raise KeyFaultsError(
-                (("generation",), f"only a link of type pcie has a generation and lanes, not {self.type}")
-            )
-        if self.bandwidth is None:
-            # The object is frozen for its users; here it is still being made.
-            self.__dict__["bandwidth"] = rate
-        elif self.bandwidth > rate * 1.01:
-            said, most = (format_quantity(value, "bytes/s") for value in (self.bandwidth, rate))
-            message = f"{said} contradicts generation {self.generation} with {self.lanes} lanes, at most {most}"
-            raise KeyFaultsError((("bandwidth",), message))
-        return self
-
-
-class Nics(Description):
-    """The node's network adapters for traffic between accelerators."""
-
-    count: Count
-    """Adapter ports of the node."""
-    bandwidth: BytesPerSecond
-    """Rate of one port in one direction, such as 400 Gbit/s."""
-    affinity: Literal["one-per-accelerator", "shared"] = "one-per-accelerator"
-    """Whether every accelerator has a port of its own."""
-    protocol: Protocol = "infiniband"
-    """Protocol of the network."""
 
 
 class Tier(Description):
@@ -308,6 +207,8 @@ class Node(Recorded):
     """Links inside the node."""
     nics: Nics | None = None
     """Network adapters; a node without cannot be part of a larger cluster."""
+    numa: Numa | None = None
+    """Processors of the host; one for all if left out."""
     tiers: tuple[Tier, ...] = ()
     """Memory beyond the accelerators' own."""
     power: NodePower | None = None
@@ -339,101 +240,35 @@ class Node(Recorded):
         if self.accelerators.count > 1 and not joins:
             message = f"no link joins the node's {self.accelerators.count} accelerators; give one without group"
             faults.append((("links",), message))
+        for index, link in enumerate(self.links):
+            faults += [
+                (("links", index, *path), message) for path, message in link.pair_faults(self.accelerators.count)
+            ]
+        faults += self._place_faults()
         if faults:
             raise KeyFaultsError(*faults)
         return self
 
-
-class Edge(Description):
-    """A link of a network of any shape."""
-
-    a: Text
-    """One end: host0, host1, ... are the nodes, any other name is a switch."""
-    b: Text
-    """The other end."""
-    bandwidth: BytesPerSecond
-    """Rate in each direction, such as 400 Gbit/s."""
-    latency: Seconds = 0.0
-    """Time on the way beyond that of the switches, such as 20 ms of a line between two sites."""
-
-
-def _path_or_edges(value: object) -> str:
-    return "(path)" if isinstance(value, str) else "(edges)"
-
-
-class Fabric(Description):
-    """The network between nodes. What is left out follows from the rest; a contradiction is an error."""
-
-    type: FabricType
-    """Shape of the network."""
-    hosts_per_leaf: Count | None = None
-    """leaf-spine, rail-optimised, fat-tree: nodes below one leaf switch; half of the radix if left out."""
-    leaves: Count | None = None
-    """leaf-spine, rail-optimised, fat-tree: leaf switches in all."""
-    spines: Count | None = None
-    """leaf-spine, rail-optimised, fat-tree: spine switches in all."""
-    cores: Count | None = None
-    """fat-tree, large rail-optimised: core switches in all."""
-    rails: Count | None = None
-    """How many leaf switches each node's ports are spread over: all ports for rail-optimised, else 1."""
-    radix: Count | None = None
-    """Ports of one switch, each with the rate of link; 64 if left out."""
-    uplinks: Count | None = None
-    """Cables from one leaf to all its spines together."""
-    link: BytesPerSecond | None = None
-    """Rate of one cable between switches in one direction, such as 400 Gbit/s; that of a port of the node if left out.
-    torus: rate of one link between neighbours."""
-    oversubscription: Ratio | None = None
-    """Rate of the nodes below a leaf over the rate of its uplinks; 1 if left out and nothing else says it."""
-    core_oversubscription: Ratio = 1.0
-    """Third level: rate into a spine from below over the rate of its cables to the core."""
-    hosts_per_group: Count | None = None
-    """dragonfly: nodes of one group; nvlink-domain: nodes of one domain. All nodes if left out."""
-    taper: Fraction = 1.0
-    """dragonfly: rate between groups over the rate at which their nodes can inject."""
-    dims: tuple[Count, ...] | None = None
-    """torus: accelerators along each dimension."""
-    edges: (
-        Annotated[
-            Annotated[Text, Tag("(path)")] | Annotated[tuple[Edge, ...], Tag("(edges)")], Discriminator(_path_or_edges)
-        ]
-        | None
-    ) = None
-    """edges: the links, or the path of a CSV with the columns a, b, bandwidth and perhaps latency; nodes are called
-    host0, host1, ..."""
-    switch_latency: Seconds | None = None
-    """Time through one switch, such as 100 ns; a documented default of the protocol if left out."""
-    failed: tuple[Text, ...] = ()
-    """What is broken: leaf0-spine3 for all cables between the two, spine3 for a whole switch."""
-    overrides: dict[Text, BytesPerSecond] = Field(default_factory=dict)
-    """Links of another rate than the rest, in one direction, such as {leaf0-spine3: 200 Gbit/s}: that of all cables
-    between the two together."""
-
-    @model_validator(mode="after")
-    def _keys_fit_the_type(self) -> Self:
-        clos = {
-            "hosts_per_leaf", "leaves", "spines", "rails", "radix", "uplinks", "link", "oversubscription",
-        }  # fmt: skip
-        allowed = {
-            "leaf-spine": clos,
-            "rail-optimised": clos | {"cores", "core_oversubscription"},
-            "fat-tree": clos | {"cores", "core_oversubscription"},
-            "dragonfly": {"hosts_per_group", "taper"},
-            "torus": {"dims", "link"},
-            "nvlink-domain": {"hosts_per_group", "link", "oversubscription"},
-            "edges": {"edges"},
-        }[self.type] | {"type", "switch_latency", "failed", "overrides"}
-        faults: list[tuple[Path, str]] = [
-            ((key,), f"has no meaning for a fabric of type {self.type}; allowed: {', '.join(sorted(allowed))}")
-            for key in sorted(self.model_fields_set - allowed)
-            if getattr(self, key) != type(self).model_fields[key].default
-        ]
-        needed = {"torus": "dims", "edges": "edges"}.get(self.type)
-        if needed and getattr(self, needed) is None:
-            faults.append(((needed,), f"missing; a fabric of type {self.type} needs it"))
-        if faults:
-            raise KeyFaultsError(*faults)
-        return self
+    def _place_faults(self) -> list[tuple[Path, str]]:
+        """Find lists of devices that do not fit their number."""
+        count, ports = self.accelerators.count, self.nics.count if self.nics else 0
+        faults: list[tuple[Path, str]] = []
+        if self.nics and self.nics.nearest is not None:
+            if len(self.nics.nearest) != ports:
+                message = f"should have an item for each of the {ports} ports [got {len(self.nics.nearest)}]"
+                faults.append((("nics", "nearest"), message))
+            for index, near in enumerate(self.nics.nearest):
+                if any(place >= count for place in near):
+                    message = f"accelerators are numbered 0 to {count - 1} [got {list(near)}]"
+                    faults.append((("nics", "nearest", index), message))
+        if self.numa:
+            for key, have, wanted in (
+                ("accelerators", self.numa.accelerators, count), ("nics", self.numa.nics, ports),
+            ):  # fmt: skip
+                if have is not None and len(have) != wanted:
+                    message = f"should have a number for each of the {wanted} {key} [got {len(have)}]"
+                    faults.append((("numa", key), message))
+        return faults
 
 
 class Cluster(Recorded):

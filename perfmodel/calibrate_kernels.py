@@ -396,12 +396,11 @@ def description(calibration: Calibration, written: Mapping[str, Any]) -> dict[st
     """
     data = dict(written)
     efficiency = dict(data.get("efficiency") or {})
-    kernels = {name: dict(variants) for name, variants in (efficiency.get("kernels") or {}).items()}
-    provenance = dict(efficiency.get("provenance") or {})
+    provenance = dict(efficiency.pop("provenance", None) or {})
     for part in calibration.parts:
-        key = f"kernels.{part.model}.{part.variant}"
+        key = f"{part.model}.{part.variant}"
         values = {name: float(f"{value:.4g}") for name, value in part.parameters.model_dump(mode="json").items()}
-        kernels.setdefault(part.model, {})[part.variant] = values
+        efficiency[part.model] = {**(efficiency.get(part.model) or {}), part.variant: values}
         quality = f"{part.before['mape']:.1%} before, {part.after['mape']:.1%} after"
         of = f"{part.held_out} rows held out" if part.held_out else "the fitted rows"
         provenance[key] = {
@@ -410,8 +409,6 @@ def description(calibration: Calibration, written: Mapping[str, Any]) -> dict[st
             "evidence": "measured",
             "note": f"MAPE {quality}, of {of}; drawn to {part.origin}",
         }
-    if kernels:
-        efficiency["kernels"] = kernels
     return {**data, "efficiency": {**efficiency, "provenance": provenance}}
 
 

@@ -15,13 +15,12 @@ class Constants:
     Parameters
     ----------
     attention_backward : float
-        Share of peak of the attention core's backward pass over its forward pass's, where the family has none measured.
-    elementwise_memory : float
-        Bandwidth of elementwise kernels at the sizes of training over that of the short ones measured alone.
+        Share of peak of the attention core's backward pass over its forward pass's.
+    sustained : float
+        Speed of arithmetic in a step that runs for hours over that of short kernels measured alone: the power limit
+        lowers the clock.
     expert_products : float
-        Share of peak of experts' grouped products over that of plain products, where the family has none measured.
-    power_exponent : float
-        Sustained throughput goes with the power limit to this power.
+        Speed of experts' grouped products in libraries of training over that of the measured ones of serving.
     overlap_slowdown : float
         Factor on the time of work and communication while both run.
     host_softness : float
@@ -29,9 +28,8 @@ class Constants:
     """
 
     attention_backward: float
-    elementwise_memory: float
+    sustained: float
     expert_products: float
-    power_exponent: float
     overlap_slowdown: float
     host_softness: float
 

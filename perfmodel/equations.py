@@ -24,8 +24,8 @@ class Explanation:
     code: str
 
 
-_ROOFLINE = "t0 + max(FLOPs / (e_c peak), bytes / (e_m bandwidth)), summed over the operators of the part"
-_ROOFLINE_SOURCE = "Williams, Waterman, Patterson, Roofline (2009); t0, e_c, e_m: hardware/catalog/efficiency"
+_STREAM = "launch + bytes / (e_m bandwidth) + waves of rows x latency of a row"
+_KERNELS = "constants: hardware/catalog/kernels"
 _PASS = "sum of the parts below, over the layers of the slowest stage and all micro-batches"
 
 EXPLANATIONS: dict[str, Explanation] = {
@@ -51,38 +51,43 @@ EXPLANATIONS: dict[str, Explanation] = {
         "perfmodel.layer.layer_cost",
     ),
     "projections": Explanation(
-        _ROOFLINE + "; a product of T x k by k x n takes 2 T k n FLOPs",
-        _ROOFLINE_SOURCE + ", fitted on measured matrix products",
-        "perfmodel.operators.gemm",
+        "min over tiles and splits of launch + (t_c^4 + t_port^4 + t_L2^4 + t_memory^4)^(1/4) for T x k by k x n; "
+        "backward one product for the input's gradient and one that adds to 32-bit sums for the weight's",
+        "NVIDIA, Matrix Multiplication Background; Stream-K (arXiv 2301.03598); " + _KERNELS + "/gemm.yaml",
+        "perfmodel.kernels.gemm.time",
     ),
     "attention core": Explanation(
-        _ROOFLINE + "; 2 pairs heads (d_qk + d_v) FLOPs, pairs = s^2/2 with flash attention, s^2 without",
-        "FlashAttention (arXiv 2205.14135); Korthikanti et al. (arXiv 2205.05198), section 4.1",
-        "perfmodel.operators.attention_operators",
+        "launch + longest row + tiles of 128 x 128 x t_tile / units + bytes / (e_m bandwidth), 5/2 of it backward; "
+        "without flash attention the products of all s^2 scores",
+        "FlashAttention-2 (arXiv 2307.08691), section 3; Korthikanti et al. (arXiv 2205.05198), section 4.1; "
+        + _KERNELS
+        + "/prefill.yaml",
+        "perfmodel.kernels.prefill.time",
     ),
     "experts": Explanation(
-        _ROOFLINE + "; T/tp x experts_per_token copies through experts/ep experts, evenly loaded",
-        _ROOFLINE_SOURCE + ", fitted on fused expert networks",
-        "perfmodel.operators.feed_forward_operators",
+        "products grouped by expert, rows filled up to tiles, T/tp x experts_per_token copies through experts/ep "
+        "experts; twice that backward; over expert_products, how fast libraries of training are",
+        "MegaBlocks (arXiv 2211.15841), section 3; " + _KERNELS + "/moe.yaml",
+        "perfmodel.kernels.moe.time",
     ),
     "norms and activations": Explanation(
-        "t0 + bytes / (e_m bandwidth), half as many bytes again in the backward pass",
-        _ROOFLINE_SOURCE + ", fitted on norms, additions and activations",
-        "perfmodel.operators.elementwise",
+        _STREAM + ", half as many bytes again in the backward pass",
+        "fitted on norms, rotations, activations and additions; " + _KERNELS + "/memory.yaml",
+        "perfmodel.kernels.memory.time",
     ),
     "quantisation": Explanation(
-        "t0 + bytes / (e_m bandwidth): every factor of a narrow product read once and written twice",
-        "assumption; the constants are those of elementwise operators",
+        _STREAM + ": every factor of a narrow product read once and written twice",
+        "assumption; the constants are those of kernels that stream; " + _KERNELS + "/memory.yaml",
         "perfmodel.operators.quantisation",
     ),
     "embedding": Explanation(
-        "t0 + bytes / (e_m bandwidth): the rows of the tokens read and written",
-        _ROOFLINE_SOURCE,
+        _STREAM + ": the rows of the tokens read and written",
+        "fitted on additions; " + _KERNELS + "/memory.yaml",
         "perfmodel.layer.embedding_cost",
     ),
     "logits and loss": Explanation(
-        _ROOFLINE + "; logits 2 T h v / tp FLOPs, the loss moves ten bytes a logit",
-        "Korthikanti et al. (arXiv 2205.05198), section 4.3",
+        "a product of T x h by h x v/tp as in projections; the loss moves ten bytes a logit",
+        "Korthikanti et al. (arXiv 2205.05198), section 4.3; " + _KERNELS + "/gemm.yaml, memory.yaml",
         "perfmodel.operators.head_operators",
     ),
     "tensor-parallel communication": Explanation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from perfmodel.architecture import LayerGroup
 from perfmodel.collectives import all_gather, all_reduce, all_to_all, dispatch, group, send
 from perfmodel.job import Job
+from perfmodel.kernels.memory import optimizer_shapes
+from perfmodel.kernels.work import Work, timed
 from perfmodel.operators import (
     ACTIVATION_BYTES,
     Operator,
@@ -19,7 +21,6 @@ from perfmodel.operators import (
     elementwise,
     feed_forward_operators,
     head_operators,
-    operator_time,
     quantisation,
 )
 from perfmodel.plan import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Plan
@@ -75,27 +76,48 @@ def _part(operator: Operator) -> str:
     ]
 
 
+Timed = tuple[Array, NDArray[np.int8]]
+
+
+def _times(job: Job, operators: Sequence[Operator]) -> tuple[list[Timed], list[Timed]]:
+    """Return seconds and bound of the forward and of the backward pass of every operator."""
+    speeds = {"forward": job.speeds, "backward": job.backward_speeds}
+    works: list[Work] = []
+    owners: list[tuple[int, str]] = []
+    for number, operator in enumerate(operators):
+        for direction, kernels in (("forward", operator.forward), ("backward", operator.backward)):
+            speed = speeds[direction].get(operator.kind, 1.0)
+            works += [replace(work, times=work.times / speed) for work in kernels]
+            owners += [(number, direction)] * len(kernels)
+    found: dict[tuple[int, str], Timed] = {}
+    for owner, (seconds, bound) in zip(owners, timed(works, job.device, job.kernels), strict=True):
+        if owner in found:
+            before, largest = found[owner]
+            # of several kernels the longest says what binds; sums of two or three tell it well enough
+            found[owner] = before + seconds, np.where(seconds > before, bound, largest).astype(np.int8)
+        else:
+            found[owner] = seconds, bound
+    nothing = (np.zeros(()), np.zeros((), np.int8))
+    numbers = range(len(operators))
+    return (
+        [found.get((number, "forward"), nothing) for number in numbers],
+        [found.get((number, "backward"), nothing) for number in numbers],
+    )
+
+
 def _pass(
-    name: str, job: Job, operators: Sequence[Operator], *, backward: bool, factors: Sequence[Number] | None = None
+    name: str, operators: Sequence[Operator], times: Sequence[Timed], factors: Sequence[Number] | None = None
 ) -> Term:
     """Return the term of one pass over the operators, each multiplied by its factor, grouped by part."""
     seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
     bounds: dict[str, int | NDArray[np.int8]] = dict.fromkeys(PARTS, NO_BOUND)
     largest: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
-    for number, operator in enumerate(operators):
-        kind = job.kinds["attention_backward" if backward and operator.kind == "attention" else operator.kind]
-        work = (
-            (operator.backward_flops, operator.backward_bytes, operator.backward_kernels)
-            if backward
-            else (operator.flops, operator.bytes, operator.kernels)
-        )
-        time, bound = operator_time(*work, kind.peak, job.bandwidth, kind.efficiency)
-        if factors is not None:
-            time = time * factors[number]
+    for number, (operator, (time, bound)) in enumerate(zip(operators, times, strict=True)):
+        spent = time if factors is None else time * factors[number]
         part = _part(operator)
-        seconds[part] = seconds[part] + time
-        bounds[part] = np.where(time > largest[part], bound, bounds[part]).astype(np.int8)
-        largest[part] = np.maximum(largest[part], time)
+        seconds[part] = seconds[part] + spent
+        bounds[part] = np.where(spent > largest[part], bound, bounds[part]).astype(np.int8)
+        largest[part] = np.maximum(largest[part], spent)
     return total(name, [Term(part, seconds[part], bounds[part]) for part in PARTS])
 
 
@@ -128,7 +150,7 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     architecture, framework = job.architecture, job.framework
     shape = shape_of(job, plan)
     attention, feed_forward = layer.attention, layer.feed_forward
-    width = job.element_bytes
+    form = job.form
     operators = attention_operators(
         attention,
         architecture.hidden,
@@ -137,23 +159,24 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
         rope=architecture.position == "rope",
         fused=framework.attention == "flash",
         dropout=framework.dropout,
-        width=width,
+        form=form,
     )
     operators += feed_forward_operators(
-        feed_forward, architecture.hidden, shape, norm=True, dropout=framework.dropout, width=width
+        feed_forward, architecture.hidden, shape, norm=True, dropout=framework.dropout, form=form
     )
     layer_input = ACTIVATION_BYTES * shape.tokens * architecture.hidden / shape.norm_share
     saved_all: Number = sum((operator.saved_bytes for operator in operators), 0.0)
-    if width < ACTIVATION_BYTES:
-        operators.append(quantisation(operators, width))
+    if form.activation_bytes < ACTIVATION_BYTES:
+        operators.append(quantisation(operators, form))
 
     full = plan.recompute == RECOMPUTE_FULL
     selective = plan.recompute == RECOMPUTE_SELECTIVE
     again, kept_selectively = _selective(job, operators)
     factors = [np.where(full, 1.0, np.where(selective, share, 0.0)) for share in again]
-    forward = _pass("forward", job, operators, backward=False)
-    backward = _pass("backward", job, operators, backward=True)
-    recomputation = _pass("recomputation", job, operators, backward=False, factors=factors)
+    forward_times, backward_times = _times(job, operators)
+    forward = _pass("forward", operators, forward_times)
+    backward = _pass("backward", operators, backward_times)
+    recomputation = _pass("recomputation", operators, forward_times, factors)
 
     products_s = forward.children[PARTS.index("projections")].seconds
     products_backward_s = backward.children[PARTS.index("projections")].seconds
@@ -283,22 +306,24 @@ def embedding_cost(job: Job, plan: Plan) -> PassCost:
     """Return the cost of the embedding look-up on the first stage for one micro-batch."""
     shape = shape_of(job, plan)
     rows = shape.tokens * job.architecture.hidden
-    operator = elementwise("embedding", 2 * rows, rows / shape.norm_share if job.framework.dropout else 0.0)
+    kept = rows / shape.norm_share if job.framework.dropout else 0.0
+    operator = elementwise("embedding", "stream", 1, 2 * rows, kept)
     return _end_cost(job, plan, [operator], all_reduces=1.0)
 
 
 def logits_cost(job: Job, plan: Plan) -> PassCost:
     """Return the cost of final norm, logits and loss on the last stage for one micro-batch."""
-    operators = head_operators(job.architecture.hidden, job.architecture.vocab, shape_of(job, plan))
+    operators = head_operators(job.architecture.hidden, job.architecture.vocab, shape_of(job, plan), job.form)
     return _end_cost(job, plan, operators, all_reduces=1.0)
 
 
 def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: float) -> PassCost:
     """Cost of an end of the model; its vocabulary is split over the tensor-parallel ranks, which reduce once."""
     shape = shape_of(job, plan)
-    forward = _pass("forward", job, operators, backward=False)
-    backward = _pass("backward", job, operators, backward=True)
-    nothing = _pass("recomputation", job, operators, backward=False, factors=[0.0] * len(operators))
+    forward_times, backward_times = _times(job, operators)
+    forward = _pass("forward", operators, forward_times)
+    backward = _pass("backward", operators, backward_times)
+    nothing = _pass("recomputation", operators, forward_times, [0.0] * len(operators))
     ranks = group(job.levels, plan.tp, plan.tp_stride)
     reduced = all_reduces * all_reduce(
         ranks, ACTIVATION_BYTES * shape.tokens * job.architecture.hidden, job.collectives
@@ -319,8 +344,8 @@ def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: 
     )
 
 
-def update_term(name: str, traffic_bytes: Number, job: Job) -> Term:
-    """Return the time to stream `traffic_bytes` through memory once, as an optimizer does [s]."""
-    kind = job.kinds["elementwise"]
-    seconds, _ = operator_time(0.0, traffic_bytes, 1.0, kind.peak, job.bandwidth, kind.efficiency)
+def update_term(name: str, parameters: Number, bytes_per_parameter: float, job: Job) -> Term:
+    """Return the time of an optimizer that moves so many bytes for each of its parameters [s]."""
+    work = Work("memory.stream", optimizer_shapes(parameters, bytes_per_parameter))
+    ((seconds, _),) = timed([work], job.device, job.kernels)
     return Term(name, seconds, MEMORY)

@@ -1,4 +1,4 @@
-"""Operators of a transformer layer: FLOPs, bytes, kernels and saved activations, forward and backward.
+"""Operators of a transformer layer: kernels, FLOPs and saved activations, forward and backward.
 
 Symbols: T tokens of a rank's share of a micro-batch (micro_batch x seq_len / cp), h hidden size, t tensor parallel
 size. Activations take two bytes an element. All sizes are per layer and rank.
@@ -9,15 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hardware.schema import Accelerator, OperatorEfficiency
+from hardware.schema import Accelerator
 from perfmodel.architecture import Attention, FeedForward
-from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Number
+from perfmodel.kernels import moe, prefill
+from perfmodel.kernels.gemm import FORMS, Form, product
+from perfmodel.kernels.work import Work
+from perfmodel.terms import Number
 
 ACTIVATION_BYTES = 2
 GRADIENT_ACCUMULATION_BYTES = 8
 """Reading and writing the fp32 gradient of a weight once per micro-batch."""
+
+STREAM_BYTES = 4096.0
+"""A row of a kernel that streams through memory and reduces over nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,11 @@ class Operator:
     Parameters
     ----------
     name, kind : str
-        Its name, and the class whose efficiencies it has (``gemm``, ``attention``, ``moe``, ``elementwise``).
-    flops, bytes, kernels : array
-        Arithmetic [FLOP], memory traffic [bytes] and kernels of the forward pass.
-    backward_flops, backward_bytes, backward_kernels : array
-        The same of the backward pass.
+        Its name, and its class: ``gemm``, ``gemm16`` (stays in 16 bits), ``attention``, ``moe``, ``elementwise``.
+    flops : array
+        Arithmetic of the forward pass [FLOP].
+    forward, backward : tuple of Work
+        Kernels of the two passes.
     saved_bytes : array
         Activations kept from forward to backward [bytes].
     core : bool
@@ -69,67 +74,80 @@ class Operator:
     name: str
     kind: str
     flops: Number
-    bytes: Number
-    kernels: Number
-    backward_flops: Number
-    backward_bytes: Number
-    backward_kernels: Number
+    forward: tuple[Work, ...]
+    backward: tuple[Work, ...]
     saved_bytes: Number
     core: bool = False
 
+    @property
+    def kernels(self) -> Number:
+        """Kernels launched in the forward pass."""
+        return sum((work.launches for work in self.forward), 0.0)
 
-def operator_time(
-    flops: Number, traffic_bytes: Number, kernels: Number, peak: float, bandwidth: float, efficiency: OperatorEfficiency
-) -> tuple[Number, NDArray[np.int8]]:
-    """Time of an operator and what bounds it.
+    @property
+    def backward_kernels(self) -> Number:
+        """Kernels launched in the backward pass."""
+        return sum((work.launches for work in self.backward), 0.0)
 
-    Parameters
-    ----------
-    flops, traffic_bytes : array
-        Arithmetic [FLOP] and memory traffic [bytes].
-    kernels : array
-        Kernels launched.
-    peak, bandwidth : float
-        Dense peak of the operator's type [FLOP/s] and memory bandwidth [bytes/s].
-    efficiency : OperatorEfficiency
-        Launch time and shares of peak and bandwidth of the operator's class.
 
-    Returns
-    -------
-    seconds, bound : array
-        t0 + max(FLOPs / (e_c peak), bytes / (e_m bandwidth)), the roofline of Williams, Waterman, Patterson,
-        "Roofline" (2009), with a launch time; the bound is an index into ``terms.BOUNDS``.
-    """
-    compute = flops / (efficiency.compute * peak)
-    memory = traffic_bytes / (efficiency.memory * bandwidth)
-    launch = kernels * efficiency.launch
-    busy = np.maximum(compute, memory)
-    bound = np.where(busy < launch, LATENCY, np.where(compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
-    return launch + busy, bound
+def wide(form: Form) -> Form:
+    """Return the form of products that stay in 16 bits where the others have fewer: router, logits, scores."""
+    return form if form.activation_bytes >= ACTIVATION_BYTES else FORMS["bf16"]
 
 
 def gemm(
-    name: str, rows: Number, inner: Number, columns: Number, width: float, saved_bytes: Number, kind: str = "gemm"
+    name: str, rows: Number, inner: Number, columns: Number, form: Form, saved_bytes: Number, kind: str = "gemm"
 ) -> Operator:
     """Return the product of (rows x inner) by a weight (inner x columns), and the two products of its backward pass.
 
     Parameters
     ----------
-    width : float
-        Bytes of an element of the two factors; results are ``ACTIVATION_BYTES`` wide.
+    form : Form
+        How the factors of all three are kept. Casting them to it is an operator of its own (`quantisation`).
     """
-    flops = 2.0 * rows * inner * columns
-    traffic = width * (rows * inner + inner * columns) + ACTIVATION_BYTES * rows * columns
-    weight_gradient = GRADIENT_ACCUMULATION_BYTES * inner * columns
-    return Operator(name, kind, flops, traffic, 1, 2 * flops, 2 * traffic + weight_gradient, 2, saved_bytes)
+    kernel = f"gemm.{form.variant}"
+    results = product(rows, columns, inner, form)
+    input_gradient = product(rows, inner, columns, form)
+    weight_gradient = product(inner, columns, rows, form, output_bytes=GRADIENT_ACCUMULATION_BYTES)
+    return Operator(
+        name,
+        kind,
+        2.0 * rows * inner * columns,
+        (Work(kernel, results),),
+        (Work(kernel, input_gradient), Work(kernel, weight_gradient)),
+        saved_bytes,
+    )
 
 
 def elementwise(
-    name: str, moved_elements: Number, saved_bytes: Number, kernels: float = 1, core: bool = False
+    name: str,
+    variant: str,
+    rows: Number,
+    moved_elements: Number,
+    saved_bytes: Number,
+    kernels: float = 1,
+    core: bool = False,
 ) -> Operator:
-    """Return an operator that only moves memory; its backward pass reads the saved input as well (factor 3/2)."""
-    traffic = ACTIVATION_BYTES * moved_elements
-    return Operator(name, "elementwise", 0.0, traffic, kernels, 0.0, 1.5 * traffic, kernels, saved_bytes, core)
+    """Return an operator that only moves memory; its backward pass reads the saved input as well (factor 3/2).
+
+    Parameters
+    ----------
+    variant : str
+        ``norm``, ``activation``, ``rotation`` or ``stream`` (``perfmodel.kernels.memory``).
+    rows, moved_elements : array
+        Rows, mostly tokens, and elements read and written for each.
+    """
+    work = streamed(variant, rows, ACTIVATION_BYTES * moved_elements, kernels)
+    back = streamed(variant, rows, 1.5 * ACTIVATION_BYTES * moved_elements, kernels)
+    return Operator(name, "elementwise", 0.0, (work,), (back,), saved_bytes, core)
+
+
+def streamed(variant: str, rows: Number, row_bytes: Number, kernels: float = 1) -> Work:
+    """Return kernels that move `rows` of `row_bytes` together; of variant ``stream`` rows mean nothing."""
+    if variant == "stream":
+        rows, row_bytes = rows * row_bytes / STREAM_BYTES, STREAM_BYTES
+    shapes = {"rows": np.asarray(rows, float), "row_bytes": np.asarray(row_bytes, float), "warm": np.asarray(False)}
+    return Work(f"memory.{variant}", shapes, launches=kernels)
 
 
 def causal_pairs(seq_len: Number, window: int) -> Number:
@@ -144,7 +162,7 @@ def causal_pairs(seq_len: Number, window: int) -> Number:
 
 
 def attention_operators(
-    attention: Attention, hidden: int, shape: Shape, *, norm: bool, rope: bool, fused: bool, dropout: bool, width: float
+    attention: Attention, hidden: int, shape: Shape, *, norm: bool, rope: bool, fused: bool, dropout: bool, form: Form
 ) -> list[Operator]:
     """Return the operators of an attention block: norm, projections, core, residual.
 
@@ -155,8 +173,8 @@ def attention_operators(
         (Korthikanti et al., arXiv 2205.05198, section 4.1).
     dropout : bool
         Dropout on scores and residuals, with its masks.
-    width : float
-        Bytes of an element of a projection's factors.
+    form : Form
+        How factors of projections are kept.
     """
     T, t, h = shape.tokens, shape.tp, hidden
     norm_tokens = T / shape.norm_share
@@ -165,77 +183,83 @@ def attention_operators(
     key, value = attention.qk_head_dim, attention.v_head_dim
     operators = []
     if norm:
-        operators.append(elementwise("attention norm", 2 * norm_tokens * h, 2 * norm_tokens * h))
+        operators.append(elementwise("attention norm", "norm", norm_tokens, 2 * h, 2 * norm_tokens * h))
     block_input = 2 * norm_tokens * h
     if attention.kind == "mla":
         # DeepSeek-V2 (arXiv 2405.04434), section 2.1: down-projections are shared by all heads, up-projections split
         query_rank, kv_rank, rope_dim = attention.q_lora_rank, attention.kv_lora_rank, attention.rope_head_dim
         down = query_rank + kv_rank + rope_dim
-        operators.append(gemm("latent projections", norm_tokens, h, down, width, block_input))
+        operators.append(gemm("latent projections", norm_tokens, h, down, form, block_input))
         query_inner = query_rank or h
-        operators.append(gemm("query up-projection", T, query_inner, heads * key, width, 2 * norm_tokens * query_rank))
+        operators.append(gemm("query up-projection", T, query_inner, heads * key, form, 2 * norm_tokens * query_rank))
         operators.append(
             gemm(
                 "key-value up-projection",
                 T,
                 kv_rank,
                 heads * (attention.head_dim + value),
-                width,
+                form,
                 2 * norm_tokens * kv_rank,
             )
         )
         kv_heads = heads
     else:
         operators.append(
-            gemm("query-key-value projection", T, h, heads * key + kv_heads * (key + value), width, block_input)
+            gemm("query-key-value projection", T, h, heads * key + kv_heads * (key + value), form, block_input)
         )
     if rope:
-        operators.append(elementwise("rotary embedding", 2 * T * (heads + kv_heads) * key, 0.0))
+        operators.append(elementwise("rotary embedding", "rotation", T, 2 * (heads + kv_heads) * key, 0.0))
     q_elements, k_elements, v_elements = T * heads * key, T * kv_heads * key, T * kv_heads * value
     out_elements = T * heads * value
     kept = 2 * (q_elements + k_elements + v_elements)
     pairs_share = shape.sequences / shape.cp
     if fused:
         pairs = causal_pairs(shape.seq_len, attention.window) * pairs_share
-        flops = 2.0 * pairs * heads * (key + value)
-        traffic = ACTIVATION_BYTES * (q_elements + k_elements + v_elements + out_elements)
+        kernel, element = f"prefill.{prefill.variant_of(key)}", wide(form).activation_bytes
+        sizes = prefill.shapes_of(
+            attention, shape.sequences, shape.seq_len, tp=shape.tp, query_bytes=element, cache_bytes=element
+        )
         # the backward pass computes the scores again: five products for the forward pass's two (FlashAttention,
         # arXiv 2205.14135, algorithm 4)
         operators.append(
             Operator(
                 "attention core",
                 "attention",
-                flops,
-                traffic,
-                shape.ring_steps,
-                2.5 * flops,
-                2.5 * traffic,
-                2 * shape.ring_steps,
+                2.0 * pairs * heads * (key + value),
+                (Work(kernel, sizes, 1.0 / shape.cp, shape.ring_steps),),
+                (Work(kernel, sizes, 2.5 / shape.cp, 2 * shape.ring_steps),),
                 kept + 4 * T * heads,
                 core=True,
             )
         )
     else:
-        scores = shape.seq_len**2 * pairs_share * heads
+        s, batch = shape.seq_len, pairs_share * heads
+        scores = s**2 * batch
+        whole = wide(form)
+        kernel = f"gemm.{whole.variant}"
+        by_keys = Work(kernel, product(s, s, key, whole, batch=batch))
+        by_values = Work(kernel, product(s, value, s, whole, batch=batch))
+        # gradients of both factors of each product, which are as large as the factors
+        back = (
+            Work(kernel, product(s, key, s, whole, batch=batch), 2.0, 2.0),
+            Work(kernel, product(s, s, value, whole, batch=batch)),
+            by_values,
+        )
         flops = 2.0 * scores * (key + value)
-        traffic = ACTIVATION_BYTES * (q_elements + k_elements + v_elements + out_elements + 2 * scores)
         operators.append(
-            Operator(
-                "attention scores and context", "gemm16", flops, traffic, 2, 2 * flops, 2 * traffic, 4, kept, core=True
-            )
+            Operator("attention scores and context", "gemm16", flops, (by_keys, by_values), back, kept, core=True)
         )
         softmax_kept = 2 * scores + (3 * scores if dropout else 0.0)
-        operators.append(
-            elementwise("softmax", (4.5 if dropout else 2) * scores, softmax_kept, 2 if dropout else 1, core=True)
-        )
-    operators.append(gemm("output projection", T, heads * value, h, width, 2 * out_elements))
+        moved = 4.5 if dropout else 2
+        operators.append(elementwise("softmax", "stream", scores, moved, softmax_kept, 2 if dropout else 1, core=True))
+    operators.append(gemm("output projection", T, heads * value, h, form, 2 * out_elements))
     mask = norm_tokens * h if dropout else 0.0
-    operators.append(elementwise("attention residual", 3 * norm_tokens * h + mask / 2, mask))
+    operators.append(elementwise("attention residual", "stream", 1, 3 * norm_tokens * h + mask / 2, mask))
     return operators
 
 
 def feed_forward_operators(
-    feed_forward: FeedForward, hidden: int, shape: Shape, *, norm: bool, dropout: bool, width: float
+    feed_forward: FeedForward, hidden: int, shape: Shape, *, norm: bool, dropout: bool, form: Form
 ) -> list[Operator]:
     """Return the operators of a feed-forward block: norm, dense or expert network, residual.
 
@@ -248,68 +272,61 @@ def feed_forward_operators(
     norm_tokens = T / shape.norm_share
     operators = []
     if norm:
-        operators.append(elementwise("feed-forward norm", 2 * norm_tokens * h, 2 * norm_tokens * h))
+        operators.append(elementwise("feed-forward norm", "norm", norm_tokens, 2 * h, 2 * norm_tokens * h))
     block_input = 2 * norm_tokens * h
     ways = 2 if feed_forward.gated else 1
     if feed_forward.width:
         f = feed_forward.width / t
-        operators += _mlp("", T, h, f, ways, width, block_input)
+        operators += _mlp("", T, h, f, ways, form, block_input)
     if feed_forward.experts:
         local = T / t
         copies = local * feed_forward.experts_per_token
         f = feed_forward.expert_width
-        operators.append(gemm("router", local, h, feed_forward.experts, ACTIVATION_BYTES, 2 * local * h, "gemm16"))
-        operators.append(elementwise("expert permutation", 4 * copies * h, 2 * copies * h, 4))
-        held = feed_forward.experts / shape.ep
-        for name, inner, columns, saved in (
-            ("expert up-projection", h, ways * f, 2 * copies * h),
-            ("expert down-projection", f, h, 2 * copies * f),
-        ):
-            flops = 2.0 * copies * inner * columns
-            weights = held * inner * columns
-            traffic = width * (copies * inner + weights) + ACTIVATION_BYTES * copies * columns
-            backward = 2 * traffic + GRADIENT_ACCUMULATION_BYTES * weights
-            operators.append(Operator(name, "moe", flops, traffic, 1, 2 * flops, backward, 2, saved))
-        operators.append(elementwise("expert activation", (ways + 1) * copies * f, 2 * ways * copies * f))
+        operators.append(gemm("router", local, h, feed_forward.experts, wide(form), 2 * local * h, "gemm16"))
+        operators.append(elementwise("expert permutation", "stream", 1, 4 * copies * h, 2 * copies * h, 4))
+        narrow = form.activation_bytes < ACTIVATION_BYTES
+        sizes = moe.shapes_of(
+            local * shape.ep,
+            hidden=h,
+            inner=f,
+            top_k=feed_forward.experts_per_token,
+            experts=feed_forward.experts,
+            gated=feed_forward.gated,
+            ep=shape.ep,
+            weight_bytes=1.0 if narrow else form.weight_bytes,
+        )
+        kernel = "moe.fp8" if narrow else "moe.bf16"
+        flops = 2.0 * copies * h * f * (ways + 1)
+        once, twice = (Work(kernel, sizes),), (Work(kernel, sizes, 2.0, 2.0),)
+        operators.append(Operator("experts", "moe", flops, once, twice, 2 * copies * (h + f)))
+        # its time is that of the experts
+        operators.append(Operator("expert activation", "elementwise", 0.0, (), (), 2 * ways * copies * f))
         if feed_forward.shared_width:
-            operators += _mlp("shared expert ", T, h, feed_forward.shared_width / t, ways, width, 0.0)
+            operators += _mlp("shared expert ", T, h, feed_forward.shared_width / t, ways, form, 0.0)
     mask = norm_tokens * h if dropout else 0.0
-    operators.append(elementwise("feed-forward residual", 3 * norm_tokens * h + mask / 2, mask))
+    operators.append(elementwise("feed-forward residual", "stream", 1, 3 * norm_tokens * h + mask / 2, mask))
     return operators
 
 
 def _mlp(
-    prefix: str, tokens: Number, hidden: int, inner: Number, ways: int, width: float, block_input: Number
+    prefix: str, tokens: Number, hidden: int, inner: Number, ways: int, form: Form, block_input: Number
 ) -> list[Operator]:
     return [
-        gemm(f"{prefix}up-projection", tokens, hidden, ways * inner, width, block_input),
-        elementwise(f"{prefix}activation", (ways + 1) * tokens * inner, 2 * ways * tokens * inner),
-        gemm(f"{prefix}down-projection", tokens, inner, hidden, width, 2 * tokens * inner),
+        gemm(f"{prefix}up-projection", tokens, hidden, ways * inner, form, block_input),
+        elementwise(f"{prefix}activation", "activation", tokens, (ways + 1) * inner, 2 * ways * tokens * inner),
+        gemm(f"{prefix}down-projection", tokens, inner, hidden, form, 2 * tokens * inner),
     ]
 
 
-def quantisation(operators: list[Operator], width: float) -> Operator:
-    """Return the casts of product inputs and output gradients to `width` bytes: one read, two writes."""
-    cast_inputs: Number = 0.0
-    for operator in operators:
-        if operator.kind in ("gemm", "moe"):
-            cast_inputs = cast_inputs + operator.saved_bytes / ACTIVATION_BYTES
-    elements = cast_inputs * (ACTIVATION_BYTES + 2 * width) / ACTIVATION_BYTES
-    casts = sum(operator.kind in ("gemm", "moe") for operator in operators)
-    return Operator(
-        "quantisation",
-        "elementwise",
-        0.0,
-        ACTIVATION_BYTES * elements,
-        casts,
-        0.0,
-        ACTIVATION_BYTES * elements,
-        casts,
-        0.0,
-    )
+def quantisation(operators: list[Operator], form: Form) -> Operator:
+    """Return the casts of product inputs and output gradients to a narrower form: one read, two writes."""
+    narrow = [operator for operator in operators if operator.kind in ("gemm", "moe")]
+    cast_inputs: Number = sum((operator.saved_bytes for operator in narrow), 0.0) / ACTIVATION_BYTES
+    work = streamed("stream", 1, cast_inputs * (ACTIVATION_BYTES + 2 * form.activation_bytes), len(narrow))
+    return Operator("quantisation", "elementwise", 0.0, (work,), (work,), 0.0)
 
 
-def head_operators(hidden: int, vocab: int, shape: Shape) -> list[Operator]:
+def head_operators(hidden: int, vocab: int, shape: Shape, form: Form) -> list[Operator]:
     """Return final norm, logits and loss of the last stage; the vocabulary is split over the tensor-parallel ranks.
 
     Notes
@@ -321,9 +338,9 @@ def head_operators(hidden: int, vocab: int, shape: Shape) -> list[Operator]:
     norm_tokens = T / shape.norm_share
     logits = T * v
     return [
-        elementwise("final norm", 2 * norm_tokens * hidden, 2 * norm_tokens * hidden),
-        gemm("logits", T, hidden, v, ACTIVATION_BYTES, 2 * norm_tokens * hidden, "gemm16"),
-        elementwise("loss", 5 * logits, 4 * logits, 4),
+        elementwise("final norm", "norm", norm_tokens, 2 * hidden, 2 * norm_tokens * hidden),
+        gemm("logits", T, hidden, v, wide(form), 2 * norm_tokens * hidden, "gemm16"),
+        elementwise("loss", "stream", 1, 5 * logits, 4 * logits, 4),
     ]
 
 

@@ -27,7 +27,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "hardware": [machine.accelerator.name, machine.node.name, machine.cluster.name],
         "from_memory": recalled,
         "calibration": [
-            *(f"efficiency/{family}" for family in job.families),
+            *sorted({f"kernels/{name.split('.')[0]}/{kernel.origin}" for name, kernel in job.kernels.items()}),
             "collectives",
             f"framework/{job.framework.name}",
             f"training: {training_calibration()['evidence']}",

@@ -265,7 +265,7 @@ def _optimizer(job: Job, plan: Plan, parameters: StageParameters) -> Term:
     shared = plan.zero_stage >= 1
     held = np.where(shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts)
     traffic = 2 * states.gradient + 2 * states.optimizer + states.weight
-    resident = update_term("optimizer", held * traffic, job)
+    resident = update_term("optimizer", held, traffic, job)
     if not np.any(plan.offload):
         return resident
     host_link, host_memory = host_rates(job)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perfmodel.intervals import SPREADS, Z90, shares, step_interval
-from perfmodel.job import Job, operator_kinds
+from perfmodel.intervals import SPREADS, Z90, combined, shares, step_interval
+from perfmodel.job import Job
 from perfmodel.plan import FIELDS, Plan
 from perfmodel.terms import Array
 from perfmodel.training import predict_step
@@ -51,8 +51,8 @@ class Parameter:
 
 PARAMETERS = (
     Parameter("constants", "attention_backward", 0.8, 0.2, 1.1),
-    Parameter("constants", "elementwise_memory", 1.0, 0.5, 1.6),
-    Parameter("constants", "expert_products", 0.6, 0.1, 1.2),
+    Parameter("constants", "sustained", 0.9, 0.6, 1.1),
+    Parameter("constants", "expert_products", 1.0, 0.2, 3.0),
     Parameter("constants", "host_softness", 3.0, 1.0, 8.0),
     Parameter("*", "host_per_kernel", 10e-6, 1e-6, 60e-6),
     Parameter("*", "step_overhead", 0.02, 0.0, 0.3),
@@ -124,8 +124,7 @@ def tuned(job: Job, values: Sequence[float]) -> Job:
     ours = replace(job.constants, **constants)
     # a spread that rests on the framework's own runs does not hold where those may be left out
     theirs = job.framework.model_copy(update=framework | {"host_spread": None})
-    kinds, _ = operator_kinds(job.machine, job.precision, theirs.attention_share, ours)
-    return replace(job, constants=ours, framework=theirs, kinds=kinds)
+    return replace(job, constants=ours, framework=theirs)
 
 
 def log_errors(data: Sequence[Batch], values: Sequence[float]) -> dict[str, Array]:
@@ -225,11 +224,6 @@ def part_shares(data: Sequence[Batch], values: Sequence[float]) -> dict[str, Arr
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def deviations(parts: dict[str, Array], spreads: dict[str, float]) -> Array:
-    """Return the standard deviation of the logarithmic error of every run (``intervals.spread``)."""
-    return np.asarray(np.sqrt(sum((parts[name] * spreads[name]) ** 2 for name in SPREADS)))
-
-
 def fit_spreads(errors: dict[str, Array], parts: dict[str, dict[str, Array]]) -> dict[str, float]:
     """Return the spreads under which left-out errors are likeliest, scaled so that P10-P90 covers 80 %.
 
@@ -243,7 +237,7 @@ def fit_spreads(errors: dict[str, Array], parts: dict[str, dict[str, Array]]) ->
         spreads = dict(zip(SPREADS, np.exp(logs), strict=True))
         terms = []
         for source, error in errors.items():
-            deviation = deviations(parts[source], spreads)
+            deviation = combined(parts[source], spreads)
             size = np.minimum(np.abs(error), LARGEST_COUNTED_ERROR)
             terms.append(np.mean(np.log(deviation) + np.sqrt(2) * size / deviation))
         return float(np.mean(terms) + 0.01 * np.mean((logs - np.log(0.2)) ** 2))
@@ -251,11 +245,22 @@ def fit_spreads(errors: dict[str, Array], parts: dict[str, dict[str, Array]]) ->
     start = np.full(len(SPREADS), np.log(0.2))
     logs = minimize(loss, start, method="L-BFGS-B", bounds=[(np.log(0.02), 0.0)] * len(SPREADS)).x
     spreads = {name: float(value) for name, value in zip(SPREADS, np.exp(logs), strict=True)}
-    scaled = np.concatenate([np.abs(error) / deviations(parts[source], spreads) for source, error in errors.items()])
-    weight = np.concatenate([np.full(len(error), 1 / len(error)) for error in errors.values()])
-    order = np.argsort(scaled)
-    reached = np.cumsum(weight[order]) / weight.sum()
-    factor = float(scaled[order][np.searchsorted(reached, 0.8)]) / Z90
+
+    def uncovered(factor: float) -> float:
+        shares = [
+            float(np.mean(np.abs(error) > Z90 * combined(parts[source], _times(spreads, factor))))
+            for source, error in errors.items()
+        ]
+        return float(np.mean(shares))
+
+    low, high = 0.1, 10.0
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if uncovered(middle) > 0.2 else (low, middle)
+    return _times(spreads, high)
+
+
+def _times(spreads: dict[str, float], factor: float) -> dict[str, float]:
     return {name: value * factor for name, value in spreads.items()}
 
 

@@ -216,7 +216,7 @@ def utilisation(job: Job, one: Plan, step_time_s: float) -> tuple[float, float]:
 def ideal_step_s(job: Job) -> float:
     """Return the model FLOPs of a step at the peak of all accelerators: no plan can be faster [s]."""
     tokens = job.global_batch * job.seq_len
-    fastest = max(kind.peak for kind in job.kinds.values())
+    fastest = max(job.peak, job.wide_peak)
     return model_flops_per_token(job.architecture, job.seq_len) * tokens / (job.ranks * fastest)
 
 

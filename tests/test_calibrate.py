@@ -123,7 +123,7 @@ def test_the_file_written_is_used(timings: Path, tmp_path: Path) -> None:
     assert found.origin == "a100-80gb-sxm.bf16"
     assert found.parameters == own_parameters(model, accelerator)["bf16"]
     assert accelerator.model_copy(update={"efficiency": None}) == A100.model_copy(update={"efficiency": None})
-    note = accelerator.efficiency.provenance["kernels.decode.bf16"]
+    note = accelerator.efficiency.provenance["decode.bf16"]
     assert note.source == "20 rows of timings.csv; perfmodel calibrate"
     assert CliRunner().invoke(app, ["hardware", "check", str(out)]).exit_code == 0
     assert CliRunner().invoke(app, ["hardware", "show", str(out)]).exit_code == 0
@@ -149,9 +149,9 @@ def test_another_kind_joins_what_is_there(timings: Path, tmp_path: Path) -> None
     command = ["calibrate", str(copies), "--hardware", str(first), "-o", str(second)]
     assert CliRunner().invoke(app, command).exit_code == 0
     efficiency = load_file(second).efficiency
-    assert efficiency.kernels.decode == load_file(first).efficiency.kernels.decode
-    assert set(efficiency.provenance) == {"kernels.decode.bf16", "kernels.memory.stream"}
-    truth, found = planted("copy"), efficiency.kernels.memory["stream"]
+    assert efficiency.decode == load_file(first).efficiency.decode
+    assert set(efficiency.provenance) == {"decode.bf16", "memory.stream"}
+    truth, found = planted("copy"), efficiency.memory["stream"]
     assert found.memory == pytest.approx(truth.memory, rel=0.05)
     assert found.launch_us == pytest.approx(truth.launch_us, rel=0.05)
 

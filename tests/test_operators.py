@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_jobs import BANDWIDTH, PEAK, SC21, architecture, framework, job, machine, plans
+from training_jobs import PEAK, SC21, RooflineKernels, architecture, framework, job, machine, plans
 
-from hardware.schema import OperatorEfficiency
+from hardware.catalogue import find
+from hardware.efficiency import GemmParameters
 from perfmodel.architecture import Attention, FeedForward, model_flops_per_token
-from perfmodel.job import Job
+from perfmodel.job import Job, kernels_of
+from perfmodel.kernels.gemm import FORMS, Form, product
+from perfmodel.kernels.model import Device, device_of
+from perfmodel.kernels.work import Work, timed
 from perfmodel.layer import PARTS, layer_cost, logits_cost
 from perfmodel.operators import (
     Operator,
@@ -23,11 +27,12 @@ from perfmodel.operators import (
     feed_forward_operators,
     gemm,
     head_operators,
-    operator_time,
     peak_flops,
     quantisation,
 )
-from perfmodel.terms import BOUNDS, Term
+from perfmodel.terms import Term
+
+BF16, FP8 = FORMS["bf16"], replace(FORMS["fp8"], quantisation_bytes=0.0)
 
 
 def shape(
@@ -37,15 +42,15 @@ def shape(
     return Shape(sequences * seq_len / cp, sequences, seq_len, tp, cp, ep, tp if split else 1, cp)
 
 
-def operators(name: str, where: Shape, group: int = 0, *, fused: bool = True, width: float = 2.0) -> list[Operator]:
+def operators(name: str, where: Shape, group: int = 0, *, fused: bool = True, form: Form = BF16) -> list[Operator]:
     """Operators of a layer of a bundled model."""
     model = architecture(name)
     layer = model.layers[group]
     rope = model.position == "rope"
     both = attention_operators(
-        layer.attention, model.hidden, where, norm=True, rope=rope, fused=fused, dropout=False, width=width
+        layer.attention, model.hidden, where, norm=True, rope=rope, fused=fused, dropout=False, form=form
     )
-    return both + feed_forward_operators(layer.feed_forward, model.hidden, where, norm=True, dropout=False, width=width)
+    return both + feed_forward_operators(layer.feed_forward, model.hidden, where, norm=True, dropout=False, form=form)
 
 
 def flops(found: Sequence[Operator]) -> float:
@@ -70,7 +75,7 @@ def test_the_iteration_of_gpt() -> None:
     # layers and three of the logits. 175B, B 1536, V 51200 in table 1's sizes: 4.51e18.
     B, s, layers, h, V = 1536, 2048, 96, 12288, 51200
     layer = flops(operators("gpt-3-175b", shape(B, s), fused=False))
-    logits = flops(head_operators(h, V, shape(B, s)))
+    logits = flops(head_operators(h, V, shape(B, s), BF16))
     assert 4 * layers * layer + 3 * logits == pytest.approx(
         96 * B * s * layers * h**2 * (1 + s / (6 * h) + V / (16 * layers * h)), rel=1e-12
     )
@@ -140,17 +145,39 @@ def test_a_model_is_its_layers(name: str, seq_len: int) -> None:
         group.count * flops(operators(name, shape(1, seq_len), i)) for i, group in enumerate(model.layers)
     )
     per_sequence += model.mtp_layers * flops(operators(name, shape(1, seq_len), -1))
-    per_sequence += (1 + model.mtp_layers) * flops(head_operators(model.hidden, model.vocab, shape(1, seq_len)))
+    per_sequence += (1 + model.mtp_layers) * flops(head_operators(model.hidden, model.vocab, shape(1, seq_len), BF16))
     # The products that join a prediction module's two inputs are too few to be operators here: 4 h^2 a token.
     joined = model.mtp_layers * 4 * model.hidden**2 * seq_len
     assert per_sequence + joined == pytest.approx(model_flops_per_token(model, seq_len) / 3 * seq_len, rel=1e-12)
 
 
+# A device whose arithmetic, or whose memory, takes all the time there is; kernels run at the roofline.
+KERNELS = RooflineKernels()
+COUNTING = replace(device_of(machine(1).accelerator), peak={"bf16": 1.0, "fp8": 1.0}, bandwidth=1e30)
+MOVING = replace(COUNTING, peak={"bf16": 1e30, "fp8": 1e30}, bandwidth=1.0)
+
+
+def amount(works: Sequence[Work], device: Device) -> float:
+    """FLOPs or bytes of kernels: seconds on a device that does one a second."""
+    return float(sum(np.sum(seconds) for seconds, _ in timed(works, device, KERNELS)))
+
+
 def test_a_backward_pass_costs_two_forward_ones() -> None:
     for operator in operators("llama-3.1-8b", shape()):
+        forward, backward = amount(operator.forward, COUNTING), amount(operator.backward, COUNTING)
         # A flash kernel computes the scores again: five products for two (arXiv 2205.14135, algorithm 4).
-        factor = 2.5 if operator.kind == "attention" else 2.0
-        assert operator.backward_flops == factor * operator.flops
+        assert backward == pytest.approx((2.5 if operator.kind == "attention" else 2.0) * forward, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["megatron-7.5b", "llama-3.1-8b", "mixtral-8x7b", "deepseek-v3"])
+def test_kernels_do_the_arithmetic_of_their_operators(name: str, fused: bool) -> None:
+    for group in range(len(architecture(name).layers)):
+        for operator in operators(name, shape(2, 2048, tp=2), group, fused=fused):
+            # of causal attention a kernel computes the whole diagonal: s + 1 for s
+            whole = 2049 / 2048 if operator.kind == "attention" else 1.0
+            if operator.flops:
+                assert amount(operator.forward, COUNTING) == pytest.approx(operator.flops * whole, rel=1e-12)
 
 
 @given(st.integers(1, 60), st.integers(0, 70))
@@ -164,7 +191,7 @@ def test_pairs_of_causal_attention_by_counting(seq_len: int, window: int) -> Non
 
 def test_a_window_spares_arithmetic() -> None:
     full = Attention("full", 32, 8, 128, 128)
-    arguments: dict[str, Any] = {"norm": False, "rope": False, "fused": True, "dropout": False, "width": 2.0}
+    arguments: dict[str, Any] = {"norm": False, "rope": False, "fused": True, "dropout": False, "form": BF16}
 
     def core(attention: Attention, seq_len: int) -> float:
         found = attention_operators(attention, 4096, shape(1, seq_len), **arguments)
@@ -179,89 +206,81 @@ def test_a_window_spares_arithmetic() -> None:
 
 
 def test_the_traffic_of_a_product() -> None:
-    # (T x h)(h x f) in 16 bits: reads 2 (T h + h f), writes 2 T f. Backward: both operands of each of two products, and
-    # the 32-bit gradient of the weight read and written.
-    found = gemm("product", 1024, 4096, 512, 2.0, 0.0)
+    # (T x h)(h x f) in 16 bits: reads 2 (T h + h f), writes 2 T f. Backward: the same for the gradient of the input;
+    # for that of the weight both inputs, and the 32-bit gradient read and written.
+    found = gemm("product", 1024, 4096, 512, BF16, 0.0)
     forward = 2 * (1024 * 4096 + 4096 * 512 + 1024 * 512)
-    assert (found.bytes, found.kernels) == (forward, 1)
-    assert (found.backward_bytes, found.backward_kernels) == (2 * forward + 8 * 4096 * 512, 2)
+    assert (amount(found.forward, MOVING), found.kernels) == (forward, 1)
+    assert amount(found.backward[:1], MOVING) == forward
+    assert amount(found.backward[1:], MOVING) == 2 * (1024 * 4096 + 1024 * 512) + 8 * 4096 * 512
+    assert found.backward_kernels == 2
     # 8-bit factors, 16-bit result.
-    assert gemm("product", 1024, 4096, 512, 1.0, 0.0).bytes == 1024 * 4096 + 4096 * 512 + 2 * 1024 * 512
+    narrow = gemm("product", 1024, 4096, 512, FP8, 0.0)
+    assert amount(narrow.forward, MOVING) == 1024 * 4096 + 4096 * 512 + 2 * 1024 * 512
 
 
-def test_an_elementwise_operator_only_moves_bytes() -> None:
-    found = elementwise("norm", 1000, 5.0, 2)
-    assert (found.flops, found.bytes, found.backward_bytes, found.kernels) == (0, 2000, 3000, 2)
+@pytest.mark.parametrize("variant", ["stream", "norm"])
+def test_an_elementwise_operator_only_moves_bytes(variant: str) -> None:
+    found = elementwise("norm", variant, 10, 100, 5.0, 2)
+    assert amount(found.forward, MOVING) == pytest.approx(2000, rel=1e-12)
+    assert amount(found.backward, MOVING) == pytest.approx(3000, rel=1e-12)
+    assert (found.flops, found.kernels, found.backward_kernels) == (0, 2, 2)
 
 
 def test_the_weights_that_a_rank_reads() -> None:
     # A single token: traffic tends to the weights, two bytes each. Llama 3.1 8B: 218,103,808 a layer. Nothing else than
     # the token's own vectors may be on top: at most 1 MB.
     found = [op for op in operators("llama-3.1-8b", shape(1, 1)) if op.kind == "gemm"]
-    assert 0 <= sum(op.bytes for op in found) - 2 * 218_103_808 < 1e6
-    # Mixtral: a rank of ep 4 holds 2 of 8 experts and reads both.
-    experts = [op for op in operators("mixtral-8x7b", shape(1, 1, ep=4)) if op.kind == "moe"]
-    assert 0 <= sum(op.bytes for op in experts) - 2 * 2 * 3 * 4096 * 14336 < 1e6
+    assert 0 <= sum(amount(op.forward, MOVING) for op in found) - 2 * 218_103_808 < 1e6
+    # Mixtral: a rank of ep 4 holds 2 of 8 experts and reads both, once there are tokens for both.
+    experts = [op for op in operators("mixtral-8x7b", shape(1, 256, ep=4)) if op.kind == "moe"]
+    assert sum(amount(op.forward, MOVING) for op in experts) == pytest.approx(2 * 2 * 3 * 4096 * 14336, rel=1e-9)
 
 
 def test_casting_to_fewer_bits() -> None:
     # Inputs of products, known by what is saved of them: 2 bytes read, one written twice (rows and columns).
-    found = [gemm("a", 8, 4, 2, 1.0, 600.0), gemm("b", 8, 4, 2, 1.0, 400.0, "moe"), elementwise("c", 10, 1e6)]
-    casts = quantisation([*found, gemm("wide", 8, 4, 2, 2.0, 1e6, "gemm16")], 1.0)
-    assert casts.bytes == 500 * (2 + 2 * 1)
-    assert casts.backward_bytes == casts.bytes
+    found = [gemm("a", 8, 4, 2, FP8, 600.0), gemm("b", 8, 4, 2, FP8, 400.0, "moe")]
+    found += [elementwise("c", "stream", 1, 10, 1e6), gemm("wide", 8, 4, 2, BF16, 1e6, "gemm16")]
+    casts = quantisation(found, FP8)
+    assert amount(casts.forward, MOVING) == pytest.approx(500 * (2 + 2 * 1), rel=1e-12)
+    assert amount(casts.backward, MOVING) == amount(casts.forward, MOVING)
     assert (casts.kernels, casts.flops) == (2, 0)
 
 
 def test_logits_and_loss() -> None:
     # T tokens, V/t of the vocabulary: 2 T h V/t FLOPs; the 32-bit softmax stays, 4 s b V/t bytes (arXiv 2205.05198,
     # section 4.3).
-    norm, logits, loss = head_operators(4096, 128_000, shape(2, 1024, tp=8))
+    norm, logits, loss = head_operators(4096, 128_000, shape(2, 1024, tp=8), BF16)
     assert logits.flops == 2 * 2048 * 4096 * 16_000
     assert loss.saved_bytes == 4 * 2048 * 16_000
     # section 4.3: input of the last norm and of the logits, 2 s b h each, over t with sequence parallelism
     assert norm.saved_bytes == logits.saved_bytes == 2 * 2048 * 4096 / 8
 
 
-# --- the roofline
-
-HALF = OperatorEfficiency(launch=1e-6, compute=0.5, memory=0.5, spread=0.0)
+# --- kernels together
 
 
-@pytest.mark.parametrize(
-    ("work", "traffic", "kernels", "seconds", "bound"),
-    [
-        # 1 PFLOP/s and 1 TB/s, half of each reached, 1 us a kernel
-        (5e12, 1e9, 1, 1e-6 + 10e-3, "compute"),
-        (5e11, 1e10, 2, 2e-6 + 20e-3, "memory"),
-        (0.0, 1e10, 1, 1e-6 + 20e-3, "memory"),
-        (5e8, 0.0, 3, 3e-6 + 1e-6, "latency"),
-        (0.0, 0.0, 1, 1e-6, "latency"),
-        (5e12, 5e9, 0, 10e-3, "compute"),
-    ],
-)
-def test_roofline(work: float, traffic: float, kernels: int, seconds: float, bound: str) -> None:
-    found, code = operator_time(work, traffic, kernels, 1e15, 1e12, HALF)
-    assert found == pytest.approx(seconds, rel=1e-12)
-    assert BOUNDS[int(code)] == bound
-
-
-positive = st.floats(0.0, 1e15)
-
-
-@given(positive, st.floats(0.0, 1e12), st.integers(0, 10), st.floats(1.0, 100.0))
-def test_a_better_machine_is_never_slower(work: float, traffic: float, kernels: int, factor: float) -> None:
-    as_is, _ = operator_time(work, traffic, kernels, PEAK, BANDWIDTH, HALF)
-    assert operator_time(work, traffic, kernels, PEAK * factor, BANDWIDTH, HALF)[0] <= as_is
-    assert operator_time(work, traffic, kernels, PEAK, BANDWIDTH * factor, HALF)[0] <= as_is
-    assert operator_time(work * factor, traffic * factor, kernels, PEAK, BANDWIDTH, HALF)[0] >= as_is
-
-
-def test_arrays_are_the_elements_one_by_one() -> None:
-    work, traffic = np.array([5e12, 5e11, 0.0]), np.array([1e9, 1e10, 0.0])
-    seconds, bound = operator_time(work, traffic, 1, 1e15, 1e12, HALF)
-    assert seconds.tolist() == pytest.approx([10.001e-3, 20.001e-3, 1e-6], rel=1e-12)
-    assert [BOUNDS[code] for code in bound] == ["compute", "memory", "latency"]
+def test_kernels_together_are_the_kernels_one_by_one() -> None:
+    chip = find("accelerator", "h100-80gb-sxm")
+    kernels = kernels_of(chip, ("gemm.bf16", "memory.stream", "memory.norm"))
+    device = device_of(chip)
+    rows = np.array([1.0, 1000.0, 3e5])
+    works = [
+        Work("gemm.bf16", product(rows, 4096, 8192, BF16)),
+        Work("memory.norm", {"rows": rows, "row_bytes": np.asarray(8192.0), "warm": np.asarray(False)}, 2.0, 3.0),
+        Work("gemm.bf16", product(128, 512, 512, BF16), np.array([1.0, 2.0])),
+    ]
+    together = timed(works, device, kernels)
+    for work, (seconds, bound) in zip(works, together, strict=True):
+        kernel = kernels[work.kernel]
+        alone, _ = kernel.model.time(work.shapes, device, kernel.parameters)
+        launch_s = kernel.parameters.launch_s(device.clock)
+        # launches count as often as they are, what a kernel does beyond its launch as often as it does it
+        expected = work.launches * launch_s + work.times * (alone - launch_s)
+        assert seconds == pytest.approx(expected, rel=1e-6)
+        assert bound.shape == seconds.shape
+    parameters = GemmParameters(launch_clocks=3660, compute=1, memory=1, split_clocks=1000)
+    assert parameters.launch_s(1.83e9) == pytest.approx(2e-6, rel=1e-12)
 
 
 def test_the_peak_of_a_type() -> None:
@@ -312,8 +331,8 @@ def test_recomputation_of_a_flash_kernel() -> None:
     time = passes(layer_cost(found, found.architecture.layers[0], plans({"recompute": "selective"})).time)
     core = PARTS.index("attention core")
     assert time["recomputation"].seconds == time["forward"].children[core].seconds
-    # half of 4 s^2 h
-    assert time["recomputation"].seconds == pytest.approx(2 * 8192**2 * 4096 / PEAK, rel=1e-12)
+    # half of 4 s^2 h, and of the diagonal all
+    assert time["recomputation"].seconds == pytest.approx(2 * 8192 * 8193 * 4096 / PEAK, rel=1e-12)
 
 
 def test_keeping_every_other_product() -> None:
@@ -332,8 +351,9 @@ def test_the_ends_of_a_model() -> None:
 
 def test_a_dense_network_without_gate() -> None:
     (up, activation, down, _) = feed_forward_operators(
-        FeedForward(16384, gated=False), 4096, shape(1, 512), norm=False, dropout=False, width=2.0
+        FeedForward(16384, gated=False), 4096, shape(1, 512), norm=False, dropout=False, form=BF16
     )
     assert (up.flops, down.flops) == (2 * 512 * 4096 * 16384, 2 * 512 * 4096 * 16384)
     # reads and writes the inner features, of which it keeps the input
-    assert (activation.bytes, activation.saved_bytes) == (2 * 2 * 512 * 16384, 2 * 512 * 16384)
+    assert amount(activation.forward, MOVING) == 2 * 2 * 512 * 16384
+    assert activation.saved_bytes == 2 * 512 * 16384

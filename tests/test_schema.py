@@ -318,10 +318,10 @@ def test_json_schemas_are_plain_json() -> None:
 
 
 def test_own_parameters_of_kernels_are_checked_and_name_their_source() -> None:
-    kernels = "\nefficiency: {kernels: {decode: {bf16: {launch_us: 9, compute: 2}}, prefil: {}}}\n"
+    kernels = "\nefficiency: {gemm: {bf16: {launch_us: 9, compute: 2}}, prefil: {}}\n"
     source = read_yaml(CHIP + kernels, "chip.yaml")
     with pytest.raises(InputError) as caught:
         validated(MODELS["accelerator"], source)
     keys = {fault.key for fault in caught.value.faults}
-    assert "efficiency.kernels.prefil" in keys
-    assert "efficiency.kernels.decode.bf16.memory" in keys
+    assert "efficiency.prefil" in keys
+    assert "efficiency.gemm.bf16.memory" in keys

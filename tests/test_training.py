@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_jobs import BANDWIDTH, PEAK, SC21, collectives, framework, job, machine, plans
+from training_jobs import (
+    BANDWIDTH,
+    PEAK,
+    SC21,
+    architecture,
+    collectives,
+    framework,
+    job,
+    machine,
+    measured_kernels,
+    plans,
+)
 
-from hardware.schema import OperatorEfficiency
 from perfmodel.architecture import model_flops_per_token
-from perfmodel.job import Job, Kind
+from perfmodel.job import Job
 from perfmodel.memory import PARTS
 from perfmodel.pipeline import splits
 from perfmodel.plan import CHOICES, FIELDS, plan_from_rows, plan_to_dict
@@ -23,13 +33,12 @@ from solvers.train import utilisation
 # --- jobs
 
 # Every constant away from its neutral value, so that nothing drops out.
-REAL_KERNELS = OperatorEfficiency(launch=3e-6, compute=0.7, memory=0.8, spread=0.1)
 REAL_LINKS = collectives(
     launch_s=5e-6,
-    softness=0.6,
+    pipelining=1.2,
     step=2e-6,
     bandwidth=0.85,
-    small_group_loss=0.4,
+    own_copy=0.4,
     all_to_all=0.8,
     in_network_all_reduce=1.2,
 )
@@ -38,12 +47,17 @@ REAL_LINKS = collectives(
 def real(name: str, **runs: Any) -> Job:
     found = job(
         name,
-        efficiency=REAL_KERNELS,
+        kernels=measured_kernels(architecture(name)),
         links=REAL_LINKS,
         runs=framework(host_per_kernel=4e-6, step_overhead=0.01, **runs),
         seq_len=4096,
     )
-    return replace(found, constants=replace(found.constants, overlap_slowdown=1.1))
+    return replace(
+        found,
+        constants=replace(
+            found.constants, overlap_slowdown=1.1, attention_backward=0.6, expert_products=0.7, sustained=0.8
+        ),
+    )
 
 
 JOBS = (
@@ -135,8 +149,12 @@ def faster(found: Job, *, peak: float = 1.0, memory: float = 1.0, links: float =
     described = chip.memory.model_copy(update={"bandwidth": chip.memory.bandwidth * memory})
     return replace(
         found,
-        machine=replace(found.machine, accelerator=chip.model_copy(update={"memory": described})),
-        kinds={name: Kind(kind.peak * peak, kind.efficiency) for name, kind in found.kinds.items()},
+        machine=replace(
+            found.machine,
+            accelerator=chip.model_copy(
+                update={"memory": described, "peak": {name: rate * peak for name, rate in chip.peak.items()}}
+            ),
+        ),
         levels=tuple(
             replace(level, bandwidth=level.bandwidth * links, latency=level.latency / latency) for level in found.levels
         ),
@@ -203,11 +221,13 @@ def test_data_parallel_traffic() -> None:
     # Llama 3.1 8B on 64 ranks, 32-bit gradients and 16-bit weights on the wire, bus min(450, 8 x 50) = 400 GB/s; 63/64
     # of the bytes pass each rank, twice for an all-reduce. ZeRO, arXiv 1910.02054, section 7: stages 0 to 2 move
     # gradients and weights once a step (stage 2: gradients once a micro-batch), stage 3 weights twice and gradients
-    # once a micro-batch, of which there are four.
+    # once a micro-batch, of which there are four. An all-reduce over two trees passes 2 x 7/8 of the bytes through the
+    # adapters, 400 GB/s, and all of them twice along the chain inside a node, 450 GB/s: the chain is slower.
     found = unlimited(job("llama-3.1-8b"), links=False)
     found = replace(found, levels=tuple(replace(level, latency=0.0) for level in found.levels))
     byte = 63 / 64 * found.architecture.parameters / 400e9
-    expected = {0: (2 * 4, 0), 1: (4, 2), 2: (4 * 4, 2), 3: (4 * (4 + 2), 4 * 2)}
+    chain = found.architecture.parameters / 450e9 / byte
+    expected = {0: (2 * 4 * chain, 0), 1: (4, 2), 2: (4 * 4, 2), 3: (4 * (4 + 2), 4 * 2)}
     for stage, (gradients, weights) in expected.items():
         time = parts(found, dp=64, zero_stage=stage, overlap_dp=False)
         assert time["gradient traffic"].seconds == pytest.approx(gradients * byte, rel=1e-9)
@@ -216,13 +236,14 @@ def test_data_parallel_traffic() -> None:
 
 
 def test_experts_reduce_over_the_ranks_that_hold_the_same() -> None:
-    # Mixtral, tp 1, ep 8 inside a node: experts over 8 ranks on 8 nodes, one each, at 50 GB/s; the rest over 64.
+    # Mixtral, tp 1, ep 8 inside a node: experts over 8 ranks on 8 nodes, one each, at 50 GB/s; the rest over 64, twice
+    # along the chain inside a node, 450 GB/s.
     found = unlimited(job("mixtral-8x7b"), links=False)
     found = replace(found, levels=tuple(replace(level, latency=0.0) for level in found.levels))
     routed = 32 * 3 * 4096 * 14336
     dense = found.architecture.parameters - 8 * routed
     time = parts(found, dp=64, ep=8, overlap_dp=False)["gradient traffic"].seconds
-    assert time == pytest.approx(2 * 4 * (63 / 64 * dense / 400e9 + 7 / 8 * routed / 50e9), rel=1e-9)
+    assert time == pytest.approx(2 * 4 * (dense / 450e9 + 7 / 8 * routed / 50e9), rel=1e-9)
 
 
 def test_a_layer_s_experts_exchange_tokens_four_times() -> None:

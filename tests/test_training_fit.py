@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perfmodel.intervals import SPREADS
-from perfmodel.training_fit import PARAMETERS, batches, deviations, fit, fit_spreads, left_out, log_errors, tuned
+from perfmodel.intervals import SPREADS, combined
+from perfmodel.training_fit import PARAMETERS, batches, fit, fit_spreads, left_out, log_errors, tuned
 
 NAMES = [(parameter.owner, parameter.field) for parameter in PARAMETERS]
 
@@ -35,7 +35,7 @@ def planted() -> tuple[pd.DataFrame, list[float]]:
     frame = rows()
     values = [parameter.start for parameter in PARAMETERS]
     values[NAMES.index(("constants", "attention_backward"))] = 0.45
-    values[NAMES.index(("constants", "elementwise_memory"))] = 1.3
+    values[NAMES.index(("constants", "sustained"))] = 0.8
     values[NAMES.index(("*", "host_per_kernel"))] = 25e-6
     for batch in batches(frame):
         error = log_errors([batch], values)[batch.source]
@@ -47,7 +47,7 @@ def planted() -> tuple[pd.DataFrame, list[float]]:
 def test_planted_constants_are_found(planted: tuple[pd.DataFrame, list[float]]) -> None:
     frame, values = planted
     found = fit(batches(frame))
-    for name in (("constants", "attention_backward"), ("constants", "elementwise_memory"), ("*", "host_per_kernel")):
+    for name in (("constants", "attention_backward"), ("constants", "sustained"), ("*", "host_per_kernel")):
         assert found[NAMES.index(name)] == pytest.approx(values[NAMES.index(name)], rel=0.05), name
     # no row is of these frameworks
     for number, parameter in enumerate(PARAMETERS):
@@ -85,11 +85,14 @@ def test_spreads_cover_eighty_percent_of_planted_errors() -> None:
     errors, parts = {}, {}
     for source in ("a", "b", "c"):
         share = random.uniform(0.2, 0.8, 400)
-        parts[source] = {name: np.zeros(400) for name in SPREADS} | {"experts": share, "common": np.ones(400)}
+        parts[source] = {name: np.zeros(400) for name in (*SPREADS, "widening")} | {
+            "experts": share,
+            "common": np.ones(400),
+        }
         errors[source] = random.normal(0, np.sqrt((share * 0.5) ** 2 + 0.05**2))
     spreads = fit_spreads(errors, parts)
-    inside = [np.mean(np.abs(errors[source]) <= 1.2816 * deviations(parts[source], spreads)) for source in errors]
+    inside = [np.mean(np.abs(errors[source]) <= 1.2816 * combined(parts[source], spreads)) for source in errors]
     assert np.mean(inside) == pytest.approx(0.8, abs=0.02)
     # where experts take more of the step the interval is wider
-    deviation = deviations(parts["a"], spreads)
+    deviation = combined(parts["a"], spreads)
     assert np.corrcoef(deviation, parts["a"]["experts"])[0, 1] > 0.95

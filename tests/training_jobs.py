@@ -4,26 +4,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hardware.catalogue import Machine, resolve_cluster
-from hardware.schema import OperatorEfficiency
+import numpy as np
+
+from hardware.catalogue import Machine, find, resolve_cluster
+from hardware.efficiency import KernelParameters
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture, load_architecture
-from perfmodel.calibration import training_constants
+from perfmodel.calibration import Constants
 from perfmodel.collectives import CollectiveModel, LinkEfficiency
 from perfmodel.framework import Framework
-from perfmodel.job import Job, Kind
+from perfmodel.job import MODELS, Job, kernel_names, kernels_of
+from perfmodel.kernels.gemm import FORMS
+from perfmodel.kernels.work import Kernel
 from perfmodel.plan import DEFAULTS, Plan, plan_from_rows
 
 PEAK = 1e15
 BANDWIDTH = 3e12
-KINDS = ("gemm", "gemm16", "moe", "attention", "attention_backward", "elementwise")
 
 
-def collectives(launch_s: float = 0.0, softness: float = 1.0, **link: float) -> CollectiveModel:
+class RooflineKernels(dict[str, Kernel]):
+    """Every kernel as fast as arithmetic and memory allow: the models' own rooflines, and no launch."""
+
+    def __missing__(self, name: str) -> Kernel:
+        (model,) = (model for model in MODELS if model.name == name.split(".")[0])
+
+        def time(shapes: Any, device: Any, parameters: Any) -> tuple[Any, Any]:
+            seconds = np.asarray(model.roofline(shapes, device))
+            return seconds, np.zeros(seconds.shape, np.int8)
+
+        self[name] = Kernel(replace(model, time=time), KernelParameters(spread=0.0))
+        return self[name]
+
+
+def measured_kernels(model: Architecture, precision: str = "bf16") -> dict[str, Kernel]:
+    """Kernels with parameters away from every neutral value, so that nothing drops out."""
+    return kernels_of(find("accelerator", "h100-80gb-sxm"), kernel_names(model, FORMS[precision]))
+
+
+def collectives(launch_s: float = 0.0, **link: float) -> CollectiveModel:
     """One link efficiency for all types; without arguments every collective is latency + bytes / rate."""
     known = LinkEfficiency(**{"step": 0.0, "bandwidth": 1.0, **link})
     types = ("nvswitch", "xgmi", "infiniband", "slingshot")
-    return CollectiveModel(launch_s, softness, dict.fromkeys(types, known), ())
+    return CollectiveModel(launch_s, dict.fromkeys(types, known))
 
 
 def tower(*rows: tuple[int, float, float]) -> tuple[Level, ...]:
@@ -35,7 +57,7 @@ def tower(*rows: tuple[int, float, float]) -> tuple[Level, ...]:
 def machine(nodes: int = 8, *, memory: float = 80e9, host: bool = True, **fabric: Any) -> Machine:
     """Nodes of eight accelerators with 450 GB/s inside and 50 GB/s outside a node, and host memory behind 25 GB/s."""
     chip = {
-        "name": "chip", "vendor": "v", "architecture": "a", "peak": {"bf16": PEAK}, "units": 1, "clock": 1e9,
+        "name": "chip", "vendor": "v", "architecture": "a", "peak": {"bf16": PEAK}, "units": 100, "clock": 1e9,
         "memory": {"capacity": memory, "bandwidth": BANDWIDTH}, "power": {"limit": 1.0},
     }  # fmt: skip
     tier = {"name": "ddr", "capacity": 1e12, "read": 2e11, "write": 2e11, "latency": 1e-7, "link": "pcie"}
@@ -81,14 +103,12 @@ def job(
     seq_len: int = 2048,
     global_batch: int = 256,
     runs: Framework | None = None,
-    efficiency: OperatorEfficiency | None = None,
     links: CollectiveModel | None = None,
     on: Machine | None = None,
     **changes: Any,
 ) -> Job:
     """A 16-bit job; without further words every kernel runs at the roofline and communication costs bytes / rate."""
     on = on or machine(max(ranks // 8, 1))
-    efficiency = efficiency or OperatorEfficiency(launch=0.0, compute=1.0, memory=1.0, spread=0.0)
     found = Job(
         architecture(model) if isinstance(model, str) else model,
         on,
@@ -98,9 +118,15 @@ def job(
         "bf16",
         runs or framework(),
         levels(on, ranks),
-        {name: Kind(PEAK, efficiency) for name in KINDS},
+        RooflineKernels(),
         links or collectives(),
-        replace(training_constants(), overlap_slowdown=1.0, host_softness=3.0),
+        Constants(
+            attention_backward=1.0,
+            sustained=1.0,
+            expert_products=1.0,
+            overlap_slowdown=1.0,
+            host_softness=3.0,
+        ),
     )
     return replace(found, **changes)
 

@@ -100,7 +100,7 @@ class Form:
 FORMS = {
     "bf16": Form("bf16", "bf16", 2.0, 2.0),
     "fp16": Form("bf16", "fp16", 2.0, 2.0),  # the same units at the same rate
-    "fp32": Form("fp32", "fp32", 4.0, 4.0),
+    "fp32": Form("bf16", "fp32", 4.0, 4.0),  # the same library; peaks differ
     # per tensor: one pass finds the largest (2 bytes), another reads and writes (3)
     "fp8": Form("fp8", "fp8", 1.0, 1.0, 5.0),
     # groups of 128 are scaled in one pass; a scale of 4 bytes a group, or 128 x 128 weights
@@ -196,7 +196,7 @@ def product(
         "work": form.work,
         "warm": warm,
     }
-    return dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True))
+    return {name: np.asarray(values) for name, values in columns.items()}
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
@@ -296,8 +296,8 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: GemmParameters
         t_2  = (n k b_W ceil(m/M) + m k b_A ceil(n/N)) / (32 c u clock)     L2; c blocks share what one reads
         t_m  = (m k b_A + m n b_C + [cold] n k b_W) / (e_m bandwidth)
 
-    Traffic and blocks are those of all products of a batch. q is the traffic of making narrow activations. The exponent makes a soft maximum: parts overlap but for their ends.
-    Partial sums of split-K stay in L2 and are not counted apart.
+    Traffic and blocks are those of all products of a batch. q is the traffic of making narrow activations. The exponent
+    makes a soft maximum: parts overlap but for their ends. Partial sums of split-K stay in L2, not counted apart.
     """
     arrays = np.broadcast_arrays(*(np.asarray(values) for values in shapes.values()))
     flat = {name: values.reshape(-1) for name, values in zip(shapes, arrays, strict=True)}

@@ -98,7 +98,7 @@ def sustained_share(accelerator: Accelerator, reference: str | None) -> float:
     -----
     min(1, (watts per peak FLOP/s over the reference's)^exponent): long matrix products run against the power limit, and
     dynamic power grows with about the cube of the clock. The exponent is fitted on training runs under power caps
-    (``python benchmarks/fit_operators.py``).
+    (``python benchmarks/fit_power.py``).
     """
     if reference is None:
         return 1.0
@@ -115,9 +115,7 @@ def _watts_per_flops(accelerator: Accelerator) -> float:
 
 def own_parameters(model: KernelModel, accelerator: Accelerator) -> Mapping[str, KernelParameters]:
     """Return the parameters that an accelerator's own description holds, by variant."""
-    efficiency = accelerator.efficiency
-    kernels = efficiency.kernels if efficiency is not None else None
-    found: Mapping[str, KernelParameters] = getattr(kernels, model.name, None) or {}
+    found: Mapping[str, KernelParameters] = getattr(accelerator.efficiency, model.name, None) or {}
     return found
 
 
