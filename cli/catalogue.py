@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from cli.export import SUFFIXES, Cell, dimension_of
 from cli.tables import number, quantity, table, text
 from hardware.catalogue import find, names
+from hardware.network import Fabric
 from hardware.provenance import Provenance, Recorded, children, provenance_path
-from hardware.schema import Accelerator, Cluster, EfficiencyFamily, Fabric, Node
+from hardware.schema import Accelerator, Cluster, EfficiencyFamily, Node
 from hardware.units import format_quantity
 from perfmodel.architecture import Architecture
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hardware.clos import Clos, clos, core_cables
-from hardware.schema import Edge, Fabric, Link, Nics, Node
+from hardware.network import Edge, Fabric, Link, Nics
+from hardware.schema import Node
 
 SWITCHED = ("leaf-spine", "rail-optimised", "fat-tree")
 """Types of network that are leaves, spines and perhaps cores."""

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from hardware.fabric import check_fabric, read_edges
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.files import read_text
-from hardware.schema import MODELS, Accelerator, Cluster, Fabric, Node
+from hardware.network import Fabric
+from hardware.schema import MODELS, Accelerator, Cluster, Node
 from hardware.yaml_source import Source, did_you_mean, nearest, read_yaml, validated
 
 Model = TypeVar("Model", bound=BaseModel)

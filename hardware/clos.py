@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from hardware.faults import KeyFaultsError
-from hardware.schema import Fabric, Nics
+from hardware.network import Fabric, Nics
 from hardware.units import format_quantity
 
 RADIX = 64
@@ -42,6 +42,8 @@ class Clos:
         Cables from one spine to the cores together.
     core_oversubscription
         Rate into a spine from below over the rate of its cables to the cores [1].
+    planes
+        Groups of rails, each with as many of a pod's spines.
     """
 
     rails: int
@@ -57,11 +59,17 @@ class Clos:
     spines_per_pod: int
     core_uplinks: int
     core_oversubscription: float
+    planes: int
+
+    @property
+    def spines_per_leaf(self) -> int:
+        """Spines that a leaf has cables to."""
+        return self.spines_per_pod // self.planes
 
     @property
     def cables_per_pair(self) -> int:
-        """Cables between a leaf and each spine of its pod."""
-        return self.uplinks // self.spines_per_pod
+        """Cables between a leaf and each of its spines."""
+        return self.uplinks // self.spines_per_leaf
 
     @property
     def hosts_per_pod(self) -> int:
@@ -70,8 +78,9 @@ class Clos:
 
     def spines_of(self, leaf: int) -> range:
         """List the spines that a leaf has cables to."""
-        first = leaf // self.leaves_per_pod * self.spines_per_pod
-        return range(first, first + self.spines_per_pod)
+        plane = leaf % self.rails * self.planes // self.rails
+        first = leaf // self.leaves_per_pod * self.spines_per_pod + plane * self.spines_per_leaf
+        return range(first, first + self.spines_per_leaf)
 
 
 def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
@@ -108,13 +117,16 @@ def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
     rails = fabric.rails or (nics.count if fabric.type == "rail-optimised" else 1)
     if nics.count % rails:
         raise KeyFaultsError((("rails",), f"{nics.count} ports of a node do not spread evenly over {rails} rails"))
+    planes = fabric.planes or 1
+    if rails % planes:
+        raise KeyFaultsError((("planes",), f"{rails} rails do not spread evenly over {planes} planes"))
     ports = nics.count // rails
     hosts, leaves = _hosts_and_leaves(fabric, nodes, rails, ports, radix)
     link = fabric.link or nics.bandwidth
     below = hosts * ports * nics.bandwidth
     uplinks, oversubscription = _uplinks(fabric, hosts, ports, nics.bandwidth, below, link)
 
-    too_many = fabric.type == "rail-optimised" and fabric.spines is None and leaves > radix
+    too_many = fabric.type == "rail-optimised" and fabric.spines is None and leaves // planes > radix
     share = fabric.core_oversubscription
     if too_many or _has_cores(fabric):
         down = max(1, round(radix * share / (1 + share)))  # ports of a spine towards its leaves
@@ -122,9 +134,11 @@ def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
         pods = math.ceil(leaves / leaves_per_pod)
     else:
         down, leaves_per_pod, pods = radix, leaves, 1
-    per_pod = _spines_per_pod(fabric, uplinks, leaves_per_pod, down, pods, oversubscription)
+    per_pod = planes * _spines_per_plane(
+        fabric, uplinks, leaves_per_pod // planes, down, pods * planes, oversubscription
+    )
     spines = per_pod * pods
-    core_uplinks = math.ceil(leaves_per_pod * (uplinks // per_pod) / share - 1e-9) if pods > 1 else 0
+    core_uplinks = math.ceil(leaves_per_pod // planes * (uplinks * planes // per_pod) / share - 1e-9) if pods > 1 else 0
     fewest = math.ceil(spines * core_uplinks / radix)
     if fabric.cores is not None and pods == 1:
         message = f"{leaves} leaves fit into one pod of {leaves_per_pod}, which needs no core switches; leave cores out"
@@ -149,6 +163,7 @@ def clos(fabric: Fabric, nics: Nics, nodes: int) -> Clos:
         spines_per_pod=per_pod,
         core_uplinks=core_uplinks,
         core_oversubscription=share if pods > 1 else 1.0,
+        planes=planes,
     )
 
 
@@ -205,20 +220,19 @@ def _uplinks(fabric: Fabric, hosts: int, ports: int, port_rate: float, below: fl
     return max(1, round(cables)), said
 
 
-def _spines_per_pod(
-    fabric: Fabric, uplinks: int, leaves_per_pod: int, down: int, pods: int, oversubscription: float
-) -> int:
+def _spines_per_plane(fabric: Fabric, uplinks: int, leaves: int, down: int, parts: int, oversubscription: float) -> int:
+    """Settle the spines that so many leaves share; the network has so many such parts."""
     if fabric.spines is None:
-        fewest = leaves_per_pod * uplinks / down
+        fewest = leaves * uplinks / down
         return next((count for count in range(1, uplinks) if uplinks % count == 0 and count >= fewest), uplinks)
-    if fabric.spines % pods or uplinks % (fabric.spines // pods):
-        where = f" in {pods} pods" if pods > 1 else ""
+    if fabric.spines % parts or uplinks % (fabric.spines // parts):
+        where = f" in {parts} {'planes' if (fabric.planes or 1) > 1 else 'pods'}" if parts > 1 else ""
         message = (
             f"{fabric.spines} spines{where} do not share the {uplinks} uplinks of a leaf evenly "
             f"(oversubscription {oversubscription:.4g}); without spines their number follows"
         )
         raise KeyFaultsError((("spines",), message))
-    return fabric.spines // pods
+    return fabric.spines // parts
 
 
 def core_cables(network: Clos, spine: int) -> dict[int, int]:

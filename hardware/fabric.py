@@ -11,7 +11,8 @@ from hardware.cables import SWITCHED, cables
 from hardware.clos import Clos, clos, core_cables
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.files import read_text
-from hardware.schema import Edge, Fabric, Node
+from hardware.network import Edge, Fabric
+from hardware.schema import Node
 from hardware.units import parse_quantity
 
 
@@ -320,7 +321,7 @@ def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
             pairs = [*itertools.combinations(rows, 2), *((row, row) for row, many in rows.items() if many > 1)]
             # A leaf alone in its pod still reaches the core through its spines.
             for one, other in pairs or [(row, row) for row in rows]:
-                worst = min(worst, sum(map(min, one, other)) / (built * network.spines_per_pod))
+                worst = min(worst, sum(map(min, one, other)) / (built * network.spines_per_leaf))
     return worst
 
 

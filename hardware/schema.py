@@ -14,7 +14,11 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
 from hardware.faults import KeyFaultsError, Path
-from hardware.network import Count, Edge, Fabric, Fraction, Link, Nics, Numa, Ratio
+from hardware.network import Count, Nics, Numa
+from hardware.network import Fabric as Fabric
+from hardware.network import Link as Link
+from hardware.network import LinkType as LinkType
+from hardware.network import Protocol as Protocol
 from hardware.provenance import Date, Description, Recorded, Text
 from hardware.provenance import Provenance as Provenance
 from hardware.units import (
@@ -25,13 +29,8 @@ from hardware.units import (
     Seconds,
     UsdPerHour,
     Watts,
-    format_quantity,
 )
 from hardware.yaml_source import did_you_mean
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-Ratio = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp6", "fp4", "int8", "int4"]
 

@@ -29,7 +29,7 @@ from hardware.graph import counts as counts
 from hardware.graph import graph as graph
 from hardware.graph import leaf_spine as leaf_spine
 from hardware.graph import measured_bandwidth as measured_bandwidth
-from hardware.schema import Fabric
+from hardware.network import Fabric
 
 LINK_LATENCY_S = {
     "nvswitch": 1.0e-6,
