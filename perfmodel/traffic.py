@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.collectives import group
+from perfmodel.collectives import group, visits
 from perfmodel.job import Job
 from perfmodel.layer import shape_of
 from perfmodel.operators import ACTIVATION_BYTES
@@ -136,7 +136,7 @@ def training_traffic(job: Job, plan: Plan) -> Traffic:
     -----
     Rings go round a group in the order of its ranks: an all-reduce of S bytes puts 2 (n-1)/n S on every edge, an
     all-gather or reduce-scatter (n-1)/n S (Thakur, Rabenseifner, Gropp 2005, section 4). An all-to-all sends S/n to
-    every other rank; with dispatch once per node, what leaves the node shrinks as in `perfmodel.collectives.dispatch`.
+    every other rank; with dispatch once per node it shrinks as in `perfmodel.collectives.dispatch`.
     Stages send one activation a micro-batch and chunk each way (SC21, arXiv 2104.04473, section 2.2).
     """
     tp, pp, cp, dp = (int(np.asarray(getattr(plan, name)).reshape(-1)[0]) for name in ("tp", "pp", "cp", "dp"))
@@ -233,13 +233,12 @@ def _experts(job: Job, plan: Plan, ranks: Integers, held_bytes: Array) -> Phase:
     ep, pp = int(_scalar(plan.ep)), ranks.shape[0]
     found = _exchange(EXPERT, np.arange(ranks.size).reshape(pp, -1, ep), held_bytes / ep)
     members = group(job.levels, ep, 1)
-    if job.framework.expert_dispatch != "per-node" or len(job.levels) < 2:
-        return found
-    units = ep / max(int(members.members[0]), 1)
     copies = max(layer.feed_forward.experts_per_token for layer in job.architecture.layers)
+    if job.framework.expert_dispatch != "per-node" or not job.levels or not copies:
+        return found
+    nodes, places = (_scalar(visited) / copies for visited in visits(members, copies))
     leaves = found.sources // job.levels[0].ranks != found.destinations // job.levels[0].ranks
-    share = units * (1 - (1 - 1 / units) ** copies) / copies if copies else 1.0
-    return replace(found, sent_bytes=np.where(leaves, found.sent_bytes * share, found.sent_bytes))
+    return replace(found, sent_bytes=found.sent_bytes * np.where(leaves, nodes, places))
 
 
 def _pipeline(job: Job, plan: Plan, ranks: Integers, micro_batches: float) -> list[Phase]:

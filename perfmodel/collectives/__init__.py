@@ -1,0 +1,37 @@
+"""Time of collective operations on a hierarchy of links."""
+
+from perfmodel.collectives.model import (
+    CollectiveModel,
+    Group,
+    LinkEfficiency,
+    collective_model,
+    group,
+)
+from perfmodel.collectives.times import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    dispatch,
+    hierarchical_all_reduce,
+    ring_all_reduce,
+    send,
+    tree_all_reduce,
+    visits,
+)
+
+__all__ = [
+    "CollectiveModel",
+    "Group",
+    "LinkEfficiency",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "collective_model",
+    "dispatch",
+    "group",
+    "hierarchical_all_reduce",
+    "ring_all_reduce",
+    "send",
+    "tree_all_reduce",
+    "visits",
+]

@@ -1,0 +1,218 @@
+"""Constants of the collective model, and the groups of ranks that it is asked about.
+
+Notation of this package: n ranks, S bytes (nccl-tests convention: all-reduce buffer, all-gather and reduce-scatter
+total, all-to-all buffer of one rank), m_l members of the group inside one unit of level l (m_(-1) = 1, the last is n),
+k_l = m_l / m_(l-1) units that level l joins, B_l bandwidth per rank at level l. Sizes are bytes, times seconds;
+everything broadcasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware.topology import Level
+from perfmodel.terms import Array, Number
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LinkEfficiency:
+    """How one type of link serves collectives.
+
+    Parameters
+    ----------
+    step : float
+        Latency of one step of an algorithm across this link [s].
+    bandwidth : float
+        Share of the nominal rate reached by large messages.
+    path : float
+        Latency of the hardware path that `step` contains [s]; a longer path adds what it has more.
+    pipelining : float
+        c of latency + transfer + c sqrt(latency x transfer): 0 is a plain sum, 2 a chain that cuts the message into the
+        best number of pieces.
+    own_copy : float
+        Time in which a rank copies a byte of its own part, over the time a byte takes on the link.
+    all_to_all : float
+        Further factor on the bandwidth of an all-to-all.
+    exchange_steps : float
+        Latency of an all-to-all at full rate, in steps.
+    peer_bandwidth : float
+        Share of a rank's rate that a small message to one peer gets; 0 where there is no protocol for small messages.
+    in_network_all_reduce : float
+        Factor on the all-reduce bandwidth where the switch adds (NVLS), 1 where it does not.
+    """
+
+    step: float
+    bandwidth: float
+    path: float = 0.0
+    pipelining: float = 0.0
+    own_copy: float = 0.0
+    all_to_all: float = 1.0
+    exchange_steps: float = 1.0
+    peer_bandwidth: float = 0.0
+    in_network_all_reduce: float = 1.0
+
+
+@dataclass(frozen=True)
+class CollectiveModel:
+    """Constants of the collective model, read from ``calibrated/collectives.yaml``.
+
+    Parameters
+    ----------
+    launch_s : float
+        Time before the first step of a collective [s]; it belongs to the host and the software.
+    links : dict
+        Constants by type of link.
+    in_network_families : tuple of str
+        Accelerator families whose node switch adds on the way.
+    spreads : dict
+        Standard deviation of ln(measured / predicted) by type of link [1].
+    """
+
+    launch_s: float
+    links: dict[str, LinkEfficiency]
+    in_network_families: tuple[str, ...] = ()
+    spreads: dict[str, float] | None = None
+
+    def link(self, kind: str) -> LinkEfficiency:
+        """Return the constants of a link type; a type without any is an error, never a guess."""
+        if kind not in self.links:
+            raise KeyError(f"no collective constants for link type {kind!r}; known: {', '.join(sorted(self.links))}")
+        return self.links[kind]
+
+    def slower(self, factor: float) -> CollectiveModel:
+        """Return the model of a host on which every launch and every step takes `factor` times as long."""
+        links = {name: replace(link, step=link.step * factor) for name, link in self.links.items()}
+        return replace(self, launch_s=self.launch_s * factor, links=links)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A communicator on the levels of a machine.
+
+    Parameters
+    ----------
+    size : array of int
+        Ranks in the group, n.
+    members : tuple of array of int
+        Members inside one unit of each level, innermost first; the last is n.
+    levels : tuple of Level
+        The levels, innermost first; none where the job is a single rank.
+    """
+
+    size: Integers
+    members: tuple[Integers, ...]
+    levels: tuple[Level, ...]
+
+
+@lru_cache(maxsize=1)
+def collective_model() -> CollectiveModel:
+    """Return the shipped constants of the collective model."""
+    import yaml
+
+    text = files("perfmodel").joinpath("calibrated/collectives.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)
+    return CollectiveModel(
+        launch_s=data["launch_s"],
+        links={name: LinkEfficiency(**values["constants"]) for name, values in data["links"].items()},
+        in_network_families=tuple(data["in_network_families"]),
+        spreads={name: values["spread"] for name, values in data["links"].items()},
+    )
+
+
+def group(
+    levels: Sequence[Level],
+    size: Integers | int,
+    stride: Integers | int,
+    outer_size: Integers | int = 1,
+    outer_stride: Integers | int = 1,
+) -> Group:
+    """Return the group of `size` ranks that are `stride` apart, and of `outer_size` such rows.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        Levels of the machine, innermost first; ``Level.ranks`` consecutive ranks make one unit.
+    size, stride : array of int
+        Ranks of a row and the distance between neighbours, in ranks.
+    outer_size, outer_stride : array of int
+        Rows and the distance between them, in ranks.
+    """
+    row, distance = np.asarray(size, dtype=np.int64), np.asarray(stride, dtype=np.int64)
+    rows, apart = np.asarray(outer_size, dtype=np.int64), np.asarray(outer_stride, dtype=np.int64)
+    n = row * rows
+    members = []
+    for level in levels[:-1]:
+        # a unit of U ranks holds U / stride neighbours of a group, at least the rank itself
+        in_row = np.minimum(np.maximum(level.ranks // distance, 1), row)
+        members.append(in_row * np.minimum(np.maximum(level.ranks // apart, 1), rows))
+    if levels:
+        members.append(np.broadcast_to(n, np.broadcast_shapes(n.shape, distance.shape)))
+    return Group(n, tuple(members), tuple(levels))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One level as a group uses it.
+
+    Parameters
+    ----------
+    level : Level
+        The level.
+    link : LinkEfficiency
+        Constants of its type of link.
+    below, members : array
+        Members inside a unit of the level below, and of this level.
+    crossed : array of bool
+        Whether the group has members in more than one unit of the level below.
+    step_s : float
+        Latency of one step across the level [s].
+    rate : float
+        What one rank's link carries of large messages [bytes/s].
+    """
+
+    level: Level
+    link: LinkEfficiency
+    below: Number
+    members: Number
+    crossed: Any
+    step_s: float
+    rate: float
+
+
+def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
+    """Walk up the levels of a group.
+
+    Notes
+    -----
+    A step takes what the calibration says and, where the path is longer than the one it was measured on, the rest.
+    """
+    below: Number = 1.0
+    for level, members in zip(ranks.levels, ranks.members, strict=True):
+        link = model.link(level.type)
+        step_s = link.step + max(level.latency - link.path, 0.0)
+        yield Crossing(level, link, below, members, members > below, step_s, level.bandwidth * link.bandwidth)
+        below = members
+
+
+def joined(ranks: Group, latency_s: Number, transfer_s: Number, model: CollectiveModel) -> Array:
+    """Return latency + transfer + c sqrt(latency x transfer) [s], and nothing for a rank alone.
+
+    Notes
+    -----
+    A chain of steps that cuts a message into pieces pays a latency for each piece and keeps links waiting for whole
+    ones; the best number of pieces makes c = 2: (sqrt(latency) + sqrt(transfer))^2. The largest c of the links counts.
+    """
+    pipelining: Number = 0.0
+    for crossing in crossings(ranks, model):
+        pipelining = np.maximum(pipelining, crossing.crossed * crossing.link.pipelining)
+    seconds = latency_s + transfer_s + pipelining * np.sqrt(latency_s * transfer_s)
+    return np.where(ranks.size > 1, seconds, 0.0)

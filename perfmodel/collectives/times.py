@@ -1,0 +1,204 @@
+"""Time of collective operations on a hierarchy of links, as a library runs them.
+
+Notation as in `perfmodel.collectives.model`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perfmodel.collectives.model import CollectiveModel, Group, crossings, joined
+from perfmodel.terms import Array, Number
+
+IN_NETWORK_MEMBERS = 8
+"""Ranks below one switch from which on the switch adds (NVLS): on boards with four, all-reduces ran as rings."""
+
+
+def _ring_latency(ranks: Group, model: CollectiveModel) -> Number:
+    """Latency of n - 1 steps around a ring, n/m_(l-1) - n/m_l of them across level l [s]."""
+    latency: Number = 0.0
+    for crossing in crossings(ranks, model):
+        # a group of one has no hop
+        hops = ranks.size / crossing.below - np.maximum(ranks.size / crossing.members, 1.0)
+        latency = latency + np.maximum(hops, 0.0) * crossing.step_s
+    return latency
+
+
+def _ring_transfer(ranks: Group, passes: int, total_bytes: Number, model: CollectiveModel) -> Number:
+    """Time in which rings carry (n-1)/n S `passes` times, without latency [s].
+
+    Notes
+    -----
+    Rings enter a unit of level l through the links of all m_(l-1) members inside the unit below, so level l takes
+    (passes (n-1)/n + own_copy/n) S / (m_(l-1) B_l); all levels work at once, the slowest counts.
+    """
+    n = ranks.size
+    slowest: Number = 0.0
+    for crossing in crossings(ranks, model):
+        share = (passes * (n - 1) + crossing.link.own_copy) / n
+        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.below * crossing.rate))
+    return slowest * total_bytes
+
+
+def all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of a ring all-gather, or reduce-scatter, of `total_bytes` in all [s].
+
+    Notes
+    -----
+    latency = launch + n - 1 steps; transfer = (n-1)/n S over the links, and the copy of a rank's own part.
+    Ring: Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH" (2005), 4.1.
+    """
+    latency = model.launch_s + _ring_latency(ranks, model)
+    return joined(ranks, latency, _ring_transfer(ranks, 1, total_bytes, model), model)
+
+
+def ring_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce around a ring: reduce-scatter and all-gather, 2 (n-1) steps, 2 (n-1)/n S [s]."""
+    latency = model.launch_s + 2 * _ring_latency(ranks, model)
+    return joined(ranks, latency, _ring_transfer(ranks, 2, buffer_bytes, model), model)
+
+
+def _tree_latency(ranks: Group, model: CollectiveModel) -> Number:
+    """Latency of one way through a tree: a chain inside a node, log2 of the units outside it [s]."""
+    latency: Number = 0.0
+    for depth, crossing in enumerate(crossings(ranks, model)):
+        degree = crossing.members / crossing.below
+        steps = degree - 1 if depth == 0 else np.ceil(np.log2(np.maximum(degree, 1)))
+        latency = latency + steps * crossing.step_s
+    return latency
+
+
+def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce over two complementary trees, inside the node along a chain or in its switch [s].
+
+    Notes
+    -----
+    Two trees with half the buffer each: over all nodes, a level outside the node carries 2 (k_l - 1)/k_l S / m_(l-1) a
+    rank, so that two nodes exchange the buffer once (Sanders, Speck, Traeff, "Two-tree algorithms for full bandwidth
+    broadcast, reduction and scan", 2009, section 4). Inside a node a chain passes the whole buffer up and down, 2 S;
+    where the switch adds (NVLS), 2 (g-1)/g S at a rate `in_network_all_reduce` times as high. Levels work at once.
+    """
+    slowest: Number = 0.0
+    for depth, crossing in enumerate(crossings(ranks, model)):
+        link, degree = crossing.link, np.ceil(crossing.members / crossing.below)
+        share: Number = 2 * (degree - 1) / degree
+        if link.in_network_all_reduce > 1:
+            inside = (share + link.own_copy / ranks.size) / link.in_network_all_reduce
+            share = np.where(crossing.members >= IN_NETWORK_MEMBERS, inside, 2.0 if depth == 0 else share)
+        elif depth == 0:
+            share = 2.0
+        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.below * crossing.rate))
+    latency = model.launch_s + 2 * _tree_latency(ranks, model)
+    return joined(ranks, latency, slowest * buffer_bytes, model)
+
+
+def hierarchical_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce level by level: reduce-scatter inwards to outwards, all-gather back [s].
+
+    Notes
+    -----
+    Level l joins k_l units; each rank has 1/m_(l-1) of the buffer left: 2 (k_l - 1) steps and
+    2 (k_l - 1)/k_l S/m_(l-1) bytes over its own link. The levels follow one another, so their times add up.
+    """
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        degree = crossing.members / crossing.below
+        latency = latency + 2 * (degree - 1) * crossing.step_s
+        transfer = transfer + 2 * (degree - 1) / degree * buffer_bytes / (crossing.below * crossing.rate)
+    return joined(ranks, latency, transfer, model)
+
+
+def all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce of `buffer_bytes` by the faster of ring and tree, in the node's switch if it adds [s]."""
+    return np.minimum(ring_all_reduce(ranks, buffer_bytes, model), tree_all_reduce(ranks, buffer_bytes, model))
+
+
+def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer_share: Number = 1.0) -> Array:
+    """Time of an all-to-all in which every rank holds `buffer_bytes` for the others together [s].
+
+    `outer_share` is the part of what leaves the innermost unit that has to cross the levels outside it.
+
+    Notes
+    -----
+    Every level carries, per rank, the part of the buffer that leaves the unit below, (n - m_(l-1))/n S / B_l: what goes
+    further out passes through it. The levels work at the same time, so the slowest counts.
+
+    Small messages between the ranks of one innermost unit: log2(n) steps, then each peer's S/n at the rate that one
+    peer gets. The faster of the two protocols is taken.
+    """
+    n = ranks.size
+    slowest: Number = 0.0
+    latency: Number = 0.0
+    quick: Number = np.inf
+    for depth, crossing in enumerate(crossings(ranks, model)):
+        link, rate = crossing.link, crossing.rate * crossing.link.all_to_all
+        leaving = (n - crossing.below) / n * (outer_share if depth else 1.0)
+        slowest = np.maximum(slowest, crossing.crossed * (leaving + link.own_copy / n) * buffer_bytes / rate)
+        latency = np.maximum(latency, crossing.crossed * link.exchange_steps * crossing.step_s)
+        if depth == 0 and link.peer_bandwidth:
+            message = buffer_bytes / n / (link.peer_bandwidth * crossing.level.bandwidth)
+            wait = np.log2(np.maximum(n, 1)) * crossing.step_s
+            quick = np.where(crossing.members == n, wait + np.maximum(message, slowest), np.inf)
+    return np.where(n > 1, model.launch_s + np.minimum(latency + slowest, quick), 0.0)
+
+
+def visits(ranks: Group, copies: int, most_nodes: int | None = None) -> tuple[Array, Array]:
+    """Return how many nodes, and how many ranks, a token visits on average that goes to `copies` experts of a group.
+
+    Notes
+    -----
+    k draws with equal chances from U places visit U (1 - (1 - 1/U)^k) of them. `most_nodes` limits the nodes that the
+    experts of a token may lie on (group-limited routing).
+    """
+    inside = np.maximum(ranks.members[0], 1)
+    nodes = ranks.size / inside
+    if most_nodes is not None:
+        nodes = np.minimum(nodes, most_nodes)
+    visited_nodes, visited_ranks = (places * (1 - (1 - 1 / places) ** copies) for places in (nodes, nodes * inside))
+    return visited_nodes, visited_ranks
+
+
+def dispatch(
+    ranks: Group,
+    token_bytes: Number,
+    copies: int,
+    model: CollectiveModel,
+    *,
+    once_per_node: bool,
+    most_nodes: int | None = None,
+) -> Array:
+    """Time to send every token of a rank to `copies` experts spread evenly over the group, or to bring it back [s].
+
+    Parameters
+    ----------
+    ranks : Group
+        The expert-parallel group.
+    token_bytes : array
+        All tokens of a rank, one copy each [bytes].
+    copies : int
+        Experts a token visits.
+    once_per_node : bool
+        A token crosses the network once for every node it visits and is copied there to every rank that it visits, as
+        DeepEP does; otherwise it goes once to every expert.
+    most_nodes : int
+        Nodes that the experts of a token may lie on (group-limited routing); any number if left out.
+
+    Notes
+    -----
+    Bytes are token_bytes x ranks visited, of which nodes visited / ranks visited cross the network (`visits`).
+    """
+    if not once_per_node or not ranks.levels:
+        return all_to_all(ranks, token_bytes * copies, model)
+    nodes, places = visits(ranks, copies, most_nodes)
+    return all_to_all(ranks, token_bytes * places, model, outer_share=nodes / places)
+
+
+def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
+    """Time to send `message_bytes` to the neighbour in the group, over the outermost level crossed [s]."""
+    latency: Number = 0.0
+    seconds_per_byte: Number = 0.0
+    for crossing in crossings(ranks, model):
+        latency = np.maximum(latency, crossing.crossed * crossing.step_s)
+        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
+    return joined(ranks, model.launch_s + latency, seconds_per_byte * message_bytes, model)
