@@ -44,20 +44,16 @@ class GemmParameters(KernelParameters):
 
 
 class PrefillParameters(KernelParameters):
-    """Causal attention over new tokens, in tiles of 128 queries by 128 keys."""
+    """Causal attention over new tokens, in tiles of queries by keys."""
 
     launch_us: Annotated[float, fitted(1, 60)]
     """Floor of a launch [us]."""
     compute: Annotated[float, fitted(0.02, 1.0)]
-    """Share of peak inside a tile, softmax included."""
-    memory: Annotated[float, fitted(0.05, 1.0)]
-    """Share of memory bandwidth."""
-    critical: Annotated[float, fitted(0.01, 2.0)]
-    """Share of the longest row of tiles that no other work hides: how the kernel library schedules rows."""
+    """Share of peak of a tile's products, exponentials apart."""
+    memory: Annotated[float, fitted(0.05, 0.85)]
+    """Share of memory bandwidth. Streaming reaches 0.85; libraries that convert queries in a pass of its own less."""
     key_value_passes: Annotated[float, fitted(0.5, 30)]
     """How often keys and values of new tokens travel: the library writes them to the cache and reads them back."""
-    l2_bytes_per_clock: Annotated[float, fitted(1, 128)]
-    """Rate at which a unit reads and writes tensors that stay in the L2 cache [bytes/clock]."""
 
 
 class DecodeParameters(KernelParameters):
@@ -67,17 +63,12 @@ class DecodeParameters(KernelParameters):
     """Floor of a launch, a chain of dependent latencies [clocks]."""
     compute: Annotated[float, fitted(0.01, 1.0)]
     """Share of peak, on query rows filled up to the tile of the tensor cores."""
-    memory: Annotated[float, fitted(0.85, 1.0)]
-    """Share of memory bandwidth that nothing else delays; the best rows of either measured device reach 0.85 or more,
-    and below that streaming cannot be told from padded arithmetic."""
-    chunk: Annotated[float, fitted(16, 131072)]
-    """Cached tokens in one piece of a work item that is split over units."""
+    piece_kib: Annotated[float, fitted(8, 20000)]
+    """Cache in one piece of a work item that is split over units [KiB]."""
     item_clocks: Annotated[float, fitted(20, 40000)]
     """Cost of a work item beyond its bytes [clocks of a unit]: a property of the kernel library, not of the device."""
     head_clocks: Annotated[float, fitted(0.1, 5000)]
     """Cost of each query head of a work item [clocks of a unit], of the library as well."""
-    warm_share: Annotated[float, fitted(0.1, 2.0)]
-    """Part of the L2 cache up to which half of a cache read again and again is still there."""
     softness: Annotated[float, fitted(1, 10)]
     """Exponent of the soft maximum of streaming, arithmetic and the cost of work items."""
 

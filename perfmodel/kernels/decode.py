@@ -16,7 +16,7 @@ import pandas as pd
 from hardware.efficiency import DecodeParameters
 from perfmodel.architecture import Attention
 from perfmodel.kernels.model import Device, KernelModel
-from perfmodel.kernels.prefill import tensor_peak, widths
+from perfmodel.kernels.prefill import WIDEST, tensor_peak, widths
 from perfmodel.kernels.prefill import variant_of as prefill_variant_of
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
@@ -25,6 +25,18 @@ QUERY_ROWS = 64
 
 L2_BYTES_PER_CLOCK = 5120 / 108
 """Rate of the L2 cache for a unit [bytes/clock]: NVIDIA A100 white paper (2020), 5,120 bytes a clock for 108 units."""
+
+WARM_SHARE = 0.5
+"""Part of L2 up to which half of a cache read again and again is still there: its two halves keep copies of each
+other's lines (NVIDIA A100 white paper: two partitions)."""
+
+MOST_PIECES = 8
+"""Pieces of a work item at most where keys are wider than `WIDEST` and stored in one byte an element: only portable
+kernels of inference engines serve those, with a fixed number of splits (SGLang, ``--triton-attention-num-kv-splits``, 8
+by default)."""
+
+MEMORY_SHARE = 0.95
+"""Share of memory bandwidth that nothing else delays: the longest reads of 3.35 TB/s reach 0.95."""
 
 
 def shapes_of(
@@ -145,18 +157,23 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     With u units and m = 64 ceil(h/(64 k)) query rows a work item::
 
         t   = t0/clock + (t_m^p + t_c^p + t_i^p)^(1/p)
-        t_m = hit bytes/(r u clock) + (1 - hit) bytes/(e_m bandwidth)
-        hit = clip(3/2 - bytes/(w L2), 0, 1), 0 where cold
-        t_c = 2 m b k n (d + v) / (e_c peak a/u),   a = min(u, b k max(1, n/chunk)) active units
+        t_m = hit bytes/(r u clock) + (1 - hit) bytes/(0.95 bandwidth)
+        hit = clip(3/2 - bytes/(L2/2), 0, 1), 0 where cold
+        t_c = 2 m b k n (d + v) / (e_c peak a/u),   a = min(u, b k max(1, bytes of an item's cache/piece)) active
         t_i = (item b k + head b h) / (u clock)
+
+    Active units are those that have a piece of a work item (`MOST_PIECES` limits them for some libraries).
     """
     b, k = shapes["sequences"], shapes["kv_heads"]
     n = read_tokens(shapes)
     items = b * k
-    active = np.minimum(items * np.maximum(n / parameters.chunk, 1.0), device.units)
+    cached = cache_traffic(shapes)
+    portable = (shapes["key_dim"] > WIDEST) & (shapes["cache_bytes"] == 1.0) & ~shapes["latent"]
+    pieces = np.minimum(cached / items / (parameters.piece_kib * 1024.0), np.where(portable, MOST_PIECES, np.inf))
+    active = np.minimum(items * np.maximum(pieces, 1.0), device.units)
     moved = traffic(shapes)
-    hit = np.where(shapes["warm"], np.clip(1.5 - moved / (parameters.warm_share * device.l2), 0.0, 1.0), 0.0)
-    dram = parameters.memory * device.bandwidth
+    hit = np.where(shapes["warm"], np.clip(1.5 - moved / (WARM_SHARE * device.l2), 0.0, 1.0), 0.0)
+    dram = MEMORY_SHARE * device.bandwidth
     l2_rate = max(L2_BYTES_PER_CLOCK * device.units * device.clock, dram)
     memory = moved * (hit / l2_rate + (1.0 - hit) / dram)
     rows = QUERY_ROWS * np.ceil(shapes["heads"] / (QUERY_ROWS * k))

@@ -1,10 +1,9 @@
 """Time of causal attention over new tokens, after tokens that may be cached already.
 
 Symbols: b sequences, s new tokens and c tokens cached before them of each, h query heads, k key-value heads, d and v
-widths of a key and a value. Work comes in tiles of 128 queries by 128 keys (Dao, "FlashAttention-2",
-arXiv 2307.08691, section 3; Shah et al., "FlashAttention-3", arXiv 2407.08608): a row of tiles, one sequence, head
-and block of queries, belongs to one unit. Query heads that share keys fill a row of tiles together where their
-sequences are short.
+widths of a key and a value. Work comes in square tiles of queries by keys (Dao, "FlashAttention-2", arXiv 2307.08691,
+section 3; Shah et al., "FlashAttention-3", arXiv 2407.08608): a row of tiles, one sequence, head and block of queries,
+belongs to one unit. Query heads that share keys fill a row of tiles together where their sequences are short.
 """
 
 from __future__ import annotations
@@ -20,8 +19,21 @@ from perfmodel.architecture import Attention
 from perfmodel.kernels.model import Device, KernelModel
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
-TILE = 128
-"""Queries and keys of a tile."""
+TILE, WIDE_TILE, WIDEST = 128, 32, 256
+"""Queries and keys of a tile, up to `WIDEST` and beyond. A tile's results stay in registers, 4 bytes each: 128 rows of
+256 take half of a multiprocessor's 256 KiB (NVIDIA CUDA programming guide, compute capabilities), 128 of 512 all of it.
+Wider heads therefore run in kernels of 32 rows, as the steps of measured times show: one sequence and head takes as
+long per key at any length up to 32 rows for each unit, and twice as long beyond."""
+
+EXPONENTIALS_PER_CLOCK = 16.0
+"""Exponentials of a unit in a clock: NVIDIA CUDA programming guide, throughput of native arithmetic instructions,
+special functions, compute capability 7.0 to 10.0."""
+
+FEW_UNITS = 32
+"""Accelerators of fewer, large units have vector units of another kind; their exponentials are not counted."""
+
+LAST_ROW = 0.5
+"""Part of the longest row of tiles that no other work hides: a unit that is done waits for half a row on average."""
 
 HEAD_WIDTHS = (64, 128, 192, 256, 512)
 """Widths of a key for which the measured libraries have a kernel of their own; the next wider one serves the others."""
@@ -40,7 +52,7 @@ def shapes_of(
     query_bytes: float = 2.0,
     cache_bytes: float = 2.0,
 ) -> dict[str, Array]:
-    """Return the inputs of `time` for a layer's attention on one rank; nothing is warm.
+    """Return the inputs of `time` for a layer's attention on one rank.
 
     Parameters
     ----------
@@ -67,7 +79,6 @@ def shapes_of(
         window=attention.window,
         query_bytes=query_bytes,
         cache_bytes=cache_bytes,
-        warm=False,
     )
 
 
@@ -81,7 +92,7 @@ def variant_of(head_dim: int, query_bytes: float = 2.0, cache_bytes: float = 2.0
     """
     form = "fp8" if query_bytes == 1.0 else "bf16_kv8" if cache_bytes == 1.0 else "bf16"
     width = next((width for width in HEAD_WIDTHS if width >= head_dim), HEAD_WIDTHS[-1])
-    return form if width == TILE else f"{form}_d{width}"
+    return form if width == 128 else f"{form}_d{width}"
 
 
 def widths(column: pd.Series[str]) -> Array:
@@ -106,7 +117,7 @@ def variants(frame: pd.DataFrame) -> Array:
 
 
 def shapes(frame: pd.DataFrame) -> dict[str, Array]:
-    """Return the inputs of `time` for measured rows, which were timed back to back: what fits in L2 is warm."""
+    """Return the inputs of `time` for measured rows."""
     return _arrays(
         sequences=frame["batch"].to_numpy(float),
         new_tokens=frame["seq"].to_numpy(float),
@@ -118,7 +129,6 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
         window=0,
         query_bytes=widths(frame["attn_dtype"]),
         cache_bytes=widths(frame["kv_dtype"]),
-        warm=True,
     )
 
 
@@ -126,19 +136,25 @@ def _arrays(**values: Any) -> dict[str, Array]:
     return dict(zip(values, np.broadcast_arrays(*values.values()), strict=True))
 
 
+def tile_side(shapes: Mapping[str, Array]) -> Array:
+    """Return queries and keys of a tile."""
+    return np.where(np.maximum(shapes["key_dim"], shapes["value_dim"]) > WIDEST, WIDE_TILE, TILE)
+
+
 def tile_counts(shapes: Mapping[str, Array]) -> tuple[Array, Array]:
     """Return (tiles of a sequence and head, tiles of its longest row).
 
     Notes
     -----
-    With n = ceil(s/128) rows, c' = ceil(c/128) tiles of earlier keys and at most w' = ceil(w/128) + 1 tiles inside a
-    window, row i has min(c' + i, w') tiles, i = 1..n. With a = min(max(w' - c', 0), n) rows below the limit they are
-    a c' + a (a+1)/2 + (n-a) w' together. Without window and cached tokens: n (n+1)/2, the longest n.
+    With tiles of T by T, n = ceil(s/T) rows, c' = ceil(c/T) tiles of earlier keys and at most w' = ceil(w/T) + 1 tiles
+    inside a window, row i has min(c' + i, w') tiles, i = 1..n. With a = min(max(w' - c', 0), n) rows below the limit
+    they are a c' + a (a+1)/2 + (n-a) w' together. Without window and cached tokens: n (n+1)/2, the longest n.
     """
-    n = np.ceil(shapes["new_tokens"] / TILE)
-    before = np.ceil(shapes["cached_tokens"] / TILE)
+    side = tile_side(shapes)
+    n = np.ceil(shapes["new_tokens"] / side)
+    before = np.ceil(shapes["cached_tokens"] / side)
     window = np.asarray(shapes["window"])
-    limit = np.where(window > 0, np.ceil(window / TILE) + 1.0, n + before)
+    limit = np.where(window > 0, np.ceil(window / side) + 1.0, n + before)
     below = np.clip(limit - before, 0.0, n)
     return below * before + below * (below + 1) / 2 + (n - below) * limit, np.minimum(n + before, limit)
 
@@ -179,36 +195,48 @@ def traffic(shapes: Mapping[str, Array], key_value_passes: float = 1.0) -> Array
     return moved
 
 
+def exponential_peak(device: Device) -> float:
+    """Return exponentials a second of a device."""
+    return EXPONENTIALS_PER_CLOCK * device.units * device.clock if device.units >= FEW_UNITS else np.inf
+
+
+def tile_seconds(shapes: Mapping[str, Array], device: Device, compute: float) -> Array:
+    """Return time of a tile on the whole device, products at a share of peak [s]; see `time`."""
+    pairs = tile_side(shapes) ** 2
+    products = 2.0 * pairs * (shapes["key_dim"] + shapes["value_dim"])
+    seconds: Array = np.hypot(
+        products / (compute * tensor_peak(device, shapes["query_bytes"])), pairs / exponential_peak(device)
+    )
+    return seconds
+
+
 def time(shapes: Mapping[str, Array], device: Device, parameters: PrefillParameters) -> tuple[Array, Array]:
     """Return seconds of the kernel and what bounds it.
 
     Notes
     -----
-    With u units, n = ceil(s/128) rows of N tiles of a sequence and head, the longest of L::
+    With u units and tiles of T by T, n = ceil(s/T) rows of N tiles of a sequence and head, the longest of L::
 
-        R      = min(h n, k ceil(s h/(128 k)))            rows of a sequence: heads that share keys fill one together
-        t_tile = 2 128^2 (d + v) u / (e_c peak)
-        t      = t0 + x L t_tile + b R N/n t_tile / u + t_m
-        t_m    = bytes / (e_m bandwidth), or bytes / (r u clock) where warm in L2
+        R      = min(h n, k ceil(s h/(T k)))              rows of a sequence: heads that share keys fill one together
+        t_tile = sqrt((2 T^2 (d + v) / (e_c peak))^2 + (T^2 / (16 u clock))^2)
+        t      = t0 + b R N/n t_tile + 1/2 L u t_tile + bytes / (e_m bandwidth)
 
-    x L t_tile is the critical path: a unit that begins a long row late ends alone. Arithmetic and memory add up: the
-    cache is written before attention reads it, and a row of few tiles has little arithmetic to hide its loads behind.
+    Products and exponentials of a tile overlap in part (FlashAttention-3, section 3.2), so they add in quadrature:
+    neither needs a share of its own for it. u t_tile is one unit's time of a tile, and half of the longest row is not
+    hidden by other work. Arithmetic and memory add up: the cache is written before attention reads it, and a row of few
+    tiles has little arithmetic to hide its loads behind.
     """
     s, h, k = shapes["new_tokens"], shapes["heads"], shapes["kv_heads"]
+    side = tile_side(shapes)
     tiles, longest = tile_counts(shapes)
-    n = np.ceil(s / TILE)
-    rows = np.minimum(h * n, k * np.ceil(s * h / (TILE * k)))
-    peak = parameters.compute * tensor_peak(device, shapes["query_bytes"])
-    tile = 2.0 * TILE**2 * (shapes["key_dim"] + shapes["value_dim"]) / peak
-    compute = shapes["sequences"] * rows * tiles / n * tile
-    moved = traffic(shapes, parameters.key_value_passes)
-    bandwidth = parameters.memory * device.bandwidth
-    l2_rate = max(parameters.l2_bytes_per_clock * device.units * device.clock, bandwidth)
-    memory = moved / np.where(shapes["warm"] & (moved < device.l2), l2_rate, bandwidth)
-    critical = parameters.critical * longest * tile * device.units
+    n = np.ceil(s / side)
+    rows = np.minimum(h * n, k * np.ceil(s * h / (side * k)))
+    tile = tile_seconds(shapes, device, parameters.compute)
+    compute = (shapes["sequences"] * rows * tiles / n + LAST_ROW * longest * device.units) * tile
+    memory = traffic(shapes, parameters.key_value_passes) / (parameters.memory * device.bandwidth)
     launch = parameters.launch_us * 1e-6
-    busy = critical + compute + memory
-    bound = np.where(busy < launch, LATENCY, np.where(critical + compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
+    busy = compute + memory
+    bound = np.where(busy < launch, LATENCY, np.where(compute >= memory, COMPUTE, MEMORY)).astype(np.int8)
     return launch + busy, bound
 
 
