@@ -1,13 +1,14 @@
 """A machine as a graph of capacities, and a network of leaves and spines as arrays."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from hardware.cables import SWITCHED, cables
+from hardware.cables import SWITCHED, Cable, cables
 from hardware.catalogue import Machine
 from hardware.clos import clos, core_cables
-from hardware.fabric import capacity
-from hardware.schema import Node
+from hardware.devices import joins, nearest_ports, numa_domains
+from hardware.fabric import capacity, kind_of
 
 if TYPE_CHECKING:
     import networkx
@@ -20,31 +21,84 @@ if TYPE_CHECKING:
     Places = NDArray[numpy.int64]
 
 
-def graph(machine: Machine) -> "networkx.Graph[str]":
-    """Draw a machine's network as a graph, without what is broken.
+def graph(machine: Machine, detail: Literal["nodes", "devices"] = "nodes") -> "networkx.Graph[str]":
+    """Draw a machine as a graph of capacities, without what is broken.
 
     Parameters
     ----------
     machine
         The machine; all nodes of its cluster count.
+    detail
+        ``nodes``: each node is one part, ``host0`` on. ``devices``: in its place stand its devices, ``host0/gpu0``,
+        ``host0/nic0`` and so on, by the names of `hardware.devices.joins`.
 
     Returns
     -------
     networkx.Graph
-        Parts by the names of `hardware.cables.cables`; each edge has ``capacity`` [B/s, one direction] and ``cables``
-        [1].
+        Parts of the network by the names of `hardware.cables.cables`. Each edge has ``capacity`` [B/s, one direction;
+        infinite where nothing is known to limit it], ``cables`` [1] and ``type``, that of the link or the protocol.
+        Each part has ``kind``, its name without number and node; devices also ``host`` and ``numa``, numbers of their
+        node and NUMA domain.
     """
     import networkx
 
     fabric, nodes = machine.cluster.fabric, machine.cluster.nodes
     drawn: networkx.Graph[str] = networkx.Graph()
-    if fabric.type != "torus":
+    if fabric.type != "torus" and detail == "nodes":
         drawn.add_nodes_from(f"host{host}" for host in range(nodes))
+    if detail == "devices":
+        _add_devices(drawn, machine)
+    protocol = machine.node.nics.protocol if machine.node.nics else ""
     for cable in cables(fabric, machine.node, nodes):
         rate = capacity(fabric, cable.a, cable.b, cable.bandwidth)
         if rate > 0:
-            drawn.add_edge(cable.a, cable.b, capacity=rate, cables=cable.count)
+            kind = {"chip": "ici", "domain": "nvswitch"}.get(kind_of(cable.b), protocol)
+            for a, b, share in _ends(machine, cable, detail):
+                drawn.add_edge(a, b, capacity=rate * share, cables=max(1, round(cable.count * share)), type=kind)
+    for name, data in drawn.nodes(data=True):
+        data["kind"] = kind_of(name.rpartition("/")[2])
     return drawn
+
+
+def _add_devices(drawn: "networkx.Graph[str]", machine: Machine) -> None:
+    fabric, node, count = machine.cluster.fabric, machine.node, machine.node.accelerators.count
+    accelerator_domains, port_domains = numa_domains(node)
+    domains = {f"gpu{index}": domain for index, domain in enumerate(accelerator_domains)}
+    domains |= {f"nic{port}": domain for port, domain in enumerate(port_domains)}
+    inside = tuple(joins(node, domain=fabric.type == "nvlink-domain"))
+    for host in range(machine.cluster.nodes):
+        names = {f"gpu{index}": f"host{host}/gpu{index}" for index in range(count)}
+        if fabric.type == "torus":
+            names = {f"gpu{index}": f"chip{host * count + index}" for index in range(count)}
+        for join in inside:
+            if not (fabric.type == "torus" and join.type == "ici"):
+                a, b = (names.setdefault(end, f"host{host}/{end}") for end in (join.a, join.b))
+                drawn.add_edge(a, b, capacity=join.bandwidth, cables=1, type=join.type)
+        for short, name in names.items():
+            numa = int(short.removeprefix("cpu")) if short.startswith("cpu") else domains.get(short)
+            drawn.add_node(name, host=host, numa=numa)
+
+
+def _ends(machine: Machine, cable: Cable, detail: str) -> Iterator[tuple[str, str, float]]:
+    """Find what a cable of the network joins in a drawing, each pair with its share of the rate."""
+    ones, others = (
+        _at_end(machine, one, other) if detail == "devices" and kind_of(one) == "host" else [one]
+        for one, other in ((cable.a, cable.b), (cable.b, cable.a))
+    )
+    most = max(len(ones), len(others))
+    yield from ((ones[place % len(ones)], others[place % len(others)], 1 / most) for place in range(most))
+
+
+def _at_end(machine: Machine, host: str, other: str) -> list[str]:
+    """List the devices of a node that its cable to another part of the network ends at."""
+    nics = machine.node.nics
+    if kind_of(other) == "domain" or nics is None:
+        return [f"{host}/gpu{index}" for index in range(machine.node.accelerators.count)]
+    if machine.cluster.fabric.type in SWITCHED:
+        network = clos(machine.cluster.fabric, nics, machine.cluster.nodes)
+        rail = int(other.removeprefix("leaf")) % network.rails
+        return [f"{host}/nic{port}" for port in range(rail, nics.count, network.rails)]
+    return [f"{host}/nic{port}" for port in range(nics.count)]
 
 
 @dataclass(frozen=True)
@@ -140,25 +194,6 @@ def leaf_spine(machine: Machine) -> LeafSpine:
     for accelerator, mine in enumerate(nearest_ports(machine.node)):
         near[accelerator, mine] = True
     return LeafSpine(up, up.T.copy(), leaf_of, port, near, core)
-
-
-def nearest_ports(node: Node) -> tuple[tuple[int, ...], ...]:
-    """Tell which ports into the network are nearest to each accelerator of a node.
-
-    Parameters
-    ----------
-    node
-        The node.
-
-    Returns
-    -------
-    tuple of tuple of int
-        Numbers of the ports of each accelerator. Ports are spread evenly over the accelerators in their order, so
-        that neighbours share one where there are fewer ports.
-    """
-    count, ports = node.accelerators.count, node.nics.count if node.nics else 0
-    each = max(1, ports // count)
-    return tuple(tuple(range(first := index * ports // count, min(first + each, ports))) for index in range(count))
 
 
 def counts(machine: Machine) -> dict[str, int]:

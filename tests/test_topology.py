@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,44 @@ SUPERPOD = [
 ]
 
 
+# DGX SuperPOD with DGX B300 on Ethernet (columns as above) and on XDR InfiniBand with switches of 144 ports.
+SUPERPOD_ETHERNET = [
+    (1, 16, 8, 0, 512, 512, 0),
+    (2, 32, 16, 0, 1024, 1024, 0),
+    (4, 64, 32, 0, 2048, 2048, 0),
+    (8, 128, 64, 0, 4096, 4096, 0),
+    (16, 256, 128, 0, 8192, 8192, 0),
+]
+SUPERPOD_XDR = [
+    (1, 8, 4, 0, 576, 576, 0),
+    (2, 16, 8, 0, 1152, 1152, 0),
+    (4, 32, 18, 0, 2304, 2304, 0),
+    (8, 64, 36, 0, 4608, 4608, 0),
+    (18, 144, 72, 0, 10368, 10368, 0),
+]
+
+
+@pytest.mark.parametrize("row", SUPERPOD_ETHERNET, ids=lambda row: f"{row[0]} units")
+def test_switches_and_cables_of_a_superpod_of_planes(row: tuple[int, ...]) -> None:
+    units, *expected = row
+    # 64 leaves of 32 cables fill 32 spines: more of them need planes of their own.
+    fabric = {"type": "rail-optimised", "planes": max(1, units // 4)}
+    found = machine(64 * units, fabric)
+    assert list(counts(found).values()) == expected
+    drawn = graph(found)
+    assert max(ports for name, ports in drawn.degree(weight="cables") if not name.startswith("host")) == 64
+    # Rails of different planes meet in the nodes alone.
+    drawn.remove_nodes_from([name for name in drawn if name.startswith("host")])
+    assert networkx.number_connected_components(drawn) == fabric["planes"]
+    assert levels(found)[-1].bandwidth == 50e9
+
+
+@pytest.mark.parametrize("row", SUPERPOD_XDR, ids=lambda row: f"{row[0]} units")
+def test_switches_and_cables_of_a_superpod_with_large_switches(row: tuple[int, ...]) -> None:
+    units, *expected = row
+    assert list(counts(machine(72 * units, {"type": "rail-optimised", "radix": 144})).values()) == expected
+
+
 @pytest.mark.parametrize("row", SUPERPOD, ids=lambda row: f"{row[0]} units")
 def test_switches_and_cables_of_a_superpod_follow_from_its_size(row: tuple[int, ...]) -> None:
     units, *expected = row
@@ -74,9 +113,15 @@ def test_the_published_table_of_superpods_is_the_one_above() -> None:
     if not path.exists():
         pytest.skip(f"no {path}: set PERFMODEL_DATA")
     with path.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if "B200" in row["design"]]
+        rows = list(csv.DictReader(file))
     columns = list(counts(resolve_cluster("dgx-b200", HERE, 64)))
-    assert [(int(row["scalable_units"]), *(int(row[name] or 0) for name in columns)) for row in rows] == SUPERPOD
+    for design, expected in (("B200", SUPERPOD), ("Ethernet", SUPERPOD_ETHERNET), ("XDR", SUPERPOD_XDR)):
+        found = [
+            (int(row["scalable_units"]), *(int(row[name] or 0) for name in columns))
+            for row in rows
+            if design in row["design"]
+        ]
+        assert found == expected
 
 
 def test_dgx_h100() -> None:
@@ -192,6 +237,8 @@ def test_what_is_left_out_follows_from_the_rest() -> None:
         ({"type": "rail-optimised", "uplinks": 12, "spines": 8}, ["spines: 8 spines do not share the 12 uplinks"]),
         ({"type": "rail-optimised", "leaves": 12}, ["leaves: 12 leaves are not a whole number for each of 8 rails"]),
         ({"type": "leaf-spine", "leaves": 2, "hosts_per_leaf": 16}, ["2 leaves with 16 hosts each cannot hold 64"]),
+        ({"type": "rail-optimised", "planes": 3}, ["planes: 8 rails do not spread evenly over 3 planes"]),
+        ({"type": "leaf-spine", "planes": 2}, ["planes: has no meaning for a fabric of type leaf-spine"]),
         ({"type": "rail-optimised", "rails": 3}, ["rails: 8 ports of a node do not spread evenly over 3 rails"]),
         ({"type": "fat-tree", "cores": 1}, ["cores: 16 leaves fit into one pod of 16, which needs no core switches"]),
         # 64 leaves in 2 pods of 32 spines, each with 32 cables up: 2048 cables, 32 switches of 64 ports.
@@ -510,6 +557,107 @@ def test_the_rate_between_two_leaves_is_that_of_the_graph(
     flow = networkx.maximum_flow_value(drawn, "source", "sink")
     # 4 ranks a node; each has 100 GB/s at most.
     assert levels(found)[-1].bandwidth == pytest.approx(flow / (4 * hosts))
+
+
+# --- devices
+
+
+def kinds(drawn: "networkx.Graph[str]") -> dict[str, int]:
+    return dict(sorted(Counter(data["kind"] for _, data in drawn.nodes(data=True)).items()))
+
+
+def test_devices_of_a_dgx_h100() -> None:
+    # DGX H100 user guide: 8 GPUs at 450 GB/s into NVSwitch, PCIe 5 x16 (63 GB/s), 8 ports of 50 GB/s, 4 on each of 2
+    # processors.
+    drawn = graph(resolve_cluster("dgx-h100", HERE, 64), detail="devices")
+    assert kinds(drawn) == {
+        "cpu": 128, "gpu": 512, "leaf": 16, "nic": 512, "nvlink": 64, "pcie": 256, "spine": 8,
+    }  # fmt: skip
+    assert networkx.is_connected(drawn)
+    assert drawn["host3/gpu5"]["host3/nvlink0"]["capacity"] == 450e9
+    assert drawn["host3/gpu5"]["host3/pcie2"]["capacity"] == pytest.approx(63e9, rel=1e-3)
+    # Port 5 hangs on the switch of accelerators 4 and 5, its cable goes to the leaf of rail 5.
+    assert {*drawn["host3/nic5"]} == {"host3/pcie2", "leaf5"}
+    assert drawn["host3/nic5"]["leaf5"] == {"capacity": 50e9, "cables": 1, "type": "infiniband"}
+    assert [drawn.nodes[f"host3/{name}"]["numa"] for name in ("gpu3", "gpu4", "nic3", "nic4")] == [0, 1, 0, 1]
+    assert drawn.nodes["host3/gpu5"] == {"kind": "gpu", "host": 3, "numa": 1}
+    # All ports of a node together; one port between neighbours that are alone with their own.
+    flow = networkx.maximum_flow_value(drawn, "host0/gpu0", "host1/gpu0")
+    assert flow == pytest.approx(8 * 50e9)
+
+
+def test_devices_keep_what_the_network_lost() -> None:
+    fabric = {"type": "rail-optimised", "failed": ["host1-leaf3"], "overrides": {"host0-leaf2": "10 GB/s"}}
+    drawn = graph(machine(64, fabric), detail="devices")
+    assert "leaf3" not in drawn["host1/nic3"] and drawn["host0/nic2"]["leaf2"]["capacity"] == 10e9
+    # Two ports of each node on each of four leaves.
+    drawn = graph(machine(64, {"type": "leaf-spine", "rails": 4, "overrides": {"host0-leaf2": 1e9}}), detail="devices")
+    assert [drawn[f"host0/nic{port}"]["leaf2"]["capacity"] for port in (2, 6)] == [5e8, 5e8]
+
+
+def test_devices_of_other_machines() -> None:
+    # A domain of NVLink stands outside its trays; each accelerator has one link of 900 GB/s into it.
+    tray = node(4, 4, links=[{"name": "nvlink", "type": "nvswitch", "bandwidth": "900 GB/s"}])
+    drawn = graph(machine(36, {"type": "nvlink-domain", "hosts_per_group": 18}, tray), detail="devices")
+    assert kinds(drawn) == {"domain": 2, "gpu": 144, "network": 1, "nic": 144}
+    assert drawn["host20/gpu1"]["domain1"]["capacity"] == 900e9
+    # That, and the accelerator's own port into the network.
+    assert networkx.maximum_flow_value(drawn, "host20/gpu1", "host30/gpu0") == pytest.approx(950e9)
+    # MI300X: a mesh of eight, 64 GB/s between any two (AMD: 7 links of 64 GB/s).
+    drawn = graph(resolve_cluster("hgx-mi300x", HERE), detail="devices")
+    mesh = [data["capacity"] for *_, data in drawn.edges(data=True) if data["type"] == "xgmi"]
+    assert len(mesh) == 28 and mesh == pytest.approx([64e9] * 28)
+    # A torus joins accelerators of all nodes; their hosts are still there.
+    links = [{"name": "ici", "type": "ici", "bandwidth": 3e11}, {"name": "pcie", "type": "pcie", "bandwidth": 16e9}]
+    box = node(4, 0, links=links)
+    drawn = graph(machine(16, {"type": "torus", "dims": [4, 4, 4]}, box), detail="devices")
+    assert kinds(drawn) == {"chip": 64, "cpu": 16} and drawn["chip63"]["host15/cpu0"]["capacity"] == 16e9
+    # Links one by one: the cables of a node are those of its ports.
+    edges = [{"a": "sw", "b": "host0", "bandwidth": 8e9}, {"a": "host1", "b": "sw", "bandwidth": 4e9}]
+    edges += [{"a": "host0", "b": "host1", "bandwidth": 2e9}]
+    drawn = graph(machine(2, {"type": "edges", "edges": edges}, node(2, 2)), detail="devices")
+    assert (drawn["sw"]["host0/nic1"]["capacity"], drawn["sw"]["host1/nic0"]["capacity"]) == (4e9, 2e9)
+    assert drawn["host0/nic1"]["host1/nic1"]["capacity"] == 1e9
+
+
+def test_pairs_ports_and_processors_as_they_are_written() -> None:
+    # DGX-1 with V100: six links of 25 GB/s each; GPU 0 has two to 3 and 4, one to 1 and 2.
+    links = [
+        {"name": "nvlink", "type": "nvlink-mesh", "bandwidth": "150 GB/s",
+         "pairs": {"0-1": 25e9, "0-2": 25e9, "0-3": 50e9, "1-2": 50e9, "1-3": 25e9, "2-3": 25e9}},
+        {"name": "pcie", "type": "pcie", "generation": 3, "lanes": 16},
+    ]  # fmt: skip
+    box = node(4, 2, links=links, numa={"accelerators": [0, 0, 1, 1], "nics": [1, 0], "bandwidth": "20 GB/s"})
+    box["nics"]["nearest"] = [[2, 3], [0]]
+    drawn = graph(machine(1, {"type": "rail-optimised"}, box), detail="devices")
+    assert drawn["host0/gpu0"]["host0/gpu3"]["capacity"] == 50e9
+    assert {*drawn["host0/nic0"]} == {"host0/cpu1"} and {*drawn["host0/nic1"]} == {"host0/cpu0"}
+    assert drawn["host0/cpu0"]["host0/cpu1"]["capacity"] == 20e9
+    view = leaf_spine(machine(4, {"type": "leaf-spine"}, box))
+    # No port is nearest to accelerator 1.
+    assert view.near.tolist() == [[False, True], [False, False], [True, False], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"pairs": {"0-8": 1e9}}, "node.links[0].pairs.0-8: should be two different accelerators of 0 to 7"),
+        ({"pairs": {"3-3": 1e9}}, "pairs.3-3: should be two"),
+        ({"pairs": {"one": 1e9}}, "pairs.one: should be two"),
+        ({"pairs": {"0-1": 300e9, "0-2": 200e9}}, "accelerator 0 are 500 GB/s together, but bandwidth is 450 GB/s"),
+        ({"type": "nvswitch", "pairs": {"0-1": 1e9}}, "only a link of type nvlink-mesh or xgmi has pairs"),
+        ({"nearest": [[0]]}, "node.nics.nearest: should have an item for each of the 8 ports [got 1]"),
+        ({"nearest": [[8]] * 8}, "nics.nearest[0]: accelerators are numbered 0 to 7 [got [8]]"),
+        ({"numa": {"accelerators": [0]}}, "node.numa.accelerators: should have a number for each of the 8"),
+        ({"numa": {"accelerators": [0] * 8, "nics": [0]}}, "numa.nics: should have a number for each of the 8 nics"),
+    ],
+)
+def test_devices_that_do_not_exist(more: dict[str, Any], words: str) -> None:
+    box = node(links=[{"name": "nvlink", "type": "nvlink-mesh", "bandwidth": "450 GB/s"}])
+    for key, value in more.items():
+        part = box if key == "numa" else box["nics"] if key == "nearest" else box["links"][0]
+        part[key] = value
+    assert words in faults(64, {"type": "rail-optimised"}, box)
 
 
 # --- properties
