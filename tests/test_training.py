@@ -248,7 +248,8 @@ def test_experts_reduce_over_the_ranks_that_hold_the_same() -> None:
 
 def test_a_layer_s_experts_exchange_tokens_four_times() -> None:
     # There and back, forward and backward, in 16 bits: 2 x 4096 bytes of 2048 tokens to the 8 (1 - (7/8)^2) = 15/8
-    # ranks that their two experts lie on, 7/8 of it to others, over 450 GB/s; 32 layers, four micro-batches. Full recomputation: six times.
+    # ranks that their two experts lie on, 7/8 of it to others, over 450 GB/s; 32 layers, four micro-batches. Full
+    # recomputation: six times.
     found = unlimited(job("mixtral-8x7b"), links=False)
     found = replace(found, levels=tuple(replace(level, latency=0.0) for level in found.levels))
     once = 7 / 8 * 15 / 8 * 2 * 4096 * 2048 / 450e9
