@@ -98,6 +98,12 @@ def calibrate(
             "--rows", min=10, metavar="N", help="Rows of each variant to fit on; the others tell the quality."
         ),
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FAMILY", help="Start from another family's parameters, as an unmeasured device would."
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw predicted against measured: .svg, .png, .pdf.")
     ] = None,
@@ -124,6 +130,7 @@ def calibrate(
             device=device,
             hardware=[accelerator_file(path) for path in hardware or ()],
             most_rows=most_rows,
+            family=family,
             progress=progress,
         )
     _told(found.faults)

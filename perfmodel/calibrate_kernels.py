@@ -15,8 +15,19 @@ from hardware.catalogue import UnknownName, find
 from hardware.efficiency import KernelParameters
 from hardware.faults import Fault, InputError
 from hardware.schema import Accelerator
-from perfmodel.kernels.library import parameters_of
-from perfmodel.kernels.model import Z90, Device, KernelModel, bounds_of, device_of, fit, log_errors
+from hardware.yaml_source import did_you_mean
+from perfmodel.kernels.library import Found, families, parameters_of
+from perfmodel.kernels.model import (
+    Z90,
+    Device,
+    KernelModel,
+    Sample,
+    bounds_of,
+    device_of,
+    fit,
+    log_errors,
+    spread_of,
+)
 from perfmodel.measured_kernels import (
     KIND_COLUMN,
     MODULES,
@@ -30,6 +41,7 @@ from perfmodel.measured_kernels import (
     read_files,
     resolve_devices,
 )
+from perfmodel.terms import Array
 from perfmodel.validate_kernels import sample_of
 from perfmodel.validation import statistics
 
@@ -40,17 +52,21 @@ LEAST_ROWS = 10
 HELD_OUT_FROM = 40
 """Rows from which on a fifth of them is held out to tell the quality."""
 
-PRIOR_SHARE = 0.15
-"""How far a device's parameters lie from its family's: standard deviation as a share of the range of each."""
+PRIOR_LOG = 0.15
+"""How far a device's parameters lie from those a fit starts from: standard deviation of the logarithm of each. The
+median over the parameters of the two measured families is 0.13 for products and copies (``fit_kernels.py``)."""
+
+ROWS_PER_FINDING = 4.0
+"""Rows that count as one: like kernels miss alike, since a model's error is not noise."""
 
 PRIOR_ROWS = 10
-"""Rows that the family's spread counts as beside the residuals."""
+"""Rows that the spread a fit starts from counts as beside the residuals."""
 
 FOLDED_UP_TO = 400
-"""Rows up to which cross-validation decides how strongly the fit is drawn to the family."""
+"""Rows up to which cross-validation decides how many parameters leave their start."""
 
 FOLDS = 5
-STRENGTHS = (1.0, 10.0, 100.0)
+EVALUATIONS_PER_PARAMETER = 30
 FIT_EVALUATIONS = 1000
 
 
@@ -74,6 +90,9 @@ class Calibrated:
         Rows that the figures are of and that their fit had not seen; 0 where they are of the fitted rows.
     before, after : dict
         Figures of the family's parameters and of the fitted ones, on the same rows.
+    unmeasured : dict or None
+        Those of what the device would get had nothing of it been measured, where the family was fitted on this very
+        device: another family's parameters.
     """
 
     kind: str
@@ -87,6 +106,7 @@ class Calibrated:
     held_out: int
     before: Mapping[str, Any]
     after: Mapping[str, Any]
+    unmeasured: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a report writes."""
@@ -96,6 +116,7 @@ class Calibrated:
             "rows": self.rows,
             "held_out": self.held_out,
             "origin": self.origin,
+            "unmeasured": None if self.unmeasured is None else dict(self.unmeasured),
             "before": dict(self.before),
             "after": dict(self.after),
             "family": self.family.model_dump(mode="json"),
@@ -136,52 +157,94 @@ class Calibration:
         }
 
 
+def nested(model: KernelModel) -> tuple[tuple[str, ...], ...]:
+    """Return sets of parameters that may leave their start, each more than the one before.
+
+    First the launch, which belongs to host and library as much as to the device, then the sustained shares of bandwidth
+    and of peak, last what is left: how a library cuts and schedules its work.
+    """
+    everything = tuple(bounds_of(model.parameters))
+    launch = tuple(name for name in everything if name.startswith("launch"))
+    shares = tuple(name for name in ("memory", "compute") if name in everything)
+    return tuple(dict.fromkeys((launch, *(launch + shares[: 1 + i] for i in range(len(shares))), everything)))
+
+
 def fitted(
     model: KernelModel,
     frame: pd.DataFrame,
     device: Device,
-    family: KernelParameters,
+    start: KernelParameters,
+    *,
+    foreign: bool = False,
     evaluations: int = FIT_EVALUATIONS,
 ) -> KernelParameters:
-    """Fit parameters to rows of one device and variant, drawn to the family's.
+    """Fit parameters to rows of one device and variant, as far from where they start as the rows can tell.
+
+    Parameters
+    ----------
+    model : KernelModel
+        The model.
+    frame : DataFrame
+        The rows.
+    device : Device
+        Where they ran.
+    start : KernelParameters
+        The family's parameters, their spread widened where they are another's.
+    foreign : bool
+        Whether they are another family's or variant's.
+    evaluations : int
+        Evaluations of the model at most, of a fit on more than `FOLDED_UP_TO` rows.
 
     Notes
     -----
-    The rows' logarithmic errors are taken as Laplace of standard deviation s, the family's spread, and each of P
-    parameters as normal around the family's with `PRIOR_SHARE` of its range. The most likely parameters minimise
+    Logarithmic errors are taken as Laplace of standard deviation s, the start's spread, `ROWS_PER_FINDING` rows as one,
+    and the logarithm of each parameter as normal around the start's with `PRIOR_LOG`. The most likely parameters
+    minimise
 
-        mean |ln(predicted/measured)| + w mean(distance^2),  w = s / sqrt(2) P / (2 PRIOR_SHARE^2 rows)
+        mean |ln(predicted/measured)| + s / sqrt(2) ROWS_PER_FINDING / rows  sum (ln(parameter/start) / PRIOR_LOG)^2 / 2
 
-    Up to `FOLDED_UP_TO` rows, five-fold cross-validation chooses among w, 10 w and 100 w: the largest whose error is
-    within one standard error of the least. The spread counts the family's as `PRIOR_ROWS` rows and takes a degree of
-    freedom for every parameter that w leaves free.
+    Up to `FOLDED_UP_TO` rows, five-fold cross-validation chooses among the start as it is and the sets of `nested`: the
+    least error of rows held out. Parameters of the device's own family go only for an error that is less by more than
+    its standard error; those of another have no such claim. The spread is that of errors held out, with the start's
+    counted as `PRIOR_ROWS` rows.
     """
     rows = len(frame)
-    free = len(bounds_of(model.parameters))
-    weight = family.spread / 2**0.5 * free / (2 * PRIOR_SHARE**2)
+    weight = start.spread / 2**0.5 * ROWS_PER_FINDING / (2 * PRIOR_LOG**2)
+    whole = sample_of(model, frame, device)
+    everything = tuple(bounds_of(model.parameters))
 
-    def drawn(part: pd.DataFrame, strength: float) -> KernelParameters:
-        sample = sample_of(model, part, device)
-        return fit(model, [sample], family, shrink=strength * weight / len(part), evaluations=evaluations)
+    def drawn(sample: Sample, free: tuple[str, ...], most: int) -> KernelParameters:
+        if not free:
+            return start
+        fixed = [name for name in everything if name not in free]
+        shrink = weight / len(sample.seconds)
+        return fit(model, [sample], start, fixed=fixed, shrink=shrink, evaluations=most)
 
-    strength = 1.0
-    if rows <= FOLDED_UP_TO:
+    if rows > FOLDED_UP_TO:
+        found = drawn(whole, everything, evaluations)
+        errors = log_errors(model, [whole], found)
+    else:
         fold = np.random.default_rng(0).permutation(rows) % FOLDS
-        errors = []
-        for candidate in STRENGTHS:
-            error = np.empty(rows)
-            for number in range(FOLDS):
-                sample = sample_of(model, frame[fold == number], device)
-                error[fold == number] = log_errors(model, [sample], drawn(frame[fold != number], candidate))
-            errors.append(np.abs(error))
-        least = min(errors, key=np.mean)
-        close = [float(np.mean(error - least)) <= float(np.std(error - least)) / rows**0.5 for error in errors]
-        strength = max(candidate for candidate, near in zip(STRENGTHS, close, strict=True) if near)
-    found = drawn(frame, strength)
-    squares = float(np.sum(log_errors(model, [sample_of(model, frame, device)], found) ** 2))
-    freedom = max(rows - free * rows / (rows + PRIOR_ROWS * strength), 1.0)
-    spread = ((PRIOR_ROWS * family.spread**2 + squares * rows / freedom) / (PRIOR_ROWS + rows)) ** 0.5
-    return found.model_copy(update={"spread": float(spread)})
+        folds = [(fold == number, _rows(whole, fold != number)) for number in range(FOLDS)]
+        held_out = {(): log_errors(model, [whole], start)}
+        for free in nested(model):
+            held_out[free] = np.empty(rows)
+            for chosen, rest in folds:
+                near = drawn(rest, free, EVALUATIONS_PER_PARAMETER * (1 + len(free)))
+                held_out[free][chosen] = log_errors(model, [_rows(whole, chosen)], near)
+        best = min(held_out, key=lambda free: float(np.mean(np.abs(held_out[free]))))
+        gain = np.abs(held_out[()]) - np.abs(held_out[best])
+        if not foreign and np.mean(gain) <= np.std(gain) / rows**0.5:
+            best = ()
+        found = drawn(whole, best, 3 * EVALUATIONS_PER_PARAMETER * (1 + len(best)))
+        errors = held_out[best]
+    variance = (PRIOR_ROWS * start.spread**2 + rows * spread_of([errors]) ** 2) / (PRIOR_ROWS + rows)
+    return found.model_copy(update={"spread": float(variance**0.5)})
+
+
+def _rows(sample: Sample, chosen: Array) -> Sample:
+    shapes = {name: values[chosen] for name, values in sample.shapes.items()}
+    return Sample(sample.device, shapes, sample.seconds[chosen])
 
 
 def predicted(model: KernelModel, frame: pd.DataFrame, device: Device, parameters: KernelParameters) -> pd.DataFrame:
@@ -192,7 +255,13 @@ def predicted(model: KernelModel, frame: pd.DataFrame, device: Device, parameter
 
 
 def calibrated(
-    kind: str, model: KernelModel, variant: str, frame: pd.DataFrame, accelerator: Accelerator, most_rows: int | None
+    kind: str,
+    model: KernelModel,
+    variant: str,
+    frame: pd.DataFrame,
+    accelerator: Accelerator,
+    most_rows: int | None,
+    family: str | None = None,
 ) -> Calibrated:
     """Fit a variant and tell the quality before and after.
 
@@ -206,47 +275,68 @@ def calibrated(
         The device.
     most_rows : int
         Rows to use, drawn at random; the quality is that of the others.
+    family : str
+        Family whose parameters the fit starts from; the device's own if left out.
     """
     device = device_of(accelerator)
-    family, origin = family_of(model, accelerator, variant)
+    start = start_of(model, accelerator, variant, family)
     order = np.random.default_rng(0).permutation(len(frame))
     used, checked = frame, frame
     held_out = 0
     if most_rows is not None and most_rows < len(frame):
         used, checked = frame.iloc[order[:most_rows]], frame.iloc[order[most_rows:]]
         held_out = len(checked)
-    found = fitted(model, used, device, family)
-    judged = found
+
+    def fit_on(rows: pd.DataFrame) -> KernelParameters:
+        return fitted(model, rows, device, start.parameters, foreign=start.widening > 0)
+
+    def figures(parameters: KernelParameters) -> dict[str, Any]:
+        return statistics(predicted(model, checked, device, parameters))
+
+    found = judged = fit_on(used)
     if not held_out and len(frame) >= HELD_OUT_FROM:
         fifth = len(frame) // 5
         checked = frame.iloc[order[:fifth]]
-        judged = fitted(model, frame.iloc[order[fifth:]], device, family)
+        judged = fit_on(frame.iloc[order[fifth:]])
         held_out = fifth
+    unmeasured = unmeasured_start(model, accelerator, variant, start)
     return Calibrated(
         kind,
         model.name,
         variant,
         len(used),
         tuple(sorted(used["file"].unique())),
-        family,
+        start.parameters,
         found,
-        origin,
+        start.origin,
         held_out,
-        statistics(predicted(model, checked, device, family)),
-        statistics(predicted(model, checked, device, judged)),
+        figures(start.parameters),
+        figures(judged),
+        None if unmeasured is None else figures(unmeasured.parameters),
     )
 
 
-def family_of(model: KernelModel, accelerator: Accelerator, variant: str) -> tuple[KernelParameters, str]:
-    """Return what a calibration starts from: the family's parameters, not those the accelerator has of its own.
+def start_of(model: KernelModel, accelerator: Accelerator, variant: str, family: str | None = None) -> Found:
+    """Return what a calibration starts from: a family's parameters, not those the accelerator has of its own.
 
     Raises
     ------
     KeyError
         Where no family has parameters for the variant.
     """
-    found = parameters_of(model, accelerator, variant, own={})
-    return found.parameters, found.origin
+    return parameters_of(model, accelerator, variant, own={}, among=None if family is None else {family})
+
+
+def unmeasured_start(model: KernelModel, accelerator: Accelerator, variant: str, start: Found) -> Found | None:
+    """Return what an accelerator would get without its own measurements, where `start` was fitted on them."""
+    family = start.origin.split(".")[0]
+    others = set(families(model)) - {family}
+    if find("efficiency", family).reference != accelerator.name:
+        return None
+    try:
+        return parameters_of(model, accelerator, variant, own={}, among=others)
+    except KeyError:
+        return None
 
 
 def _kinds_of(frame: pd.DataFrame) -> list[str]:
@@ -304,6 +394,7 @@ def calibrate(
     device: str | None = None,
     hardware: Sequence[Accelerator] = (),
     most_rows: int | None = None,
+    family: str | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
     """Fit an accelerator's own kernel parameters.
@@ -320,6 +411,8 @@ def calibrate(
         Accelerators that go before the catalogue's.
     most_rows : int
         Rows of each variant to use.
+    family : str
+        Architecture family whose parameters the fits start from; the device's own if left out.
     progress : callable
         Takes the share that is done.
 
@@ -328,6 +421,9 @@ def calibrate(
     InputError
         Where a file is of no kind, the device is not known or not told, or no variant has enough rows.
     """
+    if family is not None and family not in families(model_of("gemm")):
+        message = f"no family of measured kernels; {did_you_mean(family, families(model_of('gemm')))} [got {family!r}]"
+        raise InputError([Fault("--from", 0, 0, "", message)])
     target = None
     if device is not None:
         try:
@@ -367,7 +463,7 @@ def calibrate(
                 skip(f"{name} {variant}: fewer than {LEAST_ROWS} rows", len(part))
                 continue
             try:
-                found = calibrated(name, model, str(variant), part, target, most_rows)
+                found = calibrated(name, model, str(variant), part, target, most_rows, family)
             except KeyError as error:
                 skip(str(error.args[0]), len(part))
                 continue

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.catalogue import find, load_file, resolve_cluster
 from hardware.schema import Accelerator
-from perfmodel.calibrate_kernels import calibrate, description, family_of, fitted, predicted, written_description
+from perfmodel.calibrate_kernels import calibrate, description, start_of, fitted, predicted, written_description
 from perfmodel.kernels.copy import MODEL as COPY
 from perfmodel.kernels.library import families, own_parameters, parameters_of
 from perfmodel.kernels.model import bounds_of, device_of
@@ -53,7 +53,7 @@ def measured(kind: str, parameters: Any, noise: float = 0.0, rows: int | None = 
 def planted(kind: str) -> Any:
     """The family's parameters, two of them moved by a tenth of their range."""
     model = model_of(kind)
-    family, _ = family_of(model, A100, VARIANTS[kind])
+    family = start_of(model, A100, VARIANTS[kind]).parameters
     moved = {}
     for name, (low, high, log) in bounds_of(model.parameters).items():
         if name.startswith("launch") or name == "memory":
@@ -67,9 +67,9 @@ def planted(kind: str) -> Any:
 @pytest.mark.parametrize("kind", [pytest.param("gemm", marks=pytest.mark.slow), "attention-decode", "copy"])
 def test_planted_parameters_come_back(kind: str) -> None:
     model, truth = model_of(kind), planted(kind)
-    family, _ = family_of(model, A100, VARIANTS[kind])
+    family = start_of(model, A100, VARIANTS[kind]).parameters
     frame = measured(kind, truth)
-    found = fitted(model, frame, device_of(A100), family.model_copy(update={"spread": 0.05}), 4000)
+    found = fitted(model, frame, device_of(A100), family.model_copy(update={"spread": 0.05}))
     figures = statistics(predicted(model, frame, device_of(A100), found))
     assert figures["mape"] < 0.02
     before = statistics(predicted(model, frame, device_of(A100), family))
@@ -77,19 +77,19 @@ def test_planted_parameters_come_back(kind: str) -> None:
 
 
 def test_two_constants_by_hand() -> None:
-    family, origin = family_of(COPY, A100, "stream")
-    assert origin == "ampere.stream"
+    start = start_of(COPY, A100, "stream")
+    assert start.origin == "ampere.stream"
     # 5 us, and 90 % of 2.039 TB/s
     frame = pd.DataFrame({"bytes": 2.0 ** np.arange(10, 33)})
     frame["measured"] = 5 + frame["bytes"] / (0.9 * 2.039e12) * 1e6
-    found = fitted(COPY, frame, device_of(A100), family.model_copy(update={"spread": 0.01}))
+    found = fitted(COPY, frame, device_of(A100), start.parameters.model_copy(update={"spread": 0.01}))
     assert found.launch_us == pytest.approx(5, rel=0.01)  # type: ignore[attr-defined]
     # the whole of a long stream, some of which the family gives to walking along rows
     assert predicted(COPY, frame, device_of(A100), found)["predicted"].iloc[-1] == pytest.approx(2345.5, rel=0.01)
 
 
 def test_few_noisy_rows_stay_with_the_family() -> None:
-    family = family_of(COPY, A100, "stream")[0].model_copy(update={"spread": 0.3})
+    family = start_of(COPY, A100, "stream").parameters.model_copy(update={"spread": 0.3})
     # ten rows that the family predicts, but for noise, leave its parameters; the interval shrinks, but not to them
     noisy = measured("copy", family, noise=0.05, rows=10)
     found = fitted(COPY, noisy, device_of(A100), family)

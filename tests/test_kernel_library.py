@@ -37,7 +37,7 @@ def test_widening_is_what_it_adds_in_quadrature() -> None:
 
 
 def test_as_if_a_family_had_not_been_measured() -> None:
-    found = parameters_of(gemm.MODEL, A100, "bf16", own={}, without="ampere")
+    found = parameters_of(gemm.MODEL, A100, "bf16", own={}, among={"hopper"})
     assert (found.origin, found.widening) == ("hopper.bf16", pytest.approx(widenings(gemm.MODEL)[0]))
 
 
@@ -73,7 +73,7 @@ def test_a_family_that_inherits_compares_with_the_reference_it_inherits() -> Non
 
 def test_families_that_have_nothing_to_do_with_each_other_do_not_compare_power() -> None:
     # watts for a FLOP/s tell two processes apart before they tell two boards apart
-    found = parameters_of(gemm.MODEL, H100, "bf16", own={}, without="hopper")
+    found = parameters_of(gemm.MODEL, H100, "bf16", own={}, among={"ampere"})
     family = families(gemm.MODEL)["ampere"]["bf16"]
     assert found.parameters.compute == family.compute  # type: ignore[attr-defined]
 
@@ -83,9 +83,9 @@ def test_parameters_of_its_own_stay_as_they_are(tmp_path: Path) -> None:
     path.write_text(
         "kind: accelerator\nname: mine\nvendor: me\narchitecture: hopper\npeak: {bf16: 989 TFLOP/s}\n"
         "memory: {capacity: 80 GiB, bandwidth: 3.35 TB/s}\nl2: 50 MiB\nunits: 132\nclock: 1.83 GHz\n"
-        "power: {limit: 350 W}\nefficiency:\n  kernels:\n    gemm:\n"
-        "      bf16: {launch_clocks: 5000, compute: 0.8, memory: 0.7, split_clocks: 4000, spread: 0.1}\n"
-        "  provenance: {kernels.gemm.bf16: {source: x, date: 2026-11, evidence: measured}}\n"
+        "power: {limit: 350 W}\nefficiency:\n  gemm:\n"
+        "    bf16: {launch_clocks: 5000, compute: 0.8, memory: 0.7, split_clocks: 4000, spread: 0.1}\n"
+        "  provenance: {gemm.bf16: {source: x, date: 2026-11, evidence: measured}}\n"
     )
     mine = load_file(path)
     assert isinstance(mine, Accelerator)

@@ -16,7 +16,7 @@ They live in ``hardware/catalog/kernels/<model>.yaml``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -124,7 +124,7 @@ def parameters_of(
     accelerator: Accelerator,
     variant: str,
     own: Mapping[str, Any] | None = None,
-    without: str | None = None,
+    among: Collection[str] | None = None,
 ) -> Found:
     """Return the parameters of a variant on an accelerator.
 
@@ -139,8 +139,8 @@ def parameters_of(
     own : mapping
         Parameters of the device itself, by variant, from ``calibrate``; they go first, and as they are. Those of its
         description if left out.
-    without : str
-        A family to pass over, as if nothing of it had been measured.
+    among : collection of str
+        Families to look in, as if no other had been measured; all if left out.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def parameters_of(
         own = own_parameters(model, accelerator)
     if variant in own:
         return Found(model.parameters.model_validate(own[variant]), f"{accelerator.name}.{variant}")
-    known = {name: variants for name, variants in families(model).items() if name != without}
+    known = {name: variants for name, variants in families(model).items() if among is None or name in among}
     family, widen = find("efficiency", accelerator.architecture), 0.0
     at_home, chain = family.name, {family.name: 0.0}
     while family.inherits is not None:

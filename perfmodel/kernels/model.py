@@ -170,7 +170,8 @@ def fit(
     fixed : sequence of str
         Parameters left as they are.
     shrink : float
-        Weight of the distance from `start` beside the mean error: rows that say little move little.
+        Weight of the distance from `start`, the sum of squares of ln(parameter/start), beside the mean error: rows that
+        say little move little.
     most_rows : int
         Rows of a device used at most, evenly spaced over its rows sorted by time.
     evaluations : int
@@ -201,12 +202,14 @@ def fit(
         return start.model_copy(update=update)
 
     anchor = encoded(start)
+    begun = decoded(anchor)
 
     def loss(shares: Array) -> float:
         parameters = decoded(shares)
+        distance = sum(np.log(getattr(parameters, name) / getattr(begun, name)) ** 2 for name in bounds)
         error = float(np.mean([np.mean(np.abs(log_errors(model, [sample], parameters))) for sample in thinned]))
         outside = float(np.sum(np.maximum(np.abs(shares - 0.5) - 0.5, 0.0)))
-        return error + shrink * float(np.mean((shares - anchor) ** 2)) + outside
+        return error + shrink * float(distance) + outside
 
     best = anchor
     for _ in range(2):  # a second simplex frees the first from a corner
