@@ -65,7 +65,7 @@ DECODE = Decode(
 
 def prefill_time(shapes: Mapping[str, Array], device: Device, parameters: Prefill) -> tuple[Array, Array]:
     """As `prefill.time`, its constants from the parameters, and tensors that fit L2 at L2's rate where it has one."""
-    constants = {
+    constants: dict[str, Any] = {
         "LAST_ROW": parameters.last_row,
         "EXPONENTIALS_PER_CLOCK": parameters.exponentials_per_clock,
     }
@@ -81,7 +81,7 @@ def prefill_time(shapes: Mapping[str, Array], device: Device, parameters: Prefil
 
 def decode_time(shapes: Mapping[str, Array], device: Device, parameters: Decode) -> tuple[Array, Array]:
     """As `decode.time`, its constants from the parameters."""
-    constants = {
+    constants: dict[str, Any] = {
         "MEMORY_SHARE": parameters.memory,
         "WARM_SHARE": parameters.warm_share,
         "QUERY_ROWS": parameters.query_rows,
@@ -183,7 +183,7 @@ def table(
 SHARED = ("head_clocks",)
 """Decode parameters that all widths of bf16 up to `prefill.WIDEST` share. An 8-bit cache misses its bar with them."""
 
-KEPT = {
+KEPT: dict[str, dict[str, tuple[str, ...]]] = {
     "prefill": {"bf16": ("memory", "key_value_passes")},
     "decode": dict.fromkeys(("bf16", "bf16_d64", "bf16_d192", "bf16_d256"), ("compute", "piece_kib", "softness")),
 }

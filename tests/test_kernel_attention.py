@@ -162,12 +162,12 @@ def test_few_items_leave_units_idle():
 
 
 def test_portable_kernels_split_a_cache_in_eight_at_most():
-    # 16,384 tokens x 1024 x 1 B are 64 pieces of 256 KiB; keys 512 wide in one byte an element: 8 of 100 units
+    # 16,384 tokens x 1024 x 1 B are 64 pieces of 256 KiB; keys 512 wide in one byte an element make 8, two to a unit
     shapes = decode_shapes(
         sequences=1.0, kv_len=16384.0, heads=1.0, kv_heads=1.0, key_dim=512.0, value_dim=512.0, cache_bytes=1.0
     )
     memory = (16384 * 1024 + 512 * 4) / 0.95e12
-    compute = 2 * 64 * 16384 * 1024 / (1e15 * 8 / 100)
+    compute = 2 * 64 * 16384 * 1024 / (1e15 * 4 / 100)
     assert seconds(decode, shapes, ROUND, DECODE) == pytest.approx(10e-6 + memory + compute + 5100 / 100e9)
     wide = shapes | {"cache_bytes": np.asarray(2.0)}  # 128 pieces of two bytes an element, on all units
     memory, compute = (2 * 16384 * 1024 + 512 * 4) / 0.95e12, 2 * 64 * 16384 * 1024 / 0.5e15
