@@ -75,19 +75,21 @@ def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
     -----
     Two trees with half the buffer each: over all nodes, a level outside the node carries 2 (k_l - 1)/k_l S / m_(l-1) a
     rank, so that two nodes exchange the buffer once (Sanders, Speck, Traeff, "Two-tree algorithms for full bandwidth
-    broadcast, reduction and scan", 2009, section 4). Inside a node a chain passes the whole buffer up and down, 2 S;
-    where the switch adds (NVLS), 2 (g-1)/g S at a rate `in_network_all_reduce` times as high. Levels work at once.
+    broadcast, reduction and scan", 2009, section 4). Inside a node a chain passes the whole buffer up and down, 2 S.
+    Where a switch adds (NVLS) for the m ranks below it, everything inside takes 2 (m-1)/m S at a rate
+    `in_network_all_reduce` times as high. Levels work at once.
     """
     slowest: Number = 0.0
+    narrowest = np.inf
     for depth, crossing in enumerate(crossings(ranks, model)):
         link, degree = crossing.link, np.ceil(crossing.members / crossing.below)
-        share: Number = 2 * (degree - 1) / degree
-        if link.in_network_all_reduce > 1:
-            inside = (share + link.own_copy / ranks.size) / link.in_network_all_reduce
-            share = np.where(crossing.members >= IN_NETWORK_MEMBERS, inside, 2.0 if depth == 0 else share)
-        elif depth == 0:
-            share = 2.0
+        share: Number = 2.0 if depth == 0 else 2 * (degree - 1) / degree
         slowest = np.maximum(slowest, crossing.crossed * share / (crossing.below * crossing.rate))
+        narrowest = min(narrowest, crossing.rate)
+        if link.in_network_all_reduce > 1:
+            share = 2 * (crossing.members - 1) / crossing.members + link.own_copy / ranks.size
+            added = share / (narrowest * link.in_network_all_reduce)
+            slowest = np.where(crossing.members >= IN_NETWORK_MEMBERS, added, slowest)
     latency = model.launch_s + 2 * _tree_latency(ranks, model)
     return joined(ranks, latency, slowest * buffer_bytes, model)
 
