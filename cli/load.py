@@ -10,11 +10,10 @@ from typing import Any
 from hardware.catalogue import description, read_file, resolve_cluster
 from hardware.faults import Fault, InputError, Path
 from hardware.yaml_source import Source, read_yaml
+from solvers.plan_file import scenario_of
 
 _PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 _DOTTED = re.compile(r"[^.\[\]]+(?:\[\d+\])*(?:\.[^.\[\]]+(?:\[\d+\])*)*")
-
-PLAN_SCHEMA = "perfmodel.plan/1"
 
 _REACH: dict[str | int, Path] = {
     "accelerator": ("cluster", "node", "accelerators", "type"),
@@ -55,7 +54,7 @@ def load(path: FilePath, overrides: Sequence[str] = ()) -> Source:
     InputError
         The file cannot be read or is no YAML, or an option is wrong; with every fault.
     """
-    return with_overrides(_of_plan(read_file(path)), overrides, path.parent)
+    return with_overrides(scenario_of(read_file(path)), overrides, path.parent)
 
 
 def written(path: FilePath, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def written(path: FilePath, overrides: Sequence[str] = ()) -> dict[str, Any]:
     dict
         The file's values, changed; an option that reaches below a mere name stands beside it under its dotted path.
     """
-    data: dict[str, Any] = copy.deepcopy(_of_plan(read_file(path)).data)
+    data: dict[str, Any] = copy.deepcopy(scenario_of(read_file(path)).data)
     for origin, keys, value in map(_parsed, overrides):
         inside = len(keys) == 1 or (keys[0] in data and _reaches(data[keys[0]], keys[1:]))
         if inside or keys[0] not in (*_REACH, "cluster"):
@@ -81,25 +80,6 @@ def written(path: FilePath, overrides: Sequence[str] = ()) -> dict[str, Any]:
         else:
             data[origin.removeprefix("--set ")] = value
     return data
-
-
-def _of_plan(source: Source) -> Source:
-    """Turn a plan JSON into the scenario it answers, with its plan."""
-    data = source.data
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, str) or not schema.startswith("perfmodel.plan/"):
-        return source
-    if schema != PLAN_SCHEMA:
-        raise InputError([source.fault(("schema",), f'only plans of "{PLAN_SCHEMA}" can be read [got "{schema}"]')])
-    scenario = data.get("scenario")
-    if not isinstance(scenario, dict):
-        raise InputError([source.fault(("scenario",), "missing; a plan is read again through its scenario")])
-    positions = {path[1:]: place for path, place in source.positions.items() if path[:1] == ("scenario",)}
-    if data.get("plan") is not None:
-        scenario = {**scenario, "plan": data["plan"]}
-        positions = {path: place for path, place in positions.items() if path[:1] != ("plan",)}
-        positions |= {path: place for path, place in source.positions.items() if path[:1] == ("plan",)}
-    return replace(source, data=scenario, positions=positions)
 
 
 def with_overrides(source: Source, overrides: Sequence[str], base_dir: FilePath) -> Source:
