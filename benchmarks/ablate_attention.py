@@ -180,6 +180,50 @@ def table(
     print()
 
 
+def widths() -> None:
+    """Print what head widths say of exponentials, tiles and pieces: fits of H100 rows under other constants."""
+    model, frame, accelerators = measured("attention-prefill")
+    device = device_of(accelerators["h100_sxm"])
+    frame = frame[frame["device_name"] == "h100_sxm"]
+    start = model.parameters(launch_us=10.0, compute=0.65, memory=0.7, key_value_passes=2.0)  # type: ignore[call-arg]
+
+    def fitted_on(variant: str, module: Any, constants: Mapping[str, Any]) -> tuple[KernelParameters, Array]:
+        sample = sample_of(model, frame[frame["variant"] == variant], device)
+        with patch.multiple(module, **constants):
+            found = fit(model, [sample], start, evaluations=2000, most_rows=2500)
+            return found, np.expm1(log_errors(model, [sample], found))
+
+    print("| `compute` of prefill in bf16, H100 | head_dim 64 | 128 | 192 | 256 |\n" + "| --- " * 5 + "|")
+    for text, rate in (("with exponentials", prefill.EXPONENTIALS_PER_CLOCK), ("without", np.inf)):
+        constants = {"EXPONENTIALS_PER_CLOCK": rate}
+        found = [fitted_on(name, prefill, constants)[0] for name in ("bf16_d64", "bf16", "bf16_d192", "bf16_d256")]
+        cells = " | ".join(f"{value.compute:.3f}" for value in found)  # type: ignore[attr-defined]
+        print(f"| {text} | {cells} |", flush=True)
+    print("\n| MAPE of prefill, head_dim 512, H100 | bf16 | bf16, fp8 cache | fp8 |\n" + "| --- " * 4 + "|")
+    for side in (128, 64, 32, 16):
+        errors = [
+            fitted_on(name, prefill, {"WIDE_TILE": side})[1] for name in ("bf16_d512", "bf16_kv8_d512", "fp8_d512")
+        ]
+        cells = " | ".join(f"{np.mean(np.abs(each)):.1%}".replace("%", " %") for each in errors)
+        print(f"| tiles of {side} | {cells} |", flush=True)
+    model, frame, _ = measured("attention-decode")
+    frame = frame[frame["device_name"] == "h100_sxm"]
+    cold = frame[frame["variant"] == "bf16_kv8_d512"]["cold"].to_numpy(bool)
+    names = set(model.parameters.model_fields)
+    start = model.parameters(**{name: value for name, value in DECODE.model_dump().items() if name in names})
+    print(
+        "\n| MAPE of decode, head_dim 512, fp8 cache, H100 | all rows | larger than twice L2 |\n" + "| --- " * 3 + "|"
+    )
+    for text, pieces, blocks in (
+        ("any number of pieces", np.inf, 1),
+        ("8 pieces", 8, 1),
+        ("8 pieces, two to fill a unit", 8, 2),
+    ):
+        error = fitted_on("bf16_kv8_d512", decode, {"MOST_PIECES": pieces, "BLOCKS_TO_FILL": blocks})[1]
+        cells = f"{np.mean(np.abs(error)):.1%} | {np.mean(np.abs(error[cold])):.1%}".replace("%", " %")
+        print(f"| {text} | {cells} |", flush=True)
+
+
 SHARED = ("head_clocks",)
 """Decode parameters that all widths of bf16 up to `prefill.WIDEST` share. An 8-bit cache misses its bar with them."""
 
@@ -265,3 +309,4 @@ if __name__ == "__main__":
         table("attention-decode", decode_time, DECODE, DECODE_FORMS)
         print("Rows larger than twice L2:\n")
         table("attention-decode", decode_time, DECODE, DECODE_FORMS, "cold")
+        widths()
