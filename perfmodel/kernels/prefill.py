@@ -22,8 +22,8 @@ from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 TILE, WIDE_TILE, WIDEST = 128, 32, 256
 """Queries and keys of a tile, up to `WIDEST` and beyond. A tile's results stay in registers, 4 bytes each: 128 rows of
 256 take half of a multiprocessor's 256 KiB (NVIDIA CUDA programming guide, compute capabilities), 128 of 512 all of it.
-Wider heads therefore run in kernels of 32 rows, as the steps of measured times show: one sequence and head takes as
-long per key at any length up to 32 rows for each unit, and twice as long beyond."""
+SGLang's portable kernel therefore takes 128 rows up to a width of 256 and 32 beyond (``extend_attention.py``, compute
+capability 9.0), and measured times of longer sequences go in steps of as many rows."""
 
 EXPONENTIALS_PER_CLOCK = 16.0
 """Exponentials of a unit in a clock: NVIDIA CUDA programming guide, throughput of native arithmetic instructions,
