@@ -62,13 +62,11 @@ def test_less_power_for_the_same_peak_sustains_less_of_it() -> None:
     assert copies == families(memory.MODEL)["ampere"]["stream"]
 
 
-def test_a_family_that_inherits_compares_with_the_reference_it_inherits() -> None:
+def test_another_generation_is_not_compared_by_its_power() -> None:
     b200 = find("accelerator", "b200-sxm")
-    watts = b200.power.limit / b200.peak["bf16"] / (H100.power.limit / H100.peak["bf16"])
-    assert watts < 1
+    assert b200.power.limit / b200.peak["bf16"] < H100.power.limit / H100.peak["bf16"]
     found = parameters_of(gemm.MODEL, b200, "bf16").parameters
-    family = families(gemm.MODEL)["hopper"]["bf16"]
-    assert found.compute == pytest.approx(family.compute * watts ** power_exponent())  # type: ignore[attr-defined]
+    assert found.compute == families(gemm.MODEL)["hopper"]["bf16"].compute  # type: ignore[attr-defined]
 
 
 def test_families_that_have_nothing_to_do_with_each_other_do_not_compare_power() -> None:

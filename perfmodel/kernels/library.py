@@ -149,11 +149,11 @@ def parameters_of(
 
     Notes
     -----
-    The share of peak of its family, or of one that it inherits from, is lowered on a board that has less power for it
-    (`sustained_share`). Not so that of any other family: H100 under A100's parameters errs by 15.1 % instead of 9.5 on
-    long products, since watts per FLOP/s of two generations compare their processes first. The spread of another
-    family's parameters is widened by the model's ``transfer`` and by ``widen`` of every family on the way to it, that
-    of a variant standing in for another by ``borrowed``, all in quadrature.
+    The share of peak of its own family is lowered on a board that has less power for it (`sustained_share`). Not so
+    that of any other family, since watts per FLOP/s of two generations compare their processes first: H100 under A100's
+    parameters would err by 15.1 % instead of 9.5 on long products, and dense training on GB200 by 15 % instead of 5.
+    The spread of another family's parameters is widened by the model's ``transfer`` and by ``widen`` of every family on
+    the way to it, that of a variant standing in for another by ``borrowed``, all in quadrature.
     """
     if own is None:
         own = own_parameters(model, accelerator)
@@ -180,7 +180,7 @@ def parameters_of(
             )
             widening = sum(part**2 for part in parts) ** 0.5
             update = {"spread": (parameters.spread**2 + widening**2) ** 0.5}
-            if name in chain and hasattr(parameters, "compute"):
+            if name == at_home and hasattr(parameters, "compute"):
                 update["compute"] = parameters.compute * sustained_share(
                     accelerator, find("efficiency", name).reference
                 )
