@@ -180,6 +180,27 @@ def table(
     print()
 
 
+def constants_of_bf16(kind: str, start: KernelParameters, condition: str = "") -> None:
+    """Print how far each other variant comes with the constants of bf16 and a head_dim of 128, fitting the rest."""
+    model, frame, accelerators = measured(kind)
+    names = set(model.parameters.model_fields)
+    begun = model.parameters(**{name: value for name, value in start.model_dump().items() if name in names})
+    constant = KEPT[model.name]["bf16"]
+    print(f"| MAPE of {model.name}, H100 | all its own | {', '.join(f'`{name}`' for name in constant)} as for bf16 |")
+    print("| --- " * 3 + "|")
+    for name, variant, part in parts_of(frame):
+        if variant == "bf16":
+            continue
+        sample = sample_of(model, part, device_of(accelerators[name]))
+        counted = part[condition].to_numpy(bool) if condition else np.ones(len(part), bool)
+        cells = []
+        for fixed in ((), constant):
+            found = fit(model, [sample], begun, fixed=fixed, evaluations=2000, most_rows=2500)
+            cells.append(f"{np.mean(np.abs(np.expm1(log_errors(model, [sample], found))[counted])):.1%}")
+        print(f"| {variant} | {' | '.join(cells)} |".replace("%", " %"), flush=True)
+    print()
+
+
 def widths() -> None:
     """Print what head widths say of exponentials, tiles and pieces: fits of H100 rows under other constants."""
     model, frame, accelerators = measured("attention-prefill")
@@ -309,4 +330,6 @@ if __name__ == "__main__":
         table("attention-decode", decode_time, DECODE, DECODE_FORMS)
         print("Rows larger than twice L2:\n")
         table("attention-decode", decode_time, DECODE, DECODE_FORMS, "cold")
+        constants_of_bf16("attention-prefill", PREFILL)
+        constants_of_bf16("attention-decode", DECODE, "cold")
         widths()
