@@ -205,8 +205,8 @@ def fitted(
 
     Up to `FOLDED_UP_TO` rows, five-fold cross-validation chooses among the start as it is and the sets of `nested`: the
     least error of rows held out. Parameters of the device's own family go only for an error that is less by more than
-    its standard error; those of another have no such claim. The spread is that of errors held out, with the start's
-    counted as `PRIOR_ROWS` rows.
+    twice its standard error; those of another have no such claim. The spread is that of errors held out, the start's
+    counted as `PRIOR_ROWS` rows beside them.
     """
     rows = len(frame)
     weight = start.spread / 2**0.5 * ROWS_PER_FINDING / (2 * PRIOR_LOG**2)
@@ -226,7 +226,7 @@ def fitted(
     else:
         fold = np.random.default_rng(0).permutation(rows) % FOLDS
         folds = [(fold == number, _rows(whole, fold != number)) for number in range(FOLDS)]
-        held_out = {(): log_errors(model, [whole], start)}
+        held_out: dict[tuple[str, ...], Array] = {(): log_errors(model, [whole], start)}
         for free in nested(model):
             held_out[free] = np.empty(rows)
             for chosen, rest in folds:
@@ -234,7 +234,7 @@ def fitted(
                 held_out[free][chosen] = log_errors(model, [_rows(whole, chosen)], near)
         best = min(held_out, key=lambda free: float(np.mean(np.abs(held_out[free]))))
         gain = np.abs(held_out[()]) - np.abs(held_out[best])
-        if not foreign and np.mean(gain) <= np.std(gain) / rows**0.5:
+        if not foreign and np.mean(gain) <= 2 * np.std(gain) / rows**0.5:
             best = ()
         found = drawn(whole, best, 3 * EVALUATIONS_PER_PARAMETER * (1 + len(best)))
         errors = held_out[best]
