@@ -71,7 +71,7 @@ class _Roots:
 
 def softness(exponent: float) -> dict[str, Any]:
     """Constants of a soft maximum of another exponent than 4."""
-    return {"np": _Roots(exponent), "_fourth": lambda values: values**exponent}
+    return {"np": _Roots(exponent), "_fourth": lambda values: np.power(values, exponent, dtype=values.dtype)}
 
 
 def line(
@@ -140,7 +140,7 @@ def main() -> None:
         ("soft maximum of exponent 2", softness(2.0)),
         ("soft maximum of exponent 3", softness(3.0)),
         ("soft maximum of exponent 6", softness(6.0)),
-        ("nearly hard maximum, exponent 12", softness(12.0)),
+        ("nearly hard maximum, exponent 8", softness(8.0)),
     ):  # fmt: skip
         with switched(**constants):  # type: ignore[arg-type]
             line(name, rows)

@@ -79,13 +79,13 @@ def figures(model: KernelModel, sample: Sample, parameters: KernelParameters, wi
     )
 
 
-def widening(groups: Sequence[tuple[Array, float]]) -> float:
-    """Standard deviation to add in quadrature, given logarithmic errors of groups and the spread they come with.
+def widening(groups: Sequence[tuple[Array, Array]]) -> float:
+    """Standard deviation to add in quadrature, given logarithmic errors of groups and the spreads they come with.
 
     The least, to a thousandth, for which P10 and P90 hold 80 % of the rows, groups weighing alike, and 70 % of each.
     """
     for added in np.arange(LEAST_WIDENING, 3.0, 0.001):
-        shares = [float(np.mean(np.abs(errors) <= Z90 * np.hypot(spread, added))) for errors, spread in groups]
+        shares = [float(np.mean(np.abs(errors) <= Z90 * np.hypot(spreads, added))) for errors, spreads in groups]
         if np.mean(shares) >= COVERED and min(shares) >= EACH_COVERED:
             return float(added)
     raise ValueError("errors beyond a factor of forty")
@@ -126,14 +126,17 @@ def main(kind: str, refit: bool) -> None:
     def judged(title: str, key: str, given: float, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> None:
         if not pairs:
             return
-        groups = [
-            (log_errors(model, [samples[to]], fits[of]), fits[of].spread)
-            for to, of in pairs
-        ]  # fmt: skip
+        found = [log_errors(model, [samples[to]], fits[of]) for to, of in pairs]
+        spreads = [np.full(len(errors), fits[of].spread) for errors, (_, of) in zip(found, pairs, strict=True)]
+        # all variants of a device are one group
+        groups = []
+        for device in dict.fromkeys(to[0] for to, _ in pairs):
+            chosen = [number for number, (to, _) in enumerate(pairs) if to[0] == device]
+            groups.append((np.concatenate([found[i] for i in chosen]), np.concatenate([spreads[i] for i in chosen])))
         added = widening(groups)
         print(f"\n{title}\n{key}: {added:.3f}   # {given:g} is shipped")
-        for (to, of), group in zip(pairs, groups, strict=True):
-            print(f"  {' '.join(to):24} of {' '.join(of):24} alone needs {widening([group]):.3f}")
+        for (to, of), errors, spread in zip(pairs, found, spreads, strict=True):
+            print(f"  {' '.join(to):24} of {' '.join(of):24} alone needs {widening([(errors, spread)]):.3f}")
             print(f"    {figures(model, samples[to], fits[of], added)}")
 
     transfer, borrowed = widenings(model)
