@@ -5,12 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import PLAIN, Debug, Form, Format, Output, one_of, write_answer
+from cli.options import PLAIN, Debug, Form, Format, Output, form_of, one_of, write_answer
 
 # Everything slow to import is imported by the command that needs it.
 
 machines = typer.Typer(**PLAIN)
 architectures = typer.Typer(**PLAIN)
+
+_COLUMNS = ("key", "value", "source", "date", "evidence", "note")
+"""Columns of a hardware file as CSV."""
 
 
 @machines.command("list")
@@ -47,13 +50,12 @@ def hardware_show(
     from cli.export import to_csv
 
     entry = _entry(name)
-    head = ("key", "value", "source", "date", "evidence", "note")
     write_answer(
         form,
         output,
         table=lambda: catalogue.description(entry),
         data=lambda: entry.model_dump(mode="json"),
-        csv=lambda: to_csv(head, catalogue.cells(entry)),
+        csv=lambda: to_csv(_COLUMNS, catalogue.cells(entry)),
     )
 
 
@@ -119,6 +121,53 @@ def hardware_check(
     typer.echo(f"{counted}, {faults} {'fault' if faults == 1 else 'faults'}, {recalled} from memory")
     if faults:
         raise typer.Exit(2)
+
+
+@machines.command("import")
+def hardware_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Topology XML of NCCL, or text of nvidia-smi topo -m.")],
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", metavar="NAME", help="The board, by its name in the catalogue.")
+    ] = None,
+    port_bandwidth: Annotated[
+        str | None,
+        typer.Option("--port-bandwidth", metavar="RATE", help="Rate of a network port, if FILE does not say it."),
+    ] = None,
+    form: Form = None,
+    output: Output = None,
+    debug: Debug = False,
+) -> None:
+    """Turn what another tool wrote about a node into its description."""
+    from cli import catalogue
+    from cli.export import to_csv, to_yaml
+    from hardware.faults import Fault, InputError
+    from hardware.importers import read_node
+    from hardware.importers.node import describe
+    from hardware.schema import Node
+    from hardware.units import parse_quantity
+
+    seen = read_node(file)
+    faults = []
+    rate = None
+    if accelerator is None:
+        message = "missing; no such file tells the boards of one chip apart; perfmodel hardware list accelerator"
+        faults.append(Fault("--accelerator", 0, 0, "", message))
+    if port_bandwidth is not None:
+        try:
+            rate = parse_quantity(port_bandwidth, "bit/s")
+        except ValueError as error:
+            faults.append(Fault("--port-bandwidth", 0, 0, "", f"{error} [got {port_bandwidth!r}]"))
+    if faults or accelerator is None:
+        raise InputError(faults)
+    data = describe(seen, file.stem, accelerator, rate)
+    form = form_of(form, output)
+    write_answer(
+        Format.yaml if form is Format.table else form,
+        output,
+        table=lambda: to_yaml(data),
+        data=lambda: data,
+        csv=lambda: to_csv(_COLUMNS, catalogue.cells(Node.model_validate(data))),
+    )
 
 
 @architectures.command("list")

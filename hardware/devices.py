@@ -97,9 +97,9 @@ def joins(node: Node, *, domain: bool = False) -> Iterator[Join]:
     -----
     A link that ``shared_by`` accelerators use is a switch below which each has the full rate, and above which they
     share it. A mesh has the rates of its ``pairs``, or equal shares of an accelerator's rate to each of the others. A
-    port is attached where its nearest accelerators are: to their PCI Express switch, to the accelerator itself where it
-    has no other link to the host, else to the processor. What stands between a port and its switch is taken to be
-    as fast as the port.
+    port is attached where its nearest accelerators are: to the PCI Express switch that they share, to the accelerator
+    itself where it is one without a link to the host, else to the processor. What stands between a port and its switch
+    is taken to be as fast as the port.
     """
     count = node.accelerators.count
     accelerator_domains, port_domains = numa_domains(node)
@@ -132,15 +132,14 @@ def joins(node: Node, *, domain: bool = False) -> Iterator[Join]:
     for one, other in itertools.combinations(sorted({*accelerator_domains, *port_domains}), 2):
         limit = node.numa.bandwidth if node.numa and node.numa.bandwidth else math.inf
         yield Join(f"cpu{one}", f"cpu{other}", limit, "host")
-    owners: dict[int, int] = {}
+    owners: dict[int, list[int]] = {}
     for index, mine in enumerate(nearest_ports(node)):
         for port in mine:
-            owners.setdefault(port, index)
+            owners.setdefault(port, []).append(index)
     for port in range(node.nics.count if node.nics else 0):
         rate = node.nics.bandwidth if node.nics else 0.0
-        owner = owners.get(port)
-        at = f"cpu{port_domains[port]}" if owner is None else above.get(owner, f"gpu{owner}")
-        yield Join(f"nic{port}", at, rate, "pcie")
+        places = {above.get(index, f"gpu{index}") for index in owners.get(port, ())}
+        yield Join(f"nic{port}", places.pop() if len(places) == 1 else f"cpu{port_domains[port]}", rate, "pcie")
 
 
 def _mesh(link: Link, groups: list[range]) -> Iterator[Join]:
