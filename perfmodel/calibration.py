@@ -20,7 +20,7 @@ class Constants:
         Speed of arithmetic in a step that runs for hours over that of short kernels measured alone: the power limit
         lowers the clock.
     expert_products : float
-        Speed of experts' grouped products in libraries of training over that of the measured ones of serving.
+        Speed of experts' grouped products over that of batched ones of even loads.
     overlap_slowdown : float
         Factor on the time of work and communication while both run.
     host_softness : float

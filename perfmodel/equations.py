@@ -65,10 +65,10 @@ EXPLANATIONS: dict[str, Explanation] = {
         "perfmodel.kernels.prefill.time",
     ),
     "experts": Explanation(
-        "products grouped by expert, rows filled up to tiles, T/tp x experts_per_token copies through experts/ep "
-        "experts; twice that backward; over expert_products, how fast libraries of training are",
-        "MegaBlocks (arXiv 2211.15841), section 3; " + _KERNELS + "/moe.yaml",
-        "perfmodel.kernels.moe.time",
+        "a batch of experts/ep products as in projections, T/tp x experts_per_token copies spread evenly; over "
+        "expert_products, what uneven loads and grouped kernels leave of their speed",
+        "MegaBlocks (arXiv 2211.15841), section 3; " + _KERNELS + "/gemm.yaml",
+        "perfmodel.operators.feed_forward_operators",
     ),
     "norms and activations": Explanation(
         _STREAM + ", half as many bytes again in the backward pass",

@@ -57,11 +57,11 @@ to hide, and of all."""
 
 def kernel_of(job: Job, leaf: str) -> str:
     """Return the kernel whose spread a leaf of the step has."""
-    if leaf == "projections":
+    if leaf in ("projections", "experts"):
         return f"gemm.{job.form.variant}"
     if leaf == "logits and loss" or (leaf == "attention core" and job.framework.attention != "flash"):
         return f"gemm.{wide(job.form).variant}"
-    prefix = {"attention core": "prefill.", "experts": "moe."}.get(leaf, "memory.stream")
+    prefix = "prefill." if leaf == "attention core" else "memory.stream"
     found = [name for name in job.kernels if name.startswith(prefix)]
     return max(found, key=lambda name: job.kernels[name].parameters.spread)
 

@@ -13,16 +13,16 @@ from perfmodel.architecture import Architecture
 from perfmodel.calibration import Constants, training_constants
 from perfmodel.collectives import CollectiveModel, collective_model
 from perfmodel.framework import Framework
-from perfmodel.kernels import gemm, memory, moe, prefill
+from perfmodel.kernels import gemm, memory, prefill
 from perfmodel.kernels.library import parameters_of
 from perfmodel.kernels.model import Device, KernelModel, device_of
 from perfmodel.kernels.work import Kernel
-from perfmodel.operators import ACTIVATION_BYTES, peak_flops, wide
+from perfmodel.operators import peak_flops, wide
 
 PRECISIONS = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "fp4"}
 """Precision of a run -> form of its matrix products (``perfmodel.kernels.gemm.FORMS``)."""
 
-MODELS: tuple[KernelModel, ...] = (gemm.MODEL, prefill.MODEL, moe.MODEL, memory.MODEL)
+MODELS: tuple[KernelModel, ...] = (gemm.MODEL, prefill.MODEL, memory.MODEL)
 """Models of the kernels of a step."""
 
 
@@ -89,14 +89,12 @@ class Job:
     @property
     def speeds(self) -> dict[str, float]:
         """Speed of a class of operators in the forward pass over that of the kernels measured alone."""
-        # arithmetic of 4 bits is that of 8 at its own peak
-        four_bits = self.peak / peak_flops(self.machine.accelerator, "fp8") if self.form.arithmetic == "fp4" else 1.0
         sustained = self.constants.sustained
         return {
             "gemm": sustained,
             "gemm16": sustained,
             "attention": sustained * self.framework.attention_share,
-            "moe": sustained * self.constants.expert_products * four_bits,
+            "moe": sustained * self.constants.expert_products,
         }
 
     @property
@@ -108,12 +106,9 @@ class Job:
 
 def kernel_names(architecture: Architecture, form: gemm.Form) -> tuple[str, ...]:
     """Return model and variant of every kernel that a step may run."""
-    narrow = form.activation_bytes < ACTIVATION_BYTES
     found = [f"gemm.{form.variant}", f"gemm.{wide(form).variant}"]
     for group in architecture.layers:
         found.append(f"prefill.{prefill.variant_of(group.attention.qk_head_dim)}")
-        if group.feed_forward.experts:
-            found.append("moe.fp8" if narrow else "moe.bf16")
     found += [f"memory.{variant}" for variant in dict.fromkeys(memory.VARIANTS.values())]
     return tuple(dict.fromkeys(found))
 
@@ -126,7 +121,10 @@ def kernels_of(accelerator: Accelerator, names: tuple[str, ...]) -> dict[str, Ke
         model_name, variant = name.split(".")
         model = models[model_name]
         known = parameters_of(model, accelerator, variant)
-        found[name] = Kernel(model, known.parameters, known.origin, known.widening)
+        parameters = known.parameters
+        if model is prefill.MODEL:  # a library of serving writes keys and values to a cache and reads them back
+            parameters = parameters.model_copy(update={"key_value_passes": 1.0})
+        found[name] = Kernel(model, parameters, known.origin, known.widening)
     return found
 
 

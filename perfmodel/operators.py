@@ -12,7 +12,7 @@ import numpy as np
 
 from hardware.schema import Accelerator
 from perfmodel.architecture import Attention, FeedForward
-from perfmodel.kernels import moe, prefill
+from perfmodel.kernels import prefill
 from perfmodel.kernels.gemm import FORMS, Form, product
 from perfmodel.kernels.work import Work
 from perfmodel.terms import Number
@@ -96,7 +96,14 @@ def wide(form: Form) -> Form:
 
 
 def gemm(
-    name: str, rows: Number, inner: Number, columns: Number, form: Form, saved_bytes: Number, kind: str = "gemm"
+    name: str,
+    rows: Number,
+    inner: Number,
+    columns: Number,
+    form: Form,
+    saved_bytes: Number,
+    kind: str = "gemm",
+    batch: Number = 1.0,
 ) -> Operator:
     """Return the product of (rows x inner) by a weight (inner x columns), and the two products of its backward pass.
 
@@ -104,15 +111,17 @@ def gemm(
     ----------
     form : Form
         How the factors of all three are kept. Casting them to it is an operator of its own (`quantisation`).
+    batch : array
+        Products of these sizes, each by a weight of its own: experts.
     """
     kernel = f"gemm.{form.variant}"
-    results = product(rows, columns, inner, form)
-    input_gradient = product(rows, inner, columns, form)
-    weight_gradient = product(inner, columns, rows, form, output_bytes=GRADIENT_ACCUMULATION_BYTES)
+    results = product(rows, columns, inner, form, batch=batch)
+    input_gradient = product(rows, inner, columns, form, batch=batch)
+    weight_gradient = product(inner, columns, rows, form, batch=batch, output_bytes=GRADIENT_ACCUMULATION_BYTES)
     return Operator(
         name,
         kind,
-        2.0 * rows * inner * columns,
+        2.0 * batch * rows * inner * columns,
         (Work(kernel, results),),
         (Work(kernel, input_gradient), Work(kernel, weight_gradient)),
         saved_bytes,
@@ -266,7 +275,8 @@ def feed_forward_operators(
     Notes
     -----
     Experts are not split over the tensor-parallel ranks: each of the ``ep`` ranks holds experts/ep of them and gets
-    T/t x experts_per_token token copies (balanced load).
+    T/t x experts_per_token token copies (balanced load). Libraries of training multiply them as a batch of products,
+    one an expert (MegaBlocks, arXiv 2211.15841, section 3); those of serving fuse more (``perfmodel.kernels.moe``).
     """
     T, t, h = shape.tokens, shape.tp, hidden
     norm_tokens = T / shape.norm_share
@@ -284,23 +294,11 @@ def feed_forward_operators(
         f = feed_forward.expert_width
         operators.append(gemm("router", local, h, feed_forward.experts, wide(form), 2 * local * h, "gemm16"))
         operators.append(elementwise("expert permutation", "stream", 1, 4 * copies * h, 2 * copies * h, 4))
-        narrow = form.activation_bytes < ACTIVATION_BYTES
-        sizes = moe.shapes_of(
-            local * shape.ep,
-            hidden=h,
-            inner=f,
-            top_k=feed_forward.experts_per_token,
-            experts=feed_forward.experts,
-            gated=feed_forward.gated,
-            ep=shape.ep,
-            weight_bytes=1.0 if narrow else form.weight_bytes,
-        )
-        kernel = "moe.fp8" if narrow else "moe.bf16"
-        flops = 2.0 * copies * h * f * (ways + 1)
-        once, twice = (Work(kernel, sizes),), (Work(kernel, sizes, 2.0, 2.0),)
-        operators.append(Operator("experts", "moe", flops, once, twice, 2 * copies * (h + f)))
-        # its time is that of the experts
-        operators.append(Operator("expert activation", "elementwise", 0.0, (), (), 2 * ways * copies * f))
+        held = feed_forward.experts / shape.ep
+        rows = copies / held
+        operators.append(gemm("expert up-projection", rows, h, ways * f, form, 2 * copies * h, "moe", held))
+        operators.append(elementwise("expert activation", "activation", copies, (ways + 1) * f, 2 * ways * copies * f))
+        operators.append(gemm("expert down-projection", rows, f, h, form, 2 * copies * f, "moe", held))
         if feed_forward.shared_width:
             operators += _mlp("shared expert ", T, h, feed_forward.shared_width / t, ways, form, 0.0)
     mask = norm_tokens * h if dropout else 0.0

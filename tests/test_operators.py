@@ -232,9 +232,9 @@ def test_the_weights_that_a_rank_reads() -> None:
     # the token's own vectors may be on top: at most 1 MB.
     found = [op for op in operators("llama-3.1-8b", shape(1, 1)) if op.kind == "gemm"]
     assert 0 <= sum(amount(op.forward, MOVING) for op in found) - 2 * 218_103_808 < 1e6
-    # Mixtral: a rank of ep 4 holds 2 of 8 experts and reads both, once there are tokens for both.
-    experts = [op for op in operators("mixtral-8x7b", shape(1, 256, ep=4)) if op.kind == "moe"]
-    assert sum(amount(op.forward, MOVING) for op in experts) == pytest.approx(2 * 2 * 3 * 4096 * 14336, rel=1e-9)
+    # Mixtral: a rank of ep 4 holds 2 of 8 experts and reads both.
+    experts = [op for op in operators("mixtral-8x7b", shape(1, 1, ep=4)) if op.kind == "moe"]
+    assert 0 <= sum(amount(op.forward, MOVING) for op in experts) - 2 * 2 * 3 * 4096 * 14336 < 1e6
 
 
 def test_casting_to_fewer_bits() -> None:
