@@ -3,13 +3,15 @@
 For both devices, from another family's parameters (what an unmeasured device would get) and from those of its own, over
 random samples of 10, 20, 50 and 200 rows. Prints a table in Markdown.
 
-    python benchmarks/calibrate_kernels.py [--samples 20] [gemm|attention-prefill|attention-decode|moe]...
+    python benchmarks/calibrate_kernels.py [--samples 20] [--rows 10 20 --] [gemm|attention-prefill|attention-decode]...
+    python benchmarks/calibrate_kernels.py moe
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ JUDGED = 3000
 """Rows of a device that the error is of, drawn at random."""
 
 
-def main(kind: str, samples: int) -> None:
+def main(kind: str, samples: int, sizes: Sequence[int]) -> None:
     """Print the lines of a kind."""
     model = model_of(kind)
     found = read_files([DATA / f"{kind.replace('-', '_')}.csv.gz"], kind, model)
@@ -41,7 +43,7 @@ def main(kind: str, samples: int) -> None:
         for family in sorted(FAMILIES, key=lambda known: known == accelerator.architecture):
             start = start_of(model, accelerator, "bf16", family)
             before = statistics(predicted(model, judged, device, start.parameters))
-            for rows in ROWS:
+            for rows in sizes:
                 after = []
                 for seed in range(samples):
                     sample = frame.sample(rows, random_state=1000 + seed)
@@ -60,9 +62,10 @@ def main(kind: str, samples: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
     parser.add_argument("kinds", nargs="*", default=KINDS)
     asked = parser.parse_args()
     print("| rows of | from family | rows | MAPE before | after, mean | median | worst | in P10-P90 before | after |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for chosen in asked.kinds:
-        main(chosen, asked.samples)
+        main(chosen, asked.samples, asked.rows)

@@ -203,10 +203,11 @@ def fitted(
 
         mean |ln(predicted/measured)| + s / sqrt(2) ROWS_PER_FINDING / rows  sum (ln(parameter/start) / PRIOR_LOG)^2 / 2
 
-    Up to `FOLDED_UP_TO` rows, five-fold cross-validation chooses among the start as it is and the sets of `nested`: the
-    least error of rows held out. Parameters of the device's own family go only for an error that is less by more than
-    twice its standard error; those of another have no such claim. The spread is that of errors held out, the start's
-    counted as `PRIOR_ROWS` rows beside them.
+    Up to `FOLDED_UP_TO` rows, parameters of the device's own family stay as they are; of another's, launch and share of
+    bandwidth follow the rows, which are what differs between the measured families (``benchmarks/ablate_gemm.py``).
+    Five-fold cross-validation takes another of the sets of `nested` only for an error of rows held out that is less by
+    more than twice its standard error. The spread is that of errors held out, the start's counted as `PRIOR_ROWS` rows
+    beside them.
     """
     rows = len(frame)
     weight = start.spread / 2**0.5 * ROWS_PER_FINDING / (2 * PRIOR_LOG**2)
@@ -232,10 +233,11 @@ def fitted(
             for chosen, rest in folds:
                 near = drawn(rest, free, EVALUATIONS_PER_PARAMETER * (1 + len(free)))
                 held_out[free][chosen] = log_errors(model, [_rows(whole, chosen)], near)
+        usual = nested(model)[1] if foreign else ()
         best = min(held_out, key=lambda free: float(np.mean(np.abs(held_out[free]))))
-        gain = np.abs(held_out[()]) - np.abs(held_out[best])
-        if not foreign and np.mean(gain) <= 2 * np.std(gain) / rows**0.5:
-            best = ()
+        gain = np.abs(held_out[usual]) - np.abs(held_out[best])
+        if np.mean(gain) <= 2 * np.std(gain) / rows**0.5:
+            best = usual
         found = drawn(whole, best, 3 * EVALUATIONS_PER_PARAMETER * (1 + len(best)))
         errors = held_out[best]
     variance = (PRIOR_ROWS * start.spread**2 + rows * spread_of([errors]) ** 2) / (PRIOR_ROWS + rows)

@@ -265,6 +265,7 @@ def test_twenty_rows_of_a100(kind: str) -> None:
         assert 0.65 < np.mean([figures["coverage_p10_p90"] for figures in after]) < 0.92
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="no measurements")
 def test_a_sample_of_measured_products_improves_what_an_unmeasured_device_gets(tmp_path: Path) -> None:
     from perfmodel.job import kernels_of
