@@ -94,15 +94,6 @@ class MoeParameters(KernelParameters):
     """Share of all choices of other ranks' experts whose rows are written as zeros and summed up."""
 
 
-class CopyParameters(KernelParameters):
-    """Copies in the accelerator's memory, and kernels that do nothing."""
-
-    launch_us: Annotated[float, fitted(0.1, 60)]
-    """Floor of a launch [us]."""
-    memory: Annotated[float, fitted(0.1, 1.0)]
-    """Share of memory bandwidth."""
-
-
 class MemoryParameters(KernelParameters):
     """Kernels that only move memory: norms, activations, rotations, additions, look-ups, optimizer updates."""
 
