@@ -126,7 +126,7 @@ def calibration(found: Mapping[str, Any]) -> RenderableType:
     for part in found["calibrated"]:
         of = f"{part['held_out']:,} held out" if part["held_out"] else "those fitted"
         quality.append((f"{part['kind']} {part['variant']}", f"{part['rows']:,}", "", "", "", "", ""))
-        shown_of = {"unmeasured": "had it not been measured", "before": part["origin"], "after": "fitted"}
+        shown_of = {"unmeasured": "if unmeasured", "before": part["origin"], "after": "fitted"}
         for name, shown in ((name, shown) for name, shown in shown_of.items() if part[name]):
             quality.append((f"  {shown}", "", of, *(_shown(key, part[name].get(key)) for key in keys)))
     heads = ("", "rows", "figures of", "MAPE", "mean |ln|", "bias", "in P10-P90")
