@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import PLAIN, Debug, Form, Format, Output, form_of, one_of, write_answer
+from cli.options import PLAIN, Debug, Form, Format, Output, form_of, one_of, save, write_answer
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -41,14 +41,21 @@ def hardware_list(
 @machines.command("show")
 def hardware_show(
     name: Annotated[str, typer.Argument(help="A name in the catalogue, or the path of a hardware file.")],
+    topology: Annotated[
+        bool, typer.Option("--topology", help="Draw the network of a cluster, the devices of a node.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw --topology as .svg.")] = None,
     form: Form = None,
     output: Output = None,
     debug: Debug = False,
 ) -> None:
-    """Show a description: numbers with their units, and where each comes from."""
+    """Show a description: numbers with their units, and where each comes from; or draw its network."""
     from cli import catalogue
     from cli.export import to_csv
 
+    if topology or plot is not None:
+        _show_topology(name, plot, form, output)
+        return
     entry = _entry(name)
     write_answer(
         form,
@@ -57,6 +64,33 @@ def hardware_show(
         data=lambda: entry.model_dump(mode="json"),
         csv=lambda: to_csv(_COLUMNS, catalogue.cells(entry)),
     )
+
+
+def _show_topology(name: str, plot: Path | None, form: Format | None, output: Path | None) -> None:
+    """Draw a machine; a file that ends in .svg is the picture."""
+    from cli import topology
+    from cli.export import to_csv
+    from cli.topology_svg import svg
+    from hardware.catalogue import resolve_cluster
+    from hardware.faults import Fault, InputError
+    from hardware.yaml_source import Source
+
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise InputError([Fault(f"--plot {plot}", 0, 0, "", "a topology is drawn as .svg")])
+    machine = resolve_cluster(name, Path(), source=Source("hardware show", name))
+    as_picture = output is not None and output.suffix.lower() == ".svg" and form is None
+    for file, option in ((plot, "--plot"), (output if as_picture else None, "--output")):
+        if file is not None:
+            facts = None if topology.of_one_node(machine) else topology.facts(machine)
+            save(svg(topology.picture(machine), facts), file, option)
+    if not as_picture:
+        write_answer(
+            form,
+            output,
+            table=lambda: topology.drawing(machine),
+            data=lambda: topology.data(machine),
+            csv=lambda: to_csv(topology.COLUMNS, topology.links(machine)),
+        )
 
 
 def _entry(name: str) -> Any:

@@ -1,5 +1,6 @@
 """A machine as a graph of capacities, and a network of leaves and spines as arrays."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -222,6 +223,60 @@ def counts(machine: Machine) -> dict[str, int]:
         "leaf_spine_cables": network.leaves * network.uplinks,
         "spine_core_cables": network.spines * network.core_uplinks,
     }
+
+
+def bisection(machine: Machine) -> float:
+    """Work out how fast one half of a machine's nodes can send to the other.
+
+    Parameters
+    ----------
+    machine
+        The machine; all nodes of its cluster count.
+
+    Returns
+    -------
+    float
+        Rate in one direction [B/s]; 0 for a single node.
+
+    Notes
+    -----
+    The maximum flow (Ford and Fulkerson 1956) from the first half of the nodes to the rest; of a torus, from one half
+    of its longest dimension to the other. Regular networks have no tighter cut into halves.
+    """
+    import numpy
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import maximum_flow
+
+    fabric = machine.cluster.fabric
+    drawn = graph(machine)
+    if fabric.type == "torus":
+        dims = fabric.dims or ()
+        size = max(dims)
+        stride = math.prod(dims[: dims.index(size)])
+        upper = {name: _number(name) // stride % size >= size / 2 for name in drawn}
+    else:
+        upper = {f"host{host}": host >= machine.cluster.nodes / 2 for host in range(machine.cluster.nodes)}
+    if len({*upper.values()}) < 2:
+        return 0.0
+    place = {name: index for index, name in enumerate(drawn)}
+    links = [(place[a], place[b], data["capacity"]) for a, b, data in drawn.edges(data=True)]
+    source, sink = len(place), len(place) + 1
+    most = sum(rate for *_, rate in links)
+    ends = [(source, place[name], most) if not far else (place[name], sink, most) for name, far in upper.items()]
+    both = [*links, *((b, a, rate) for a, b, rate in links), *ends]
+    rows, columns, rates = (numpy.array(each) for each in zip(*both, strict=True))
+    # The algorithm counts in whole numbers of 32 bits, no link more than all of them together.
+    unit = float(numpy.gcd.reduce(rates.astype(numpy.int64)))
+    if most / unit >= 2**31 or (rates % 1).any():
+        unit = most / (2**31 - 1)
+    whole = numpy.floor(rates / unit).astype(numpy.int32)
+    parts = sink + 1
+    matrix = coo_array((whole, (rows, columns)), shape=(parts, parts)).tocsr()
+    return float(maximum_flow(matrix, source, sink).flow_value * unit)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix(kind_of(name)))
 
 
 def measured_bandwidth(machine: Machine) -> "BandwidthMatrix | None":

@@ -25,6 +25,7 @@ from hardware.catalogue import Machine
 from hardware.clos import clos
 from hardware.fabric import capacity, core_share, kept_shares, leaf_share
 from hardware.graph import LeafSpine as LeafSpine
+from hardware.graph import bisection as bisection
 from hardware.graph import counts as counts
 from hardware.graph import graph as graph
 from hardware.graph import leaf_spine as leaf_spine

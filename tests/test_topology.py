@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hardware.catalogue import Machine, resolve_cluster
 from hardware.faults import InputError
-from hardware.topology import counts, graph, leaf_spine, levels
+from hardware.topology import bisection, counts, graph, leaf_spine, levels
 
 HERE = Path()
 DATA = Path(os.environ.get("PERFMODEL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -557,6 +557,38 @@ def test_the_rate_between_two_leaves_is_that_of_the_graph(
     flow = networkx.maximum_flow_value(drawn, "source", "sink")
     # 4 ranks a node; each has 100 GB/s at most.
     assert levels(found)[-1].bandwidth == pytest.approx(flow / (4 * hosts))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fabric", "expected"),
+    [
+        # Half of 64 nodes x 400 GB/s, over 1 or 4; a torus: two faces of 16 links of 50 GB/s.
+        (64, {"type": "rail-optimised"}, 32 * 400e9),
+        (64, {"type": "rail-optimised", "oversubscription": 4}, 32 * 400e9 / 4),
+        (64, {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "oversubscription": 2}, 32 * 400e9 / 2),
+        (768, {"type": "fat-tree", "oversubscription": 2, "core_oversubscription": 3}, 384 * 400e9 / 6),
+        # Two groups of two: four links of 1/3 of half of what 16 nodes inject.
+        (64, {"type": "dragonfly", "hosts_per_group": 16, "taper": 0.5}, 4 * 16 * 400e9 * 0.5 / 3),
+        (1, {"type": "rail-optimised"}, 0.0),
+    ],
+)  # fmt: skip
+def test_bisection(nodes: int, fabric: dict[str, Any], expected: float) -> None:
+    found = machine(nodes, fabric)
+    assert bisection(found) == pytest.approx(expected, rel=1e-6)
+    if nodes == 64:  # an independent maximum flow
+        halves = [{f"host{host}" for host in some} for some in (range(32), range(32, 64))]
+        drawn = graph(found)
+        for end, some in zip(("from", "to"), halves, strict=True):
+            drawn.add_edges_from((end, host) for host in some)
+        assert bisection(found) == pytest.approx(networkx.maximum_flow_value(drawn, "from", "to"), rel=1e-6)
+
+
+def test_bisection_of_a_torus() -> None:
+    box = node(4, 0, links=[{"name": "ici", "type": "ici", "bandwidth": "300 GB/s"}])
+    # 6 links of 50 GB/s; the longest dimension is cut twice, 4 x 2 rings across it.
+    assert bisection(machine(16, {"type": "torus", "dims": [4, 8, 2]}, box)) == pytest.approx(2 * 8 * 50e9)
+    broken = {"type": "torus", "dims": [4, 8, 2], "failed": ["chip12-chip16"]}
+    assert bisection(machine(16, broken, box)) == pytest.approx(15 * 50e9)
 
 
 # --- devices
