@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.catalogue_commands import architectures, machines, schema
+from cli.collective import validate_collective
 from cli.kernels import bench, calibrate, kernel_validations
 from cli.options import (
     PLAIN,
@@ -244,6 +245,7 @@ def _column(frame: Any, name: str) -> str:
     return name
 
 
+checks.command("collective")(validate_collective)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)
 app.command("bench")(bench)

@@ -48,6 +48,9 @@ class LinkEfficiency:
         Share of a rank's rate that a small message to one peer gets; 0 where there is no protocol for small messages.
     in_network_all_reduce : float
         Factor on the all-reduce bandwidth where the switch adds (NVLS), 1 where it does not.
+    one_path : bool
+        Whether the ranks of a unit below leave it over one path, such as the host's bridge, so that the rates of their
+        links do not add up.
     """
 
     step: float
@@ -59,6 +62,7 @@ class LinkEfficiency:
     exchange_steps: float = 1.0
     peer_bandwidth: float = 0.0
     in_network_all_reduce: float = 1.0
+    one_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,15 @@ class CollectiveModel:
         Accelerator families whose node switch adds on the way.
     spreads : dict
         Standard deviation of ln(measured / predicted) by type of link [1].
+    engine_launch : float
+        Launch of an inference engine's own kernel inside a CUDA graph, over `launch_s` [1].
     """
 
     launch_s: float
     links: dict[str, LinkEfficiency]
     in_network_families: tuple[str, ...] = ()
     spreads: dict[str, float] | None = None
+    engine_launch: float = 1.0
 
     def link(self, kind: str) -> LinkEfficiency:
         """Return the constants of a link type; a type without any is an error, never a guess."""
@@ -125,6 +132,7 @@ def collective_model() -> CollectiveModel:
         links={name: LinkEfficiency(**values["constants"]) for name, values in data["links"].items()},
         in_network_families=tuple(data["in_network_families"]),
         spreads={name: values["spread"] for name, values in data["links"].items()},
+        engine_launch=data["engine_launch"],
     )
 
 
@@ -177,6 +185,8 @@ class Crossing:
         Latency of one step across the level [s].
     rate : float
         What one rank's link carries of large messages [bytes/s].
+    lanes : array
+        Links that the members inside a unit of the level below leave it over, at that rate each.
     """
 
     level: Level
@@ -186,6 +196,7 @@ class Crossing:
     crossed: Any
     step_s: float
     rate: float
+    lanes: Number
 
 
 def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
@@ -199,7 +210,9 @@ def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
     for level, members in zip(ranks.levels, ranks.members, strict=True):
         link = model.link(level.type)
         step_s = link.step + max(level.latency - link.path, 0.0)
-        yield Crossing(level, link, below, members, members > below, step_s, level.bandwidth * link.bandwidth)
+        lanes = 1.0 if link.one_path else below
+        rate = level.bandwidth * link.bandwidth
+        yield Crossing(level, link, below, members, members > below, step_s, rate, lanes)
         below = members
 
 

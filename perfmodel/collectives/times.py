@@ -36,7 +36,7 @@ def _ring_transfer(ranks: Group, passes: int, total_bytes: Number, model: Collec
     slowest: Number = 0.0
     for crossing in crossings(ranks, model):
         share = (passes * (n - 1) + crossing.link.own_copy) / n
-        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.below * crossing.rate))
+        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.lanes * crossing.rate))
     return slowest * total_bytes
 
 
@@ -84,7 +84,7 @@ def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
     for depth, crossing in enumerate(crossings(ranks, model)):
         link, degree = crossing.link, np.ceil(crossing.members / crossing.below)
         share: Number = 2.0 if depth == 0 else 2 * (degree - 1) / degree
-        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.below * crossing.rate))
+        slowest = np.maximum(slowest, crossing.crossed * share / (crossing.lanes * crossing.rate))
         narrowest = min(narrowest, crossing.rate)
         if link.in_network_all_reduce > 1:
             share = 2 * (crossing.members - 1) / crossing.members + link.own_copy / ranks.size
@@ -107,7 +107,7 @@ def hierarchical_all_reduce(ranks: Group, buffer_bytes: Number, model: Collectiv
     for crossing in crossings(ranks, model):
         degree = crossing.members / crossing.below
         latency = latency + 2 * (degree - 1) * crossing.step_s
-        transfer = transfer + 2 * (degree - 1) / degree * buffer_bytes / (crossing.below * crossing.rate)
+        transfer = transfer + 2 * (degree - 1) / degree * buffer_bytes / (crossing.lanes * crossing.rate)
     return joined(ranks, latency, transfer, model)
 
 
@@ -134,7 +134,8 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer
     latency: Number = 0.0
     quick: Number = np.inf
     for depth, crossing in enumerate(crossings(ranks, model)):
-        link, rate = crossing.link, crossing.rate * crossing.link.all_to_all
+        link = crossing.link
+        rate = crossing.rate * link.all_to_all * crossing.lanes / crossing.below
         leaving = (n - crossing.below) / n * (outer_share if depth else 1.0)
         slowest = np.maximum(slowest, crossing.crossed * (leaving + link.own_copy / n) * buffer_bytes / rate)
         latency = np.maximum(latency, crossing.crossed * link.exchange_steps * crossing.step_s)
@@ -204,3 +205,15 @@ def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
         latency = np.maximum(latency, crossing.crossed * crossing.step_s)
         seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
     return joined(ranks, model.launch_s + latency, seconds_per_byte * message_bytes, model)
+
+
+def broadcast(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of a broadcast, or reduce, passed along a chain in pieces: n - 1 steps, S over the slowest link [s].
+
+    Chains start at every adapter of a node, as rings do: level l carries S / (m_(l-1) B_l).
+    """
+    seconds_per_byte: Number = 0.0
+    for crossing in crossings(ranks, model):
+        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / (crossing.lanes * crossing.rate))
+    latency = model.launch_s + _ring_latency(ranks, model)
+    return joined(ranks, latency, seconds_per_byte * message_bytes, model)

@@ -1,0 +1,344 @@
+"""Algorithms of collective operations beside those that a library would take, and the choice among all of them.
+
+Every function takes a group, bytes and the model, and returns the time [s], as in `perfmodel.collectives.times`.
+Notation as in `perfmodel.collectives.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.collectives.model import CollectiveModel, Crossing, Group, crossings, joined
+from perfmodel.collectives.times import (
+    IN_NETWORK_MEMBERS,
+    all_gather,
+    all_to_all,
+    broadcast,
+    hierarchical_all_reduce,
+    ring_all_reduce,
+    send,
+    tree_all_reduce,
+)
+from perfmodel.terms import Array, Number
+
+Seconds = Callable[[Group, Number, CollectiveModel], Array]
+Allowed = Callable[[Group, CollectiveModel], str]
+
+
+def _outermost(ranks: Group, model: CollectiveModel) -> tuple[Number, Number]:
+    """Return the longest step [s] and the least rate [bytes/s] of the links that a group crosses."""
+    step_s: Number = 0.0
+    seconds_per_byte: Number = 0.0
+    for crossing in crossings(ranks, model):
+        step_s = np.maximum(step_s, crossing.crossed * crossing.step_s)
+        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
+    return step_s, 1 / np.where(seconds_per_byte > 0, seconds_per_byte, np.inf)
+
+
+def _degree(crossing: Crossing) -> Array:
+    return np.asarray(crossing.members / crossing.below)
+
+
+def halving_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce by recursive halving and doubling [s].
+
+    Notes
+    -----
+    2 log2(n) steps; near neighbours exchange halves first, so that level l carries 2 (1/m_(l-1) - 1/m_l) S a rank.
+    Where n is no power of two, two more steps of S fold the others in (Thakur, Rabenseifner, Gropp 2005, 4.5).
+    """
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        latency = latency + 2 * np.ceil(np.log2(_degree(crossing))) * crossing.step_s
+        share = 1 / crossing.below - 1 / crossing.members
+        transfer = transfer + 2 * share * buffer_bytes / crossing.rate
+    step_s, rate = _outermost(ranks, model)
+    folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
+    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes / rate, model)
+
+
+def recursive_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce in which partners exchange whole buffers: log2(n) steps of S [s].
+
+    Thakur, Rabenseifner, Gropp (2005), 4.5; ranks that exceed a power of two are folded in by two more steps.
+    """
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        rounds = np.ceil(np.log2(_degree(crossing)))
+        latency = latency + rounds * crossing.step_s
+        transfer = transfer + rounds * buffer_bytes / crossing.rate
+    step_s, rate = _outermost(ranks, model)
+    folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
+    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes / rate, model)
+
+
+def single_tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce up and down one binary tree, cut into the best number of chunks [s].
+
+    Notes
+    -----
+    2 (d + c - 1)(a + S/(c B)) with depth d = log2 n; the best c = sqrt((d - 1) S / (a B)), at least 1. An inner node
+    sends S to its parent and twice S to its children, so its link carries twice what a chain's does (Sanders, Speck,
+    Traeff 2009, section 1): S counts double from three ranks on.
+    """
+    step_s, rate = _outermost(ranks, model)
+    depth = np.ceil(np.log2(np.maximum(ranks.size, 2)))
+    sent = buffer_bytes * np.where(ranks.size > 2, 2.0, 1.0)
+    chunks = np.maximum(np.sqrt((depth - 1) * sent / rate / np.maximum(step_s, 1e-12)), 1.0)
+    seconds = model.launch_s + 2 * (depth + chunks - 1) * (step_s + sent / (chunks * rate))
+    return np.where(ranks.size > 1, seconds, 0.0)
+
+
+def star_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce at one rank: all send to it, it sends to all: 2 (n-1) S/B + 2 steps [s].
+
+    Li et al., "TPI-LLM" (arXiv 2410.00531), section 3.
+    """
+    step_s, rate = _outermost(ranks, model)
+    return joined(ranks, model.launch_s + 2 * step_s, 2 * (ranks.size - 1) * buffer_bytes / rate, model)
+
+
+def _direct_rate(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Number:
+    """Time in which every rank exchanges n-1 of n parts with all others at once [s]."""
+    slowest: Number = 0.0
+    for crossing in crossings(ranks, model):
+        leaving = (ranks.size - crossing.below) / ranks.size
+        rate = crossing.rate * crossing.link.all_to_all
+        slowest = np.maximum(slowest, crossing.crossed * leaving * total_bytes / rate)
+    return slowest
+
+
+def direct_all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-gather, or reduce-scatter, in which all exchange with all at once: a step, (n-1)/n S [s]."""
+    step_s, _ = _outermost(ranks, model)
+    return np.where(ranks.size > 1, model.launch_s + step_s + _direct_rate(ranks, total_bytes, model), 0.0)
+
+
+def one_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce in which every rank reads all others' buffers: a step, (n-1) S [s]."""
+    return direct_all_gather(ranks, ranks.size * buffer_bytes, model)
+
+
+def two_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce in which every rank reduces its part and reads the others': 2 (n-1)/n S [s].
+
+    Before each shot all ranks wait for each other: a barrier of log2(n) steps.
+    """
+    step_s, _ = _outermost(ranks, model)
+    latency = (1 + 2 * np.log2(np.maximum(ranks.size, 1))) * step_s
+    seconds = model.launch_s + latency + 2 * _direct_rate(ranks, buffer_bytes, model)
+    return np.where(ranks.size > 1, seconds, 0.0)
+
+
+def sharp_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-reduce in which the switches of the network add: a step and S over all adapters of a node [s].
+
+    Notes
+    -----
+    Inside a node a reduce-scatter before and an all-gather after; every level outside carries S/m_0 a rank, in and out
+    at once: 2 (k-1)/k times less than a ring (Graham et al., "Scalable Hierarchical Aggregation Protocol", 2016).
+    """
+    latency: Number = model.launch_s
+    slowest: Number = 0.0
+    for depth, crossing in enumerate(crossings(ranks, model)):
+        inside = depth == 0
+        degree = _degree(crossing)
+        latency = latency + crossing.crossed * (2 * (degree - 1) if inside else 1.0) * crossing.step_s
+        share = 2 * (degree - 1) / degree if inside else 1.0
+        first = 1.0 if inside else ranks.members[0]
+        slowest = np.maximum(slowest, crossing.crossed * share / (first * crossing.rate))
+    return joined(ranks, latency, slowest * buffer_bytes, model)
+
+
+def hierarchical_all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-gather level by level, outermost first, or of a reduce-scatter inside out [s].
+
+    Level l takes (k_l - 1) steps and (k_l - 1)/k_l S/m_(l-1) bytes over a rank's own link; the levels add up.
+    """
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        degree = _degree(crossing)
+        latency = latency + (degree - 1) * crossing.step_s
+        transfer = transfer + (degree - 1) / degree * total_bytes / (crossing.lanes * crossing.rate)
+    return joined(ranks, latency, transfer, model)
+
+
+def ring_all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-to-all passed one way around a ring, level by level [s].
+
+    A part goes 1 to k-1 places far: k (k-1)/2 messages of S/k, one after the other, at every level of k units.
+    """
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        degree = _degree(crossing)
+        latency = latency + degree * (degree - 1) / 2 * crossing.step_s
+        transfer = transfer + (degree - 1) / 2 * buffer_bytes / crossing.rate
+    return joined(ranks, latency, transfer, model)
+
+
+def hierarchical_all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an all-to-all level by level: first to the rank of the same place, then across [s].
+
+    Notes
+    -----
+    Level l takes (k_l - 1)/k_l S over a rank's own link in k_l - 1 messages of S/k_l, where a flat all-to-all sends
+    n - 1 of S/n: fewer messages, but everything passes every level.
+    """
+    seconds: Number = model.launch_s
+    for crossing in crossings(ranks, model):
+        degree = _degree(crossing)
+        rate = crossing.rate * crossing.link.all_to_all
+        seconds = seconds + crossing.crossed * crossing.link.exchange_steps * crossing.step_s
+        seconds = seconds + (degree - 1) / degree * buffer_bytes / rate
+    return np.where(ranks.size > 1, seconds, 0.0)
+
+
+def tree_broadcast(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of a broadcast, or reduce, down a binomial tree: log2(n) steps of S [s]. Thakur et al. 2005, 4.3."""
+    latency: Number = model.launch_s
+    transfer: Number = 0.0
+    for crossing in crossings(ranks, model):
+        rounds = np.ceil(np.log2(_degree(crossing)))
+        latency = latency + rounds * crossing.step_s
+        transfer = transfer + rounds * message_bytes / crossing.rate
+    return np.where(ranks.size > 1, latency + transfer, 0.0)
+
+
+NOT_OFFERED = "not offered by NCCL"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to run an operation.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    seconds : callable
+        (group, bytes, model) -> time [s].
+    only : str
+        Why a prediction does not choose it, or "" where NCCL runs it.
+    refused : callable
+        (group, model) -> why it cannot run there, or "".
+    """
+
+    name: str
+    seconds: Seconds
+    only: str = ""
+    refused: Allowed = lambda ranks, model: ""
+
+
+def _one_level(ranks: Group, model: CollectiveModel) -> str:
+    crossed = sum(bool(np.any(crossing.crossed)) for crossing in crossings(ranks, model))
+    return "" if crossed > 1 else "the group lies inside one unit"
+
+
+def _in_network(ranks: Group, model: CollectiveModel) -> bool:
+    return any(
+        crossing.link.in_network_all_reduce > 1 and np.all(crossing.members >= IN_NETWORK_MEMBERS)
+        for crossing in crossings(ranks, model)
+    )
+
+
+def _without_switch(ranks: Group, model: CollectiveModel) -> str:
+    return "the node's switch adds" if _in_network(ranks, model) else ""
+
+
+def _with_switch(ranks: Group, model: CollectiveModel) -> str:
+    return "" if _in_network(ranks, model) else f"no switch adds for {IN_NETWORK_MEMBERS} ranks or more"
+
+
+ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
+    "all_reduce": (
+        Algorithm("ring", ring_all_reduce),
+        Algorithm("double tree", tree_all_reduce, refused=_without_switch),
+        Algorithm("NVLS, trees outside", tree_all_reduce, refused=_with_switch),
+        Algorithm("hierarchical", hierarchical_all_reduce, NOT_OFFERED, _one_level),
+        Algorithm("halving and doubling", halving_doubling_all_reduce, NOT_OFFERED),
+        Algorithm("recursive doubling", recursive_doubling_all_reduce, NOT_OFFERED),
+        Algorithm("single tree", single_tree_all_reduce, NOT_OFFERED),
+        Algorithm("star", star_all_reduce, NOT_OFFERED),
+        Algorithm("one-shot", one_shot_all_reduce, NOT_OFFERED),
+        Algorithm("two-shot", two_shot_all_reduce, NOT_OFFERED),
+        Algorithm("SHARP", sharp_all_reduce, "needs switches that add", _one_level),
+    ),
+    "all_gather": (
+        Algorithm("ring", all_gather),
+        Algorithm("hierarchical", hierarchical_all_gather, NOT_OFFERED, _one_level),
+        Algorithm("direct", direct_all_gather, NOT_OFFERED),
+    ),
+    "all_to_all": (
+        Algorithm("flat", all_to_all),
+        Algorithm("two levels", hierarchical_all_to_all, NOT_OFFERED, _one_level),
+        Algorithm("ring", ring_all_to_all, NOT_OFFERED),
+    ),
+    "broadcast": (Algorithm("ring", broadcast), Algorithm("binomial tree", tree_broadcast)),
+    "send_recv": (Algorithm("message", send),),
+}
+ALGORITHMS["reduce_scatter"] = ALGORITHMS["all_gather"]
+ALGORITHMS["reduce"] = ALGORITHMS["broadcast"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An algorithm that was considered.
+
+    Parameters
+    ----------
+    name : str
+        The algorithm.
+    seconds : float or None
+        Its time [s]; None where it cannot run.
+    reason : str
+        Why it was not taken, or "" for the one that was.
+    """
+
+    name: str
+    seconds: float | None
+    reason: str
+
+
+def choose(operation: str, ranks: Group, total_bytes: float, model: CollectiveModel) -> tuple[Candidate, ...]:
+    """Return every algorithm of an operation for one group and size, the one that a library takes first.
+
+    Parameters
+    ----------
+    operation : str
+        A key of ``ALGORITHMS``.
+    ranks : Group
+        One group.
+    total_bytes : float
+        Size as nccl-tests count it [bytes].
+    model : CollectiveModel
+        Constants.
+
+    Returns
+    -------
+    tuple of Candidate
+        Sorted: the chosen one, others by time, those that cannot run last.
+    """
+    if operation not in ALGORITHMS:
+        raise KeyError(f"unknown operation {operation!r}; known: {', '.join(ALGORITHMS)}")
+    ran: list[tuple[Algorithm, float]] = []
+    found: list[Candidate] = []
+    for algorithm in ALGORITHMS[operation]:
+        reason = algorithm.refused(ranks, model)
+        if reason:
+            found.append(Candidate(algorithm.name, None, reason))
+        else:
+            ran.append((algorithm, float(algorithm.seconds(ranks, total_bytes, model))))
+    ran.sort(key=lambda entry: (entry[0].only != "", entry[1]))
+    best = ran[0][1]
+    listed = [Candidate(ran[0][0].name, best, "")]
+    for algorithm, seconds in sorted(ran[1:], key=lambda entry: entry[1]):
+        slower = f"{seconds / best:.2f} times as long" if seconds > best else "as long"
+        listed.append(Candidate(algorithm.name, seconds, algorithm.only or slower))
+    return (*listed, *found)
