@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.tables import WIDTH
 from hardware.catalogue import names, resolve_cluster
+from hardware.importers.bandwidth_matrix import parse
 from hardware.topology import bisection, graph
 
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -122,3 +124,15 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, ["hardware", "show", *words])
         assert result.exit_code == 2 and message in result.output
+
+
+def test_the_description_in_the_documentation_is_drawn(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "network.md").read_text(encoding="utf-8")
+    described = [block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "kind: cluster" in block]
+    assert described
+    for block in described:
+        path = tmp_path / "cluster.yaml"
+        path.write_text(block, encoding="utf-8")
+        assert "Unlike the rest" in run(str(path), "--topology")
+    (table,) = re.findall(r"^```\n(node,host0.*?)^```", page, re.M | re.S)
+    assert parse(table, "docs").bandwidth[1, 2] == 11.9e9
