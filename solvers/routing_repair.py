@@ -1,0 +1,110 @@
+"""Networks that are cut apart, and what would join them again."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from solvers.result import Objective, Result
+from solvers.routing_adapters import adapter_loads
+from solvers.routing_case import Network, network_of
+from solvers.routing_leaf_spine import LeafSpineNetwork
+from solvers.routing_scenario import RoutingScenario
+
+_MOST_REPAIRS = 500
+
+
+def cut_apart(scenario: RoutingScenario, cut: str, common: dict[str, Any], began: float) -> Result:
+    """Answer that two ends have no path: name the cut and the fewest repairs that join them.
+
+    Parameters
+    ----------
+    scenario : RoutingScenario
+        The question.
+    cut : str
+        What is cut apart, in words.
+    common : dict
+        What every answer to the question says.
+    began : float
+        Value of the clock at which the work began [s].
+
+    Returns
+    -------
+    Result
+        The infeasible answer.
+    """
+    fabric = scenario.machine.cluster.fabric
+    repairs = _repairs(scenario)
+    return Result(
+        status="infeasible",
+        objective=Objective("completion_time_s", None, "s", "min"),
+        solve_time_s=time.perf_counter() - began,
+        why_not=[
+            {
+                "reason": f"{cut}; out: {', '.join(fabric.failed) or 'nothing'}",
+                "candidates": len(scenario.flows.size),
+                "nearest": None,
+            }
+        ],
+        relaxation=[
+            {"constraint": f"link {name}", "now": 0.0, "needed": _rate(scenario, name), "unit": "bytes/s"}
+            for name in repairs
+        ],
+        **common,
+    )
+
+
+def _without(scenario: RoutingScenario, repaired: tuple[str, ...]) -> RoutingScenario:
+    cluster = scenario.machine.cluster
+    failed = tuple(name for name in cluster.fabric.failed if name not in repaired)
+    fabric = cluster.fabric.model_copy(update={"failed": failed})
+    machine = replace(scenario.machine, cluster=cluster.model_copy(update={"fabric": fabric}))
+    return replace(scenario, machine=machine)
+
+
+def _joined(scenario: RoutingScenario) -> bool:
+    return not isinstance(_case_of(scenario), str)
+
+
+def _case_of(scenario: RoutingScenario) -> Network | str:
+    network = network_of(scenario)
+    if network.cut() is not None:
+        return "cut"
+    if isinstance(network, LeafSpineNetwork) and not np.isfinite(
+        adapter_loads(scenario.machine, scenario.flows).time_s
+    ):
+        return "cut"
+    return network
+
+
+def _repairs(scenario: RoutingScenario) -> tuple[str, ...]:
+    """Find the fewest broken parts whose repair gives every flow a path; all of them if that takes too long."""
+    failed = scenario.machine.cluster.fabric.failed
+    tries = itertools.chain.from_iterable(itertools.combinations(failed, count) for count in range(1, len(failed)))
+    for repaired in itertools.islice(tries, _MOST_REPAIRS):
+        if _joined(_without(scenario, repaired)):
+            return repaired
+    kept = tuple(failed)
+    for name in failed:  # no smaller set was found in time: leave out what is not needed
+        fewer = tuple(other for other in kept if other != name)
+        if fewer and _joined(_without(scenario, fewer)):
+            kept = fewer
+    return kept
+
+
+def _rate(scenario: RoutingScenario, name: str) -> float | None:
+    from hardware.cables import cables
+
+    machine = scenario.machine
+    return next(
+        (
+            cable.bandwidth
+            for cable in cables(machine.cluster.fabric, machine.node, machine.cluster.nodes)
+            if name in (f"{cable.a}-{cable.b}", f"{cable.b}-{cable.a}")
+        ),
+        None,
+    )
