@@ -27,6 +27,7 @@ from cli.options import (
     readable,
     write_answer,
 )
+from cli.placement import plan_placement, predict_placement
 from cli.program import Program
 
 if TYPE_CHECKING:
@@ -246,6 +247,8 @@ def _column(frame: Any, name: str) -> str:
 
 
 checks.command("collective")(validate_collective)
+plans.command("placement")(plan_placement)
+predictions.command("placement")(predict_placement)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)
 app.command("bench")(bench)

@@ -16,7 +16,7 @@ _SMALLEST_SHARE = 1e-3
 """Terms that take and hide less than this part of the whole are left out of the breakdown."""
 
 
-def result(answer: Result, top: int = 5) -> RenderableType:
+def result(answer: Result, top: int = 5, plan: RenderableType | None = None) -> RenderableType:
     """Show an answer.
 
     Parameters
@@ -25,6 +25,8 @@ def result(answer: Result, top: int = 5) -> RenderableType:
         The answer.
     top : int
         How many alternatives to show.
+    plan : RenderableType, optional
+        How to show the plan; its fields if left out.
 
     Returns
     -------
@@ -33,7 +35,7 @@ def result(answer: Result, top: int = 5) -> RenderableType:
     """
     parts: list[RenderableType] = [_head(answer)]
     if answer.plan is not None:
-        parts.append(_plan(answer))
+        parts.append(plan or _plan(answer))
     if answer.prediction is not None:
         parts += _prediction(answer.prediction, answer.baseline)
     if answer.breakdown is not None:
