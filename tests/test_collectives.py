@@ -1,10 +1,8 @@
 """Times of collectives, against closed forms worked by hand and against a simulator."""
 
-import csv
 import itertools
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -360,81 +358,6 @@ def test_no_collective_beats_the_wire(found: Any, volume: float) -> None:
     widest = max(level.bandwidth * below for level, below in zip(levels, members, strict=False))
     assert all_gather(ranks, volume, model) >= received / widest * (1 - 1e-9)
     assert all_to_all(ranks, volume, model) >= received / max(level.bandwidth for level in levels) * (1 - 1e-9)
-
-
-# --- a simulator
-
-ORACLE = Path(__file__).parent / "oracles" / "astra_oracle.csv"
-GIB = 2.0**30
-
-
-def oracle() -> list[dict[str, str]]:
-    with ORACLE.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def comparable(row: dict[str, str]) -> bool:
-    """Rows whose conventions these functions share.
-
-    Left out: Switch of the congestion-aware backend (charges every transfer twice), FullyConnected and the algorithms
-    direct, halvingDoubling and doubleBinaryTree (another algorithm's bytes per link), all-to-all (its ring passes
-    everything one way round; ours goes straight), and two dimensions of one split, where one dimension waits for the
-    other (below: they bound ours). With equal rates in both dimensions the inner one carries the most and the sum over
-    dimensions is the flat ring's, so those compare.
-    """
-    if row["collective"] == "all_to_all" or set(row["implementation"].split("x")) != {"ring"}:
-        return False
-    return row["topology"] == "Ring" or row["topology"] == "RingxRing"
-
-
-def levels_of(row: dict[str, str]) -> tuple[Level, ...]:
-    ranks = itertools.accumulate((int(n) for n in row["npus"].split("x")), lambda below, n: below * n)
-    rates = [float(rate) * GIB for rate in row["bandwidth_GiBps"].split("x")]
-    latencies = [float(latency) * 1e-9 for latency in row["latency_ns"].split("x")]
-    return tower(*zip(ranks, rates, latencies, strict=True))
-
-
-def ours(row: dict[str, str]) -> float:
-    levels = levels_of(row)
-    n, size = levels[-1].ranks, float(row["comm_size_bytes"])
-    ranks = group(levels, n, 1)
-    if row["collective"] == "all_reduce":
-        return float(all_reduce(ranks, size, PLAIN))
-    return float(all_gather(ranks, size * n if row["collective"] == "all_gather" else size, PLAIN))
-
-
-@pytest.mark.parametrize(
-    "row",
-    [row for row in oracle() if comparable(row)],
-    ids=lambda row: " ".join(row[key] for key in ("backend", "topology", "npus", "collective", "comm_size_bytes")),
-)
-def test_rings_agree_with_the_simulator(row: dict[str, str]) -> None:
-    # 4 ns of endpoint delay a step are 0.02 % here; ring latency over both dimensions, where theirs is one ring after
-    # the other, is at most 21 us of 3 ms.
-    tolerance = 5e-4 if row["topology"] == "Ring" else 8e-3
-    assert ours(row) == pytest.approx(float(row["time_ns"]) * 1e-9, rel=tolerance)
-
-
-def test_enough_rows_compare() -> None:
-    assert sum(map(comparable, oracle())) >= 13
-
-
-@pytest.mark.parametrize("topology", ["SwitchxSwitch", "SwitchxRing"])
-def test_two_unequal_levels_lie_where_pipelining_over_dimensions_tends(topology: str) -> None:
-    # 8 x 4 ranks, 400 and 50 GiB/s: with one split the dimensions follow each other, which is our hierarchy; with four
-    # they overlap in part. Our ring and tree are the limit of many splits, in which all eight adapters and all links
-    # are busy all the time, but for the latencies of their longer chains.
-    rows = [row for row in oracle() if row["topology"] == topology and row["collective"] == "all_reduce"]
-    times = {row["dataset_splits"]: float(row["time_ns"]) * 1e-9 for row in rows}
-    prediction = ours(rows[0])
-    levels, size = levels_of(rows[0]), float(rows[0]["comm_size_bytes"])
-    stepwise = float(hierarchical_all_reduce(group(levels, levels[-1].ranks, 1), size, PLAIN))
-    # a switch of the unaware backend counts two hops a step, the network's ring one: 14 + 6 steps of 1 us at the most
-    assert stepwise == pytest.approx(times["1"], rel=0.01)
-    assert prediction < times["1"]
-    assert prediction == pytest.approx(times["4"], rel=0.05)
-    # The busier dimension alone: 14/8 S over the inner links.
-    assert prediction > 14 / 8 * float(rows[0]["comm_size_bytes"]) / (400 * GIB)
 
 
 def test_hierarchy_closed_form_with_worked_numbers() -> None:

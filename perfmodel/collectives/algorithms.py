@@ -22,6 +22,7 @@ from perfmodel.collectives.times import (
     send,
     tree_all_reduce,
 )
+from perfmodel.network_bounds import tower_bound
 from perfmodel.terms import Array, Number
 
 Seconds = Callable[[Group, Number, CollectiveModel], Array]
@@ -29,13 +30,13 @@ Allowed = Callable[[Group, CollectiveModel], str]
 
 
 def _outermost(ranks: Group, model: CollectiveModel) -> tuple[Number, Number]:
-    """Return the longest step [s] and the least rate [bytes/s] of the links that a group crosses."""
+    """Return the longest step [s] and the longest time of a byte [s/byte] of the links that a group crosses."""
     step_s: Number = 0.0
     seconds_per_byte: Number = 0.0
     for crossing in crossings(ranks, model):
         step_s = np.maximum(step_s, crossing.crossed * crossing.step_s)
         seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
-    return step_s, 1 / np.where(seconds_per_byte > 0, seconds_per_byte, np.inf)
+    return step_s, seconds_per_byte
 
 
 def _degree(crossing: Crossing) -> Array:
@@ -56,9 +57,9 @@ def halving_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: Colle
         latency = latency + 2 * np.ceil(np.log2(_degree(crossing))) * crossing.step_s
         share = 1 / crossing.below - 1 / crossing.members
         transfer = transfer + 2 * share * buffer_bytes / crossing.rate
-    step_s, rate = _outermost(ranks, model)
+    step_s, per_byte = _outermost(ranks, model)
     folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
-    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes / rate, model)
+    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes * per_byte, model)
 
 
 def recursive_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
@@ -72,9 +73,9 @@ def recursive_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: Col
         rounds = np.ceil(np.log2(_degree(crossing)))
         latency = latency + rounds * crossing.step_s
         transfer = transfer + rounds * buffer_bytes / crossing.rate
-    step_s, rate = _outermost(ranks, model)
+    step_s, per_byte = _outermost(ranks, model)
     folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
-    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes / rate, model)
+    return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes * per_byte, model)
 
 
 def single_tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
@@ -86,11 +87,11 @@ def single_tree_all_reduce(ranks: Group, buffer_bytes: Number, model: Collective
     sends S to its parent and twice S to its children, so its link carries twice what a chain's does (Sanders, Speck,
     Traeff 2009, section 1): S counts double from three ranks on.
     """
-    step_s, rate = _outermost(ranks, model)
+    step_s, per_byte = _outermost(ranks, model)
     depth = np.ceil(np.log2(np.maximum(ranks.size, 2)))
     sent = buffer_bytes * np.where(ranks.size > 2, 2.0, 1.0)
-    chunks = np.maximum(np.sqrt((depth - 1) * sent / rate / np.maximum(step_s, 1e-12)), 1.0)
-    seconds = model.launch_s + 2 * (depth + chunks - 1) * (step_s + sent / (chunks * rate))
+    chunks = np.maximum(np.sqrt((depth - 1) * sent * per_byte / np.maximum(step_s, 1e-12)), 1.0)
+    seconds = model.launch_s + 2 * (depth + chunks - 1) * (step_s + sent * per_byte / chunks)
     return np.where(ranks.size > 1, seconds, 0.0)
 
 
@@ -99,11 +100,11 @@ def star_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
 
     Li et al., "TPI-LLM" (arXiv 2410.00531), section 3.
     """
-    step_s, rate = _outermost(ranks, model)
-    return joined(ranks, model.launch_s + 2 * step_s, 2 * (ranks.size - 1) * buffer_bytes / rate, model)
+    step_s, per_byte = _outermost(ranks, model)
+    return joined(ranks, model.launch_s + 2 * step_s, 2 * (ranks.size - 1) * buffer_bytes * per_byte, model)
 
 
-def _direct_rate(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Number:
+def _direct_transfer(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Number:
     """Time in which every rank exchanges n-1 of n parts with all others at once [s]."""
     slowest: Number = 0.0
     for crossing in crossings(ranks, model):
@@ -116,7 +117,7 @@ def _direct_rate(ranks: Group, total_bytes: Number, model: CollectiveModel) -> N
 def direct_all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Array:
     """Time of an all-gather, or reduce-scatter, in which all exchange with all at once: a step, (n-1)/n S [s]."""
     step_s, _ = _outermost(ranks, model)
-    return np.where(ranks.size > 1, model.launch_s + step_s + _direct_rate(ranks, total_bytes, model), 0.0)
+    return np.where(ranks.size > 1, model.launch_s + step_s + _direct_transfer(ranks, total_bytes, model), 0.0)
 
 
 def one_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
@@ -131,7 +132,7 @@ def two_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveMod
     """
     step_s, _ = _outermost(ranks, model)
     latency = (1 + 2 * np.log2(np.maximum(ranks.size, 1))) * step_s
-    seconds = model.launch_s + latency + 2 * _direct_rate(ranks, buffer_bytes, model)
+    seconds = model.launch_s + latency + 2 * _direct_transfer(ranks, buffer_bytes, model)
     return np.where(ranks.size > 1, seconds, 0.0)
 
 
@@ -306,8 +307,29 @@ class Candidate:
     reason: str
 
 
-def choose(operation: str, ranks: Group, total_bytes: float, model: CollectiveModel) -> tuple[Candidate, ...]:
-    """Return every algorithm of an operation for one group and size, the one that a library takes first.
+@dataclass(frozen=True)
+class Choice:
+    """How an operation is run, and what else there is.
+
+    Parameters
+    ----------
+    operation : str
+        The operation.
+    seconds, bound_s : float
+        Time of the algorithm that is taken, and the least that any could take on these links at their nominal rates and
+        without latency (`perfmodel.network_bounds.tower_bound`) [s].
+    candidates : tuple of Candidate
+        The one that is taken, the others by time, those that cannot run last.
+    """
+
+    operation: str
+    seconds: float
+    bound_s: float
+    candidates: tuple[Candidate, ...]
+
+
+def choose(operation: str, ranks: Group, total_bytes: float, model: CollectiveModel) -> Choice:
+    """Return how a library runs an operation on one group, with the time of every algorithm and the bound.
 
     Parameters
     ----------
@@ -320,25 +342,25 @@ def choose(operation: str, ranks: Group, total_bytes: float, model: CollectiveMo
     model : CollectiveModel
         Constants.
 
-    Returns
-    -------
-    tuple of Candidate
-        Sorted: the chosen one, others by time, those that cannot run last.
+    Raises
+    ------
+    KeyError
+        An operation that is not known.
     """
     if operation not in ALGORITHMS:
         raise KeyError(f"unknown operation {operation!r}; known: {', '.join(ALGORITHMS)}")
     ran: list[tuple[Algorithm, float]] = []
-    found: list[Candidate] = []
+    refused: list[Candidate] = []
     for algorithm in ALGORITHMS[operation]:
-        reason = algorithm.refused(ranks, model)
-        if reason:
-            found.append(Candidate(algorithm.name, None, reason))
+        if reason := algorithm.refused(ranks, model):
+            refused.append(Candidate(algorithm.name, None, reason))
         else:
             ran.append((algorithm, float(algorithm.seconds(ranks, total_bytes, model))))
-    ran.sort(key=lambda entry: (entry[0].only != "", entry[1]))
-    best = ran[0][1]
-    listed = [Candidate(ran[0][0].name, best, "")]
-    for algorithm, seconds in sorted(ran[1:], key=lambda entry: entry[1]):
-        slower = f"{seconds / best:.2f} times as long" if seconds > best else "as long"
-        listed.append(Candidate(algorithm.name, seconds, algorithm.only or slower))
-    return (*listed, *found)
+    taken, best = min((entry for entry in ran if not entry[0].only), key=lambda entry: entry[1])
+    listed = [Candidate(taken.name, best, "")]
+    for algorithm, seconds in sorted(ran, key=lambda entry: entry[1]):
+        if algorithm is not taken:
+            slower = f"{seconds / best:.3g} times as long" if seconds > best else "as long"
+            listed.append(Candidate(algorithm.name, seconds, algorithm.only or slower))
+    bound_s = float(tower_bound(operation, ranks, total_bytes))
+    return Choice(operation, best, bound_s, (*listed, *refused))
