@@ -145,6 +145,8 @@ def shown_value(path: tuple[str, ...], value: object) -> str:
         Rates of a network in bits, as people write them; all others in bytes.
     """
     dimension = dimension_of(path, value)
+    if isinstance(value, tuple) and any(isinstance(item, tuple) for item in value):
+        return ", ".join(f"[{quantity('', item)}]" for item in value)
     if dimension is None or not isinstance(value, int | float):
         return quantity(path[-1] if path[-1] not in ("count", "nodes") else "", value)
     if dimension == "bytes/s" and path[0] in ("nics", "fabric"):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich.console import Group, RenderableType
 
 from cli.tables import WIDTH, number, seconds, table, text
-from hardware.cables import SWITCHED, Cable, cables
+from hardware.cables import SWITCHED, Cable, cables, site_nodes, split_name
 from hardware.catalogue import Machine
 from hardware.clos import clos
 from hardware.devices import joins, nearest_ports, numa_domains
@@ -16,7 +16,7 @@ from hardware.fabric import capacity, kind_of
 from hardware.topology import bisection, graph, levels
 from hardware.units import format_quantity
 
-_ABOVE = {"host": 0, "leaf": 1, "group": 1, "domain": 1, "spine": 2, "network": 2, "core": 3}
+_ABOVE = {"host": 0, "leaf": 1, "group": 1, "domain": 1, "spine": 2, "network": 2, "core": 3, "site": 4}
 """Kind of part -> layer it is drawn in; parts of other kinds go above what they are joined to."""
 _MOST_ROWS = 6
 """Rows of a torus that are drawn."""
@@ -153,7 +153,7 @@ def _network(machine: Machine) -> tuple[tuple[tuple[Box, ...], ...], tuple[Line,
             if kind_of(one) == "host":
                 to.setdefault(one, []).append((other, now[cable.a, cable.b], cable.bandwidth))
     alike: dict[tuple[tuple[str, float, float], ...], list[str]] = {}
-    for host in sorted(to, key=_number):
+    for host in sorted(to, key=split_name):
         alike.setdefault(tuple(to[host]), []).append(host)
     first = {host: group[0] for group in alike.values() for host in group}
     boxes = {group[0]: Box(group[0], _span(group), len(group)) for group in alike.values()}
@@ -166,7 +166,7 @@ def _network(machine: Machine) -> tuple[tuple[tuple[Box, ...], ...], tuple[Line,
     beside = {name for pair in lines if any(kind_of(name) == "host" for name in pair) for name in pair}
     height = {name: _ABOVE.get(kind_of(name), 1 if name in beside else 2) for name in boxes}
     layers = tuple(
-        tuple(sorted((boxes[name] for name in boxes if height[name] == layer), key=lambda box: _number(box.name)))
+        tuple(sorted((boxes[name] for name in boxes if height[name] == layer), key=lambda box: split_name(box.name)))
         for layer in sorted({*height.values()})
     )
     return layers, tuple(lines.values())
@@ -185,13 +185,9 @@ def _torus(machine: Machine) -> tuple[tuple[tuple[Box, ...], ...], tuple[Line, .
     return tuple(tuple(Box(f"chip{chip}", f"chip{chip}") for chip in row) for row in shown), lines
 
 
-def _number(name: str) -> tuple[str, int]:
-    return kind_of(name), int(name.removeprefix(kind_of(name)) or 0)
-
-
 def _span(names: Sequence[str]) -> str:
     """Write names of one kind as a range where they follow each other."""
-    numbers = [_number(name)[1] for name in names]
+    numbers = [split_name(name)[1] for name in names]
     if len(names) == 1:
         return names[0]
     if numbers == list(range(numbers[0], numbers[-1] + 1)):
@@ -263,7 +259,7 @@ def _oversubscription(machine: Machine, across: float) -> dict[str, float]:
     if nics is None or nodes == 1 or fabric.type in ("torus", "nvlink-domain"):
         return found
     if fabric.type in SWITCHED:
-        network = clos(fabric, nics, nodes)
+        network = clos(fabric, nics, site_nodes(fabric, nodes))
         found["leaf"] = network.oversubscription
         if network.pods > 1:
             found["spine"] = network.core_oversubscription
@@ -437,9 +433,8 @@ def _devices(machine: Machine) -> RenderableType:
     rows = []
     for index, ports in enumerate(nearest_ports(node)):
         to = beside[f"gpu{index}"]
-        peers = (
-            _span(sorted((name for name in to if name in beside), key=_number)) if any(n in beside for n in to) else ""
-        )
+        mates = sorted((name for name in to if name in beside), key=split_name)
+        peers = _span(mates) if mates else ""
         others = [name for name in to if name not in beside]
         near = _span([f"nic{port}" for port in ports]) if ports else "-"
         rows.append((f"gpu{index}", str(domains[index]), ", ".join(filter(None, [peers, *others])), near))

@@ -145,7 +145,7 @@ def _foot(shown: Picture, facts: Mapping[str, Any] | None) -> str:
         words = [f"{count:,} {name}" for name, count in facts["parts"].items()]
         if facts["bisection_bytes_per_s"]:
             words.append(f"bisection {format_quantity(facts['bisection_bytes_per_s'], 'bytes/s')} one way")
-        words += [f"oversubscription of {name} {ratio:.3g}:1" for name, ratio in facts["oversubscription"].items()]
+        words += [f"oversubscription of {name} {ratio:.4g}:1" for name, ratio in facts["oversubscription"].items()]
     if any(line.bandwidth == 0 for line in uneven):
         words.append("dashed: broken")
     if any(line.bandwidth for line in uneven):

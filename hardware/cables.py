@@ -1,11 +1,13 @@
 """The cables of a network, one connection after the other, and how many switches and cables it takes."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hardware.clos import Clos, clos, core_cables
-from hardware.network import Edge, Fabric, Link, Nics
+from hardware.network import Edge, Fabric, Link, Nics, Wan
 from hardware.schema import Node
 
 SWITCHED = ("leaf-spine", "rail-optimised", "fat-tree")
@@ -141,10 +143,12 @@ def cables(fabric: Fabric, node: Node, nodes: int) -> Iterator[Cable]:
     Cable
         Nodes are called host0 on, switches leaf0, spine0, core0 on. Groups of a dragonfly (group0) and domains of
         NVLink (domain0) stand for all their switches, ``network`` for what is not described; a torus joins accelerators
-        (chip0).
+        (chip0). Of several sites each has a gateway (site0); numbers of all other parts go on from site to site.
     """
     nics = node.nics
-    if fabric.type == "torus":
+    if fabric.wan is not None and nodes > fabric.wan.hosts_per_site:
+        yield from _cables_of_sites(fabric, fabric.wan, node, nodes)
+    elif fabric.type == "torus":
         yield from _torus_cables(fabric, node)
     elif isinstance(fabric.edges, tuple):
         together: dict[tuple[str, str], list[Edge]] = {}
@@ -171,6 +175,62 @@ def cables(fabric: Fabric, node: Node, nodes: int) -> Iterator[Cable]:
                 yield Cable(f"group{one}", f"group{other}", size * rate * fabric.taper / (groups - 1), 1)
     elif nics is not None and nodes > 1:
         yield from _clos_cables(clos(fabric, nics, nodes), nics, nodes)
+
+
+def site_nodes(fabric: Fabric, nodes: int) -> int:
+    """Give the nodes of one site.
+
+    Parameters
+    ----------
+    fabric
+        The network.
+    nodes
+        Nodes of the cluster [1].
+
+    Returns
+    -------
+    int
+        Nodes [1]; all if there are no lines between sites.
+    """
+    return nodes if fabric.wan is None else min(nodes, fabric.wan.hosts_per_site)
+
+
+def _cables_of_sites(fabric: Fabric, wan: Wan, node: Node, nodes: int) -> Iterator[Cable]:
+    """Number the parts of all sites on; join the uppermost of each to its gateway, and all gateways in pairs."""
+    sites = math.ceil(nodes / wan.hosts_per_site)
+    inside = tuple(cables(fabric.model_copy(update={"wan": None}), node, wan.hosts_per_site))
+    parts = sorted({"host0", *(name for cable in inside for name in (cable.a, cable.b))}, key=split_name)
+    many = Counter(kind for kind, _ in map(split_name, parts))
+    top = next(kind for kind in ("core", "spine", "network", "group", "domain", "host") if kind in many)
+
+    def moved(name: str, site: int) -> str:
+        kind, number = split_name(name)
+        return f"{kind}{number + site * many[kind]}"
+
+    for site in range(sites):
+        yield from (replace(cable, a=moved(cable.a, site), b=moved(cable.b, site)) for cable in inside)
+        for name in parts:
+            if split_name(name)[0] == top:
+                yield Cable(moved(name, site), f"site{site}", wan.rate * (sites - 1), 1)
+    for one, other in itertools.combinations(range(sites), 2):
+        yield Cable(f"site{one}", f"site{other}", wan.rate, 1, wan.latency)
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Split the name of a part of a network into its kind and its number, 0 if it has none.
+
+    Parameters
+    ----------
+    name
+        Such as ``leaf12``.
+
+    Returns
+    -------
+    tuple of str and int
+        Such as ``("leaf", 12)``.
+    """
+    kind = name.rstrip("0123456789")
+    return kind, int(name.removeprefix(kind) or 0)
 
 
 def _clos_cables(network: Clos, nics: Nics, nodes: int) -> Iterator[Cable]:

@@ -4,10 +4,10 @@ import csv
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path as FilePath
 
-from hardware.cables import SWITCHED, cables
+from hardware.cables import SWITCHED, cables, site_nodes, split_name
 from hardware.clos import Clos, clos, core_cables
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.files import read_text
@@ -78,18 +78,21 @@ def check_fabric(fabric: Fabric, node: Node, nodes: int) -> None:
     KeyFaultsError
         Placed below the fabric: contradictions, parts that do not exist, and nodes that nothing connects.
     """
+    if fabric.wan is not None and nodes > fabric.wan.hosts_per_site and nodes % fabric.wan.hosts_per_site:
+        message = f"{nodes} nodes are not whole sites of {fabric.wan.hosts_per_site}"
+        raise KeyFaultsError((("wan", "hosts_per_site"), message))
     if fabric.type == "torus":
         _check_torus(fabric, node, nodes)
     elif fabric.type == "nvlink-domain":
         if fabric.link is None and not any(link.type == "nvswitch" for link in node.links):
             raise KeyFaultsError((("link",), f'missing; node "{node.name}" has no link of type nvswitch either'))
-        if node.nics is None and nodes > (fabric.hosts_per_group or nodes):
+        if node.nics is None and nodes > min(fabric.hosts_per_group or nodes, site_nodes(fabric, nodes)):
             raise KeyFaultsError(((), f'several domains need a network, but node "{node.name}" has no nics'))
     elif node.nics is None:
         if nodes > 1:
             raise KeyFaultsError(((), f'{nodes} nodes need a network, but node "{node.name}" has no nics'))
     elif fabric.type in SWITCHED:
-        clos(fabric, node.nics, nodes)
+        clos(fabric, node.nics, site_nodes(fabric, nodes))
     if isinstance(fabric.edges, tuple):
         _check_hosts(fabric.edges, nodes)
     if isinstance(fabric.edges, tuple) or fabric.failed or fabric.overrides:
@@ -146,7 +149,7 @@ def _check_links(fabric: Fabric, node: Node, nodes: int) -> None:
     start = next(iter(beside), "") if fabric.type == "torus" else "host0"
     reached = _reached(fabric, beside, start)
     kind = "chip" if fabric.type == "torus" else "host"
-    cut_off = sorted((name for name in beside if kind_of(name) == kind and name not in reached), key=_number)
+    cut_off = sorted((name for name in beside if kind_of(name) == kind and name not in reached), key=split_name)
     if cut_off:
         shown = ", ".join(cut_off[:5]) + (f" and {len(cut_off) - 5} more" if len(cut_off) > 5 else "")
         where = "failed" if fabric.failed else "edges"
@@ -154,8 +157,11 @@ def _check_links(fabric: Fabric, node: Node, nodes: int) -> None:
             ((where,), f"{'too much is broken: ' if fabric.failed else ''}no path from {start} to {shown}")
         )
     if fabric.type in SWITCHED and node.nics is not None:
-        network = clos(fabric, node.nics, nodes)
-        if not (leaf_share(fabric, network, nodes) and core_share(fabric, network, nodes)):
+        hosts = site_nodes(fabric, nodes)
+        network = clos(fabric, node.nics, hosts)
+        if not (
+            leaf_share(fabric, network, hosts, nodes // hosts) and core_share(fabric, network, hosts, nodes // hosts)
+        ):
             raise KeyFaultsError((("failed",), "too much is broken: two leaves have no path between them"))
 
 
@@ -165,14 +171,10 @@ def _ends(name: str) -> list[tuple[str, str]]:
     return [(name[:place], name[place + 1 :]) for place in places]
 
 
-def _number(name: str) -> int:
-    return int(name.removeprefix(kind_of(name)) or 0)
-
-
 def _no_such_part(beside: Mapping[str, set[str]], whole: bool, name: str) -> str:
     most: dict[str, int] = {}
     for part in beside:
-        most[kind_of(part)] = max(most.get(kind_of(part), 0), _number(part))
+        most[kind_of(part)] = max(most.get(kind_of(part), 0), split_name(part)[1])
     names = ", ".join(f"{kind}0 to {kind}{last}" for kind, last in list(most.items())[:5] if kind != "host")
     one = next((part for part in beside if kind_of(part) in ("leaf", "group", "domain")), next(iter(beside), "host0"))
     other = next(iter(sorted(beside.get(one, ()), reverse=True)), "leaf0")
@@ -236,7 +238,7 @@ def capacity(fabric: Fabric, a: str, b: str, built: float) -> float:
     return fabric.overrides.get(f"{a}-{b}", fabric.overrides.get(f"{b}-{a}", built))
 
 
-def kept_shares(fabric: Fabric, node: Node, nodes: int, hosts: int) -> dict[str, float]:
+def kept_shares(fabric: Fabric, node: Node, nodes: int, used: Collection[int]) -> dict[str, float]:
     """Work out how much of its rate the worst part of each kind keeps.
 
     Parameters
@@ -247,8 +249,8 @@ def kept_shares(fabric: Fabric, node: Node, nodes: int, hosts: int) -> dict[str,
         One of the nodes.
     nodes
         Nodes of the cluster [1].
-    hosts
-        Nodes in use, the first ones of the cluster [1].
+    used
+        Numbers of the nodes in use.
 
     Returns
     -------
@@ -261,14 +263,17 @@ def kept_shares(fabric: Fabric, node: Node, nodes: int, hosts: int) -> dict[str,
         return {}
     built: dict[tuple[str, str], float] = {}
     kept: dict[tuple[str, str], float] = {}
+    below: dict[str, set[str]] = {}
     for cable in cables(fabric, node, nodes):
         for one, other in ((cable.a, cable.b), (cable.b, cable.a)):
             key = (one, f"{kind_of(one)}-{kind_of(other)}")
+            if kind_of(other) == "host":
+                below.setdefault(one, set()).add(other)
             built[key] = built.get(key, 0.0) + cable.bandwidth
             kept[key] = kept.get(key, 0.0) + capacity(fabric, cable.a, cable.b, cable.bandwidth)
-    idle = {f"host{host}" for host in range(hosts, nodes)}
-    if fabric.hosts_per_group:
-        idle |= {f"group{group}" for group in range(math.ceil(hosts / fabric.hosts_per_group), nodes)}
+    idle = {f"host{host}" for host in range(nodes) if host not in used}
+    # So is what stands for switches that only idle nodes are on.
+    idle |= {name for name, some in below.items() if some <= idle}
     shares: dict[str, float] = {}
     for (name, kinds), rate in built.items():
         if name not in idle:
@@ -278,10 +283,10 @@ def kept_shares(fabric: Fabric, node: Node, nodes: int, hosts: int) -> dict[str,
 
 def kind_of(name: str) -> str:
     """Give the kind of a part of a network: its name without the number."""
-    return name.rstrip("0123456789")
+    return split_name(name)[0]
 
 
-def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
+def leaf_share(fabric: Fabric, network: Clos, hosts: int, sites: int = 1) -> float:
     """Work out how much of its rate to the spines the worst pair of leaves has.
 
     Parameters
@@ -289,9 +294,11 @@ def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     fabric
         The network as written.
     network
-        The network complete.
+        The network of one site, complete.
     hosts
-        Nodes in use, the first ones of the cluster.
+        Nodes in use at each site, the first ones of it [1].
+    sites
+        Sites in use, the first ones [1].
 
     Returns
     -------
@@ -306,26 +313,29 @@ def leaf_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     """
     if not (fabric.failed or fabric.overrides):
         return 1.0
-    used = network.rails * math.ceil(hosts / network.hosts_per_leaf)
     built = network.cables_per_pair * network.link
+    used = network.rails * math.ceil(hosts / network.hosts_per_leaf)
     worst = math.inf
-    for rail in range(network.rails):
-        for pod in range(network.pods):
-            leaves = range(pod * network.leaves_per_pod, min((pod + 1) * network.leaves_per_pod, used))
-            # Most leaves are whole and alike: pairs of distinct rows, and one row with itself where two leaves have it.
-            rows = Counter(
-                tuple(capacity(fabric, f"leaf{leaf}", f"spine{spine}", built) for spine in network.spines_of(leaf))
-                for leaf in leaves
-                if leaf % network.rails == rail
+    for site, rail, pod in itertools.product(range(sites), range(network.rails), range(network.pods)):
+        first_leaf, first_spine = site * network.leaves, site * network.spines
+        leaves = range(pod * network.leaves_per_pod, min((pod + 1) * network.leaves_per_pod, used))
+        # Most leaves are whole and alike: pairs of distinct rows, and one row with itself where two leaves have it.
+        rows = Counter(
+            tuple(
+                capacity(fabric, f"leaf{first_leaf + leaf}", f"spine{first_spine + spine}", built)
+                for spine in network.spines_of(leaf)
             )
-            pairs = [*itertools.combinations(rows, 2), *((row, row) for row, many in rows.items() if many > 1)]
-            # A leaf alone in its pod still reaches the core through its spines.
-            for one, other in pairs or [(row, row) for row in rows]:
-                worst = min(worst, sum(map(min, one, other)) / (built * network.spines_per_leaf))
+            for leaf in leaves
+            if leaf % network.rails == rail
+        )
+        pairs = [*itertools.combinations(rows, 2), *((row, row) for row, many in rows.items() if many > 1)]
+        # A leaf alone in its pod still reaches the core through its spines.
+        for one, other in pairs or [(row, row) for row in rows]:
+            worst = min(worst, sum(map(min, one, other)) / (built * network.spines_per_leaf))
     return worst
 
 
-def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
+def core_share(fabric: Fabric, network: Clos, hosts: int, sites: int = 1) -> float:
     """Work out how much of its rate to the core the worst pod has.
 
     Parameters
@@ -333,9 +343,11 @@ def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     fabric
         The network as written.
     network
-        The network complete.
+        The network of one site, complete.
     hosts
-        Nodes in use, the first ones of the cluster.
+        Nodes in use at each site, the first ones of it [1].
+    sites
+        Sites in use, the first ones [1].
 
     Returns
     -------
@@ -344,12 +356,15 @@ def core_share(fabric: Fabric, network: Clos, hosts: int) -> float:
     """
     if not (fabric.failed or fabric.overrides) or network.pods == 1:
         return 1.0
-    shares = []
-    for pod in range(min(network.pods, math.ceil(hosts / network.hosts_per_pod))):
-        kept = sum(
-            capacity(fabric, f"spine{spine}", f"core{core}", count * network.link)
+    kept = []
+    for site, pod in itertools.product(
+        range(sites), range(min(network.pods, math.ceil(hosts / network.hosts_per_pod)))
+    ):
+        first_spine, first_core = site * network.spines, site * network.cores
+        rates = (
+            capacity(fabric, f"spine{first_spine + spine}", f"core{first_core + core}", count * network.link)
             for spine in range(pod * network.spines_per_pod, (pod + 1) * network.spines_per_pod)
             for core, count in core_cables(network, spine).items()
         )
-        shares.append(kept / (network.spines_per_pod * network.core_uplinks * network.link))
-    return min(shares)
+        kept.append(sum(rates))
+    return min(kept) / (network.spines_per_pod * network.core_uplinks * network.link)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hardware.cables import SWITCHED, Cable, cables
+from hardware.cables import SWITCHED, Cable, cables, site_nodes, split_name
 from hardware.catalogue import Machine
 from hardware.clos import clos, core_cables
 from hardware.devices import joins, nearest_ports, numa_domains
@@ -96,7 +96,8 @@ def _at_end(machine: Machine, host: str, other: str) -> list[str]:
     if kind_of(other) == "domain" or nics is None:
         return [f"{host}/gpu{index}" for index in range(machine.node.accelerators.count)]
     if machine.cluster.fabric.type in SWITCHED:
-        network = clos(machine.cluster.fabric, nics, machine.cluster.nodes)
+        fabric = machine.cluster.fabric
+        network = clos(fabric, nics, site_nodes(fabric, machine.cluster.nodes))
         rail = int(other.removeprefix("leaf")) % network.rails
         return [f"{host}/nic{port}" for port in range(rail, nics.count, network.rails)]
     return [f"{host}/nic{port}" for port in range(nics.count)]
@@ -169,8 +170,9 @@ def leaf_spine(machine: Machine) -> LeafSpine:
     import numpy
 
     fabric, nics, nodes = machine.cluster.fabric, machine.node.nics, machine.cluster.nodes
-    if fabric.type not in SWITCHED or nics is None:
-        raise ValueError(f"a network of leaves and spines is needed, not {fabric.type}")
+    if fabric.type not in SWITCHED or nics is None or nodes > site_nodes(fabric, nodes):
+        what = fabric.type if nodes == site_nodes(fabric, nodes) else "several sites"
+        raise ValueError(f"a network of leaves and spines is needed, not {what}")
     network = clos(fabric, nics, nodes)
     up = numpy.zeros((network.leaves, network.spines))
     for leaf in range(network.leaves):
@@ -214,14 +216,15 @@ def counts(machine: Machine) -> dict[str, int]:
     fabric, nics, nodes = machine.cluster.fabric, machine.node.nics, machine.cluster.nodes
     if nics is None or fabric.type not in SWITCHED:
         return {}
-    network = clos(fabric, nics, nodes)
+    network = clos(fabric, nics, site_nodes(fabric, nodes))
+    sites = nodes // site_nodes(fabric, nodes)
     return {
-        "leaf_switches": network.leaves,
-        "spine_switches": network.spines,
-        "core_switches": network.cores,
+        "leaf_switches": sites * network.leaves,
+        "spine_switches": sites * network.spines,
+        "core_switches": sites * network.cores,
         "node_leaf_cables": nodes * nics.count,
-        "leaf_spine_cables": network.leaves * network.uplinks,
-        "spine_core_cables": network.spines * network.core_uplinks,
+        "leaf_spine_cables": sites * network.leaves * network.uplinks,
+        "spine_core_cables": sites * network.spines * network.core_uplinks,
     }
 
 
@@ -253,7 +256,7 @@ def bisection(machine: Machine) -> float:
         dims = fabric.dims or ()
         size = max(dims)
         stride = math.prod(dims[: dims.index(size)])
-        upper = {name: _number(name) // stride % size >= size / 2 for name in drawn}
+        upper = {name: split_name(name)[1] // stride % size >= size / 2 for name in drawn}
     else:
         upper = {f"host{host}": host >= machine.cluster.nodes / 2 for host in range(machine.cluster.nodes)}
     if len({*upper.values()}) < 2:
@@ -273,10 +276,6 @@ def bisection(machine: Machine) -> float:
     parts = sink + 1
     matrix = coo_array((whole, (rows, columns)), shape=(parts, parts)).tocsr()
     return float(maximum_flow(matrix, source, sink).flow_value * unit)
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix(kind_of(name)))
 
 
 def measured_bandwidth(machine: Machine) -> "BandwidthMatrix | None":

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from hardware.faults import KeyFaultsError, Path
 from hardware.provenance import Description, Text
-from hardware.units import BytesPerSecond, Seconds, format_quantity
+from hardware.units import BytesPerSecond, PositiveBytes, Seconds, format_quantity
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Place = Annotated[int, Field(strict=True, ge=0)]
@@ -136,6 +136,35 @@ class Edge(Description):
     """Time on the way beyond that of the switches, such as 20 ms of a line between two sites."""
 
 
+class Wan(Description):
+    """Lines between sites, each of which is a network of its own; every two sites have one."""
+
+    hosts_per_site: Count
+    """Nodes of one site."""
+    bandwidth: BytesPerSecond
+    """Rate of the line between two sites in one direction, such as 100 Gbit/s."""
+    latency: Seconds
+    """Time on the line in one direction, such as 20 ms."""
+    connections: Count | None = None
+    """Connections that the traffic between two sites is spread over, where they limit it; with window."""
+    window: PositiveBytes | None = None
+    """Bytes of one connection on the way at most, such as 16 MiB."""
+
+    @property
+    def rate(self) -> float:
+        """Rate between two sites in one direction [B/s]: each connection sends one window in a round trip at most."""
+        if self.connections is None or self.window is None or not self.latency:
+            return self.bandwidth
+        return min(self.bandwidth, self.connections * self.window / (2 * self.latency))
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        for key, other in (("window", "connections"), ("connections", "window")):
+            if getattr(self, key) is None and getattr(self, other) is not None:
+                raise KeyFaultsError(((key,), f"missing; {other} needs it"))
+        return self
+
+
 def _path_or_edges(value: object) -> str:
     return "(path)" if isinstance(value, str) else "(edges)"
 
@@ -182,6 +211,8 @@ class Fabric(Description):
     ) = None
     """edges: the links, or the path of a CSV with the columns a, b, bandwidth and perhaps latency; nodes are called
     host0, host1, ..."""
+    wan: Wan | None = None
+    """Lines between sites; what else stands here describes one site."""
     switch_latency: Seconds | None = None
     """Time through one switch, such as 100 ns; a documented default of the protocol if left out."""
     failed: tuple[Text, ...] = ()
@@ -204,6 +235,8 @@ class Fabric(Description):
             "nvlink-domain": {"hosts_per_group", "link", "oversubscription"},
             "edges": {"edges"},
         }[self.type] | {"type", "switch_latency", "failed", "overrides"}
+        if self.type not in ("torus", "edges"):
+            allowed.add("wan")
         faults: list[tuple[Path, str]] = [
             ((key,), f"has no meaning for a fabric of type {self.type}; allowed: {', '.join(sorted(allowed))}")
             for key in sorted(self.model_fields_set - allowed)

@@ -18,6 +18,7 @@ from hardware.cables import (
     domain_link,
     link_bandwidth,
     network_bandwidth,
+    site_nodes,
     torus_bandwidth,
     torus_neighbour,
 )
@@ -120,7 +121,8 @@ def levels(machine: Machine, ranks: int | None = None) -> tuple[Level, ...]:
     The rate of a rank into the network is that of the node's adapters over its accelerators. Above a leaf it is divided
     by the oversubscription, above the spines by that of the core too; broken and slow links lower it to the share that
     the worst node, pair of leaves (`hardware.fabric.leaf_share`) or group keeps. A network of any other shape
-    (``edges``) has one level with the least of the rates that its cuts allow (`cut_bandwidth`).
+    (``edges``) has one level with the least of the rates that its cuts allow (`cut_bandwidth`). Lines between sites are
+    the last level: the ranks of a site share the line to the next one.
     """
     count = machine.node.accelerators.count
     total = machine.accelerators if ranks is None else ranks
@@ -135,12 +137,30 @@ def levels(machine: Machine, ranks: int | None = None) -> tuple[Level, ...]:
     fabric = machine.cluster.fabric
     if fabric.type == "torus":
         return _torus_levels(machine, total)
-    tower = [*_node_levels(machine, per_node), *_network_levels(machine, hosts, per_node)]
+    site = _unit(total, site_nodes(fabric, hosts) * per_node, per_node)
+    tower = [*_node_levels(machine, per_node), *_network_levels(machine, site // per_node, per_node, total // site)]
+    if fabric.wan is not None and site < total:
+        way = 2 * ADAPTER_LATENCY_S + fabric.wan.latency
+        share = _line_rate(machine, hosts) / per_node
+        tower.append(Level("wan", total, min(share, *(level.bandwidth for level in tower)), way, "ethernet"))
     return tuple(
         level
         for below, level in zip([1, *(level.ranks for level in tower)], tower, strict=False)
         if level.ranks > below
     )
+
+
+def _line_rate(machine: Machine, hosts: int) -> float:
+    """Give what a node has of the worst line between sites when all of its site send over it [B/s].
+
+    Where a line is broken, its traffic goes over a third site, whose lines then carry twice as much.
+    """
+    fabric, each = machine.cluster.fabric, site_nodes(machine.cluster.fabric, hosts)
+    sites = math.ceil(hosts / each)
+    used = {f"site{site}" for site in range(sites)}
+    links = cables(fabric, machine.node, machine.cluster.nodes)
+    now = [capacity(fabric, link.a, link.b, link.bandwidth) for link in links if {link.a, link.b} <= used]
+    return min(rate for rate in now if rate) / (1 if all(now) else 2) / math.ceil(hosts / sites)
 
 
 def _unit(total: int, limit: int, inner: int) -> int:
@@ -163,12 +183,16 @@ def _node_levels(machine: Machine, per_node: int) -> Iterator[Level]:
         yield Level("node" if group == count else link.name, inner, link_bandwidth(link), latency, link.type)
 
 
-def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Level]:
+def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> Iterator[Level]:
+    """Walk up the network of one site, as slow as the worst of those in use; so many nodes of each."""
     fabric, node, total = machine.cluster.fabric, machine.node, hosts * per_node
     nics = node.nics
     if hosts == 1:
         return
-    kept = kept_shares(fabric, node, machine.cluster.nodes, hosts) if fabric.type != "edges" else {}
+    nodes = machine.cluster.nodes
+    each = site_nodes(fabric, nodes)
+    used = {site * each + host for site in range(sites) for host in range(hosts)}
+    kept = kept_shares(fabric, node, nodes, used) if fabric.type != "edges" else {}
     if fabric.type == "nvlink-domain":
         link = domain_link(node)
         latency = link.latency if link and link.latency is not None else LINK_LATENCY_S["nvswitch"]
@@ -202,14 +226,14 @@ def _network_levels(machine: Machine, hosts: int, per_node: int) -> Iterator[Lev
         share = min(1.0, cut_bandwidth(links, hosts) / (rate * per_node))
         yield level("fabric", total, share, farthest.switches, farthest.latency)
     else:
-        network = clos(fabric, nics, machine.cluster.nodes)
+        network = clos(fabric, nics, each)
         leaf = _unit(total, network.hosts_per_leaf * per_node, per_node)
         own = kept.get("host-leaf", 1.0)
         yield level("leaf", leaf, own, 1)
         pod = _unit(total, network.hosts_per_pod * per_node, leaf) if network.pods > 1 else total
-        share = leaf_share(fabric, network, hosts) / network.oversubscription
+        share = leaf_share(fabric, network, hosts, sites) / network.oversubscription
         yield level("spine", pod, min(own, share), 3)
-        share *= min(1.0, core_share(fabric, network, hosts) / network.core_oversubscription)
+        share *= min(1.0, core_share(fabric, network, hosts, sites) / network.core_oversubscription)
         yield level("core", total, min(own, share), 5)
 
 

@@ -124,6 +124,63 @@ def test_the_published_table_of_superpods_is_the_one_above() -> None:
         assert found == expected
 
 
+@pytest.fixture(scope="module")
+def reference() -> dict[tuple[str, str], float]:
+    path = DATA / "network" / "topology_facts.csv"
+    if not path.exists():
+        pytest.skip(f"no {path}: set PERFMODEL_DATA")
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    units = {"GB/s": 1e9, "Gb/s": 1e9 / 8}
+    return {
+        (row["system"], row["item"]): float(row["value"]) * units.get(row["unit"], 1.0)
+        for row in rows
+        if row["value"].replace(".", "").isdigit()
+    }
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "link"),
+    [
+        ("DGX H100", "dgx-h100", "nvlink"),
+        ("HGX H200", "dgx-h200", "nvlink"),
+        ("DGX A100", "dgx-a100", "nvlink"),
+        ("GB200 NVL72", "gb200-nvl72", "nvlink"),
+    ],
+)
+def test_published_machines_in_the_graph(
+    reference: dict[tuple[str, str], float], system: str, name: str, link: str
+) -> None:
+    drawn = graph(resolve_cluster(name, HERE), detail="devices")
+    found = kinds(drawn)
+    assert found["gpu"] == reference[system, "gpus"]
+    rate = reference[system, "nvlink_bw_per_gpu_unidirectional"]
+    assert {drawn[f"host0/gpu{index}"][f"host0/{link}0"]["capacity"] for index in range(found["gpu"])} == {rate}
+    ports = {data["capacity"] for a, b, data in drawn.edges(data=True) if "/nic" in a + b}
+    for item, expected in (("compute_nics", found["nic"]), ("cpus", found["cpu"])):
+        assert reference.get((system, item), expected) == expected
+    for item in ("compute_nic_rate", "nic_rate_per_gpu"):
+        assert {reference.get((system, item), *ports)} == ports
+
+
+def test_published_templates_of_networks(reference: dict[tuple[str, str], float]) -> None:
+    for system, fabric in (
+        # A leaf has as many ports up as down, one to each spine.
+        ("Spectrum-X template", {"type": "rail-optimised", "radix": 128, "spines": 64, "link": "400 Gbit/s"}),
+        ("AlibabaHPN single plane template", {"type": "rail-optimised", "radix": 256, "spines": 120, "uplinks": 120}),
+    ):
+        leaves = int(reference[system, "leaf_switches"])
+        ports = int(reference[system, "nics_per_leaf"])
+        rate = reference[system, "nic_to_leaf_bw"]
+        box = node(nics=8)
+        box["nics"]["bandwidth"] = rate
+        described = fabric | {"link": reference[system, "leaf_spine_bw"], "hosts_per_leaf": ports}
+        view = leaf_spine(machine(int(reference[system, "gpus"]) // 8, described, box))
+        assert view.up.shape == (leaves, reference[system, "spine_switches"])
+        assert {(view.leaf == leaf).sum() for leaf in range(leaves)} == {ports}
+        assert {*view.up.flat} == {reference[system, "leaf_spine_bw"]}
+
+
 def test_dgx_h100() -> None:
     # DGX H100 user guide: NVLink 450 GB/s a direction, one 400 Gbit/s port each; SuperPOD: 32 nodes on 8 rail leaves.
     found = levels(resolve_cluster("dgx-h100", HERE, 64))
@@ -459,6 +516,74 @@ def test_lines_between_sites_take_their_time() -> None:
     # The way through c is quicker: two adapters of 0.55 us, three switches, 1 + 2 ms.
     assert found[-1].latency == pytest.approx(3e-3 + 3e-6 + 1.1e-6)
     assert levels(machine(3, {"type": "edges", "edges": edges}, node(1, 1), used=2))[-1].latency < 2e-6
+
+
+SITES = {"type": "rail-optimised", "wan": {"hosts_per_site": 32, "bandwidth": "400 Gbit/s", "latency": "20 ms"}}
+
+
+def test_sites_and_the_lines_between_them() -> None:
+    found = machine(96, SITES)
+    # 256 ranks of a site share 50 GB/s; two adapters of 0.55 us and the line.
+    assert [(level.name, level.ranks) for level in levels(found)] == [("node", 8), ("leaf", 256), ("wan", 768)]
+    last = levels(found)[-1]
+    assert (last.bandwidth, last.type) == (pytest.approx(50e9 / 256), "ethernet")
+    assert last.latency == pytest.approx(20e-3 + 1.1e-6)
+    # A job inside one site does not see them; one of 40 nodes spreads over two, 20 on each.
+    assert [level.name for level in levels(found, 128)] == ["node", "leaf"]
+    assert levels(found, 320)[-1].bandwidth == pytest.approx(50e9 / 160)
+    drawn = graph(found)
+    assert kinds(drawn) == {"host": 96, "leaf": 24, "site": 3, "spine": 12}
+    assert networkx.is_connected(drawn) and drawn["site0"]["site2"]["capacity"] == 50e9
+    assert {*drawn["host64"]} == {f"leaf{leaf}" for leaf in range(16, 24)}
+    assert (
+        counts(found)["leaf_spine_cables"] == 3 * counts(machine(32, {"type": "rail-optimised"}))["leaf_spine_cables"]
+    )
+    # Two sites have one line between them.
+    assert bisection(machine(64, SITES)) == pytest.approx(50e9)
+    with pytest.raises(ValueError, match="not several sites"):
+        leaf_spine(found)
+    assert leaf_spine(machine(32, SITES)).leaves == 8
+    assert "96 nodes are not whole sites of 36" in faults(96, SITES | {"wan": SITES["wan"] | {"hosts_per_site": 36}})
+
+
+def test_connections_limit_a_long_line() -> None:
+    # Each connection sends one window a round trip: 8 x 16 MiB / 40 ms = 3.36 GB/s.
+    line = SITES["wan"] | {"connections": 8, "window": "16 MiB"}
+    found = levels(machine(64, SITES | {"wan": line}))[-1].bandwidth
+    assert found == pytest.approx(8 * 16 * 2**20 / 40e-3 / 256)
+    # Enough of them fill it.
+    assert levels(machine(64, SITES | {"wan": line | {"connections": 800}}))[-1].bandwidth == pytest.approx(50e9 / 256)
+    assert "wan.window: missing; connections needs it" in faults(64, SITES | {"wan": SITES["wan"] | {"connections": 8}})
+
+
+def test_parts_of_sites_fail_and_slow_down() -> None:
+    base = levels(machine(64, SITES))
+    slow = levels(machine(64, SITES | {"overrides": {"site0-site1": "10 GB/s"}}))
+    assert slow[-1].bandwidth == pytest.approx(10e9 / 256) and slow[:-1] == base[:-1]
+    # Three sites: what the broken line carried goes over the third.
+    broken = levels(machine(96, SITES | {"failed": ["site0-site1"]}))
+    assert broken[-1].bandwidth == pytest.approx(50e9 / 256 / 2)
+    assert "no path from host0 to host32" in faults(64, SITES | {"failed": ["site0-site1"]})
+    # A port of the second site; jobs in the first do not see it.
+    late = machine(64, SITES | {"overrides": {"host40-leaf9": "10 GB/s"}})
+    assert levels(late)[-2].bandwidth == pytest.approx(50e9 * 360 / 400)
+    assert levels(late, 256)[-1].bandwidth == 50e9
+    # Leaves of the second site are numbered on.
+    assert "leaf0 to leaf15" in faults(64, SITES | {"failed": ["leaf16-spine0"]})
+    wide = {"wan": SITES["wan"] | {"hosts_per_site": 64}}
+    spine = machine(128, SITES | wide | {"failed": ["leaf16-spine8"]})
+    assert levels(spine)[2].bandwidth == pytest.approx(50e9 * 7 / 8)
+    assert levels(spine, 512)[2].bandwidth == 50e9
+
+
+def test_sites_of_one_node_and_of_other_shapes() -> None:
+    alone = SITES | {"wan": SITES["wan"] | {"hosts_per_site": 1}}
+    assert [level.name for level in levels(machine(4, alone))] == ["node", "wan"]
+    fabric = {"type": "dragonfly", "hosts_per_group": 16, "taper": 0.5, "wan": SITES["wan"]}
+    assert [level.name for level in levels(machine(64, fabric))] == ["node", "group", "global", "wan"]
+    assert kinds(graph(machine(64, fabric))) == {"group": 4, "host": 64, "site": 2}
+    assert networkx.is_connected(graph(machine(64, fabric), detail="devices"))
+    assert "wan: has no meaning" in faults(64, {"type": "torus", "dims": [512], "link": 1e9, "wan": SITES["wan"]})
 
 
 # --- as arrays

@@ -133,6 +133,7 @@ def test_the_description_in_the_documentation_is_drawn(tmp_path: Path) -> None:
     for block in described:
         path = tmp_path / "cluster.yaml"
         path.write_text(block, encoding="utf-8")
-        assert "Unlike the rest" in run(str(path), "--topology")
+        text = run(str(path), "--topology")
+        assert ("Unlike the rest" in text) == ("failed" in block) and ("site to site" in text) == ("wan" in block)
     (table,) = re.findall(r"^```\n(node,host0.*?)^```", page, re.M | re.S)
     assert parse(table, "docs").bandwidth[1, 2] == 11.9e9
