@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from perfmodel.routing import slowest
 from perfmodel.terms import Array
-from solvers.routing_adapters import WAYS, port_names
+from solvers.routing_adapters import WAYS, adapter_loads, port_names
 from solvers.routing_case import Case, Network, split_flows_of
 from solvers.routing_graph import GraphNetwork
 from solvers.routing_leaf_spine import Option
@@ -113,16 +114,23 @@ def predicted(scenario: RoutingScenario, case: Case, routing: Routing, compared:
     }
     if 1 < len(flows.jobs) <= _MOST_JOBS:
         described["job_completion_time_s"] = {
-            flows.jobs[job]: _job_time(case, routing, load, flows.job == job) for job in range(len(flows.jobs))
+            flows.jobs[job]: _job_time(scenario, case, routing, load, flows.job == job)
+            for job in range(len(flows.jobs))
         }
     return described
 
 
-def _job_time(case: Case, routing: Routing, load: Array, mine: NDArray[np.bool_]) -> float:
-    """Return when the last link that a job uses is done with all its load [s]."""
+def _job_time(scenario: RoutingScenario, case: Case, routing: Routing, load: Array, mine: NDArray[np.bool_]) -> float:
+    """Return when the last link or adapter that a job uses is done with all its load [s]."""
     kept = mine[routing.flow]
     own = case.network.loads(Routing(routing.flow[kept], routing.path[kept], routing.share[kept]))
-    return max(slowest(np.where(own > 0, load, 0.0), case.network.rate), case.floor_s)
+    floor_s = case.floor_s
+    if case.loads is not None and case.choice is None:
+        flows = scenario.flows
+        alone = replace(flows, source=flows.source[mine], target=flows.target[mine], size=flows.size[mine])
+        used = adapter_loads(scenario.machine, alone).port > 0
+        floor_s = slowest(np.where(used, case.loads.port, 0.0), np.broadcast_to(case.loads.rate, used.shape))
+    return max(slowest(np.where(own > 0, load, 0.0), case.network.rate), floor_s)
 
 
 def compared_with(case: Case) -> tuple[dict[str, Any], str]:
@@ -231,14 +239,15 @@ def binding_of(case: Case, routing: Routing, time_s: float) -> list[dict[str, An
     groups = _groups(network, (price > price.max(initial=0.0) * 1e-6) | (slack <= time_s * _ROUNDING))
     groups.sort(key=lambda group: -float(price[group[1]].sum()))
     for name, links in groups[: _MOST_BINDING - len(found)]:
-        found.append(_bound_by(name, max(float(slack[links].min()), 0.0), -float(price[links].sum()) + 0.0))
+        room = float(slack[links].min())
+        found.append(_bound_by(name, room if room > time_s * _ROUNDING else 0.0, -float(price[links].sum()) + 0.0))
     return found
 
 
 def _bound_by(name: str, slack_s: float, price: float | None) -> dict[str, Any]:
     return {
         "constraint": name,
-        "slack": max(slack_s, 0.0),
+        "slack": slack_s,
         "shadow_price": None if price is None else price * 1e9,
         "unit": "s",
         "shadow_price_unit": "s/(GB/s)",
