@@ -23,6 +23,7 @@ from solvers.routing_scenario import RoutingScenario
 _MOST_SHORTEST = 64
 """Shortest paths between two ends that are listed [1]."""
 _ROUNDS = 200
+_STEEPNESS = 40.0
 _CLOSE = 1e-6
 """Relative distance from the bound at which no more paths are looked for [1]."""
 
@@ -265,6 +266,7 @@ class GraphNetwork:
             for arcs, _ in ways:
                 self._add(demand, arcs)
         best: Division | None = None
+        past: Array | None = None
         bound = 0.0
         for _ in range(_ROUNDS):
             candidates, _ = self.candidates()
@@ -272,17 +274,21 @@ class GraphNetwork:
             found = divided(self.pair_bytes, candidates, left)
             if found is None:
                 break
-            weight, reach, before = self._reach(found.weight)
-            total = float(np.sum(weight * self.rate))
-            cost = np.array([reach[source][target] for source, target in self.pairs])
-            bound = max(bound, float(np.sum(self.pair_bytes * cost)) / total * (1 - 1e-9))
-            best = found
+            best, count = found, len(self._found)
+            past = found.weight if past is None else 0.7 * past + 0.3 * found.weight
+            # The duals of a corner price few of many links that are equally full. The mean of past ones and prices
+            # that grow steeply with the load see the others too.
+            steep = np.exp(_STEEPNESS * (found.load / self.rate / found.time_s - 1)) / self.rate
+            for prices in (found.weight, past, steep / np.sum(steep * self.rate)):
+                weight, reach, before = self._reach(prices)
+                total = float(np.sum(weight * self.rate))
+                cost = np.array([reach[source][target] for source, target in self.pairs])
+                bound = max(bound, float(np.sum(self.pair_bytes * cost)) / total * (1 - 1e-9))
+                for demand, (source, target) in enumerate(self.pairs):
+                    self._add(demand, self._back(before[source], source, target))
             late = time_limit_s is not None and time.perf_counter() - began > time_limit_s
             if bound >= found.time_s * (1 - _CLOSE) or late:
                 break
-            count = len(self._found)
-            for demand, (source, target) in enumerate(self.pairs):
-                self._add(demand, self._back(before[source], source, target))
             if len(self._found) == count:
                 break
         if best is None:
@@ -381,13 +387,14 @@ class GraphNetwork:
         return slowest(load[:-1], self.rate)
 
     def dealt_s(self) -> float:
-        """Return the time if every sender deals its flows to its shortest paths in turn [s]."""
-        load, turns = np.zeros(len(self.rate) + 1), [0] * len(self.pairs)
+        """Return the time if every first switch deals flows to their shortest paths in turn [s]."""
+        load, turns = np.zeros(len(self.rate) + 1), [0] * len(self._nodes)
         ways = self._shortest
         links = [self._links_of([arcs for arcs, _ in way]) for way in ways]
         for flow, demand in zip(self.far.tolist(), self.demand.tolist(), strict=True):
-            load[links[demand][turns[demand] % len(ways[demand])]] += self.size[flow]
-            turns[demand] += 1
+            first = self._arcs[ways[demand][0][0][0]][1]
+            np.add.at(load, links[demand][turns[first] % len(ways[demand])], self.size[flow])
+            turns[first] += 1
         return slowest(load[:-1], self.rate)
 
 

@@ -51,7 +51,7 @@ def cut_apart(scenario: RoutingScenario, cut: str, common: dict[str, Any], began
             }
         ],
         relaxation=[
-            {"constraint": f"link {name}", "now": 0.0, "needed": _rate(scenario, name), "unit": "bytes/s"}
+            {"constraint": f"link {name}", "now": 0.0, "needed": _rate(scenario, name), "unit": "GB/s"}
             for name in repairs
         ],
         **common,
@@ -102,7 +102,7 @@ def _rate(scenario: RoutingScenario, name: str) -> float | None:
     machine = scenario.machine
     return next(
         (
-            cable.bandwidth
+            cable.bandwidth / 1e9
             for cable in cables(machine.cluster.fabric, machine.node, machine.cluster.nodes)
             if name in (f"{cable.a}-{cable.b}", f"{cable.b}-{cable.a}")
         ),
