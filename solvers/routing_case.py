@@ -71,7 +71,8 @@ Network = LeafSpineNetwork | GraphNetwork
 
 def has_two_levels(machine: Machine) -> bool:
     """Tell whether a network is leaves and spines alone."""
-    switched = machine.cluster.fabric.type in SWITCHED and machine.node.nics is not None
+    fabric = machine.cluster.fabric
+    switched = fabric.type in SWITCHED and fabric.wan is None and machine.node.nics is not None
     return switched and not leaf_spine(machine).core.size
 
 
