@@ -227,11 +227,6 @@ def counted_bytes(case: Case, ranks: Group, token_bytes: Array) -> Array:
     return token_bytes * (nodes if len(ranks.levels) > 1 else places)
 
 
-def host_factor(latency_s: float, reference: Group, model: CollectiveModel) -> float:
-    """Return how much slower a host is than the model's, whose empty all-reduce over `reference` takes `latency_s`."""
-    return latency_s / float(all_reduce(reference, 0.0, model))
-
-
 def spread_of(
     case: Case, seconds: Array, slower_s: Array, ranks: Group, model: CollectiveModel, *, host_given: bool
 ) -> Array:

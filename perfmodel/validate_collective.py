@@ -12,11 +12,11 @@ import pandas as pd
 from hardware.catalogue import Machine
 from hardware.faults import Fault, InputError
 from perfmodel.calibrate_collectives import Calibrated, Measured, calibrate_links
-from perfmodel.collectives import CollectiveModel, all_reduce, collective_model
+from perfmodel.collectives import CollectiveModel, all_reduce, collective_model, host_factor
 from perfmodel.intervals import Z90
 from perfmodel.measured_collectives import NORMALISED, Case, read_files
 from perfmodel.measured_kernels import listed
-from perfmodel.placed_collectives import Placed, case_seconds, counted_bytes, host_factor, placed, spread_of
+from perfmodel.placed_collectives import Placed, case_seconds, counted_bytes, placed, spread_of
 from perfmodel.validate_training import RowError
 from perfmodel.validation import Defaults, grouped, kept, report, statistics
 

@@ -15,13 +15,17 @@ from hardware.schema import LinkType, Protocol
 from hardware.topology import Level
 from perfmodel.collectives import (
     CollectiveModel,
+    LinkEfficiency,
     all_gather,
     all_reduce,
     all_to_all,
+    broadcast,
     collective_model,
     dispatch,
     group,
+    group_of,
     hierarchical_all_reduce,
+    host_factor,
     ring_all_reduce,
     send,
     tree_all_reduce,
@@ -189,6 +193,28 @@ def test_arrays_are_the_elements_one_by_one(operation: Any) -> None:
     assert together.tolist() == [float(value) for value in alone]
 
 
+def test_the_latency_of_a_host() -> None:
+    # 10 us to launch and 14 steps of 1 us, 24 us: a host whose empty all-reduce takes 48 us is twice as slow
+    model = collectives(launch_s=10e-6, step=1e-6, path=2e-6)
+    node = group(ONE_NODE, 8, 1)
+    own = model.slower(host_factor(48e-6, node, model))
+    assert all_reduce(node, 0.0, own) == pytest.approx(48e-6, rel=1e-12)
+    assert all_gather(node, 0.0, own) == pytest.approx(20e-6 + 7 * 2e-6, rel=1e-12)
+    assert all_gather(node, 1e9, own) - all_gather(node, 0.0, own) == pytest.approx(8.75e-3, rel=1e-12)
+
+
+def test_ranks_behind_one_path_share_it() -> None:
+    # Two pairs; the members of a pair leave it over the host's bridge, at the rate of one link, or over one each.
+    pairs = tower((2, 400e9, 0.0), (4, 20e9, 0.0))
+    ranks = group(pairs, 4, 1)
+    for one_path, lanes in ((False, 2), (True, 1)):
+        model = collectives()
+        model = replace(model, links=model.links | {"infiniband": LinkEfficiency(0.0, 1.0, one_path=one_path)})
+        assert all_gather(ranks, 1e9, model) == pytest.approx(3 / 4 * 1e9 / (lanes * 20e9), rel=1e-12)
+        assert all_to_all(ranks, 1e9, model) == pytest.approx(2 / 4 * 1e9 / (lanes / 2 * 20e9), rel=1e-12)
+        assert broadcast(ranks, 1e9, model) == pytest.approx(1e9 / (lanes * 20e9), rel=1e-12)
+
+
 def test_a_link_without_constants_is_an_error() -> None:
     with pytest.raises(KeyError, match="'ici'; known: infiniband, nvswitch"):
         all_gather(group((Level("torus", 8, 1e9, 0.0, "ici"),), 8, 1), 1.0, PLAIN)
@@ -259,6 +285,8 @@ def test_members_of_a_group_by_counting(inner: int, outer: int, data: st.DataObj
         st.integers(0, stride - 1)
     )
     found = group(levels, size, stride)
+    named = group_of(levels, range(first, first + size * stride, stride))
+    assert (int(named.size), [int(m) for m in named.members]) == (size, [int(m) for m in found.members])
     for level, members in zip(levels, found.members, strict=True):
         names = data.draw(st.permutations(range(total // level.ranks)))
         held = Counter(names[rank // level.ranks] for rank in range(first, first + size * stride, stride))

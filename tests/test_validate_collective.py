@@ -14,9 +14,17 @@ from hardware.catalogue import find, resolve_cluster
 from hardware.faults import InputError
 from hardware.topology import Level
 from perfmodel.calibrate_collectives import Measured, calibrate_links
-from perfmodel.collectives import all_gather, all_reduce, all_to_all, collective_model, dispatch, group, visits
+from perfmodel.collectives import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    collective_model,
+    dispatch,
+    group,
+    host_factor,
+    visits,
+)
 from perfmodel.measured_collectives import SCHEMAS, Case
-from perfmodel.placed_collectives import host_factor
 from perfmodel.validate_collective import validate
 
 MODEL = collective_model()

@@ -6,6 +6,7 @@ from perfmodel.collectives.model import (
     LinkEfficiency,
     collective_model,
     group,
+    group_of,
 )
 from perfmodel.collectives.times import (
     all_gather,
@@ -14,6 +15,7 @@ from perfmodel.collectives.times import (
     broadcast,
     dispatch,
     hierarchical_all_reduce,
+    host_factor,
     ring_all_reduce,
     send,
     tree_all_reduce,
@@ -31,7 +33,9 @@ __all__ = [
     "collective_model",
     "dispatch",
     "group",
+    "group_of",
     "hierarchical_all_reduce",
+    "host_factor",
     "ring_all_reduce",
     "send",
     "tree_all_reduce",

@@ -167,6 +167,26 @@ def group(
     return Group(n, tuple(members), tuple(levels))
 
 
+def group_of(levels: Sequence[Level], ranks: Sequence[int]) -> Group:
+    """Return the group of the ranks that are named, wherever they are.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        Levels of the machine, innermost first.
+    ranks : sequence of int
+        Its members [1].
+
+    Notes
+    -----
+    The members inside a unit are the most that one holds. Where units hold different numbers, those with fewer have
+    fewer links to the outside, which is not seen.
+    """
+    places = np.unique(np.asarray(ranks, dtype=np.int64))
+    members = tuple(np.asarray(np.bincount(places // level.ranks).max()) for level in levels)
+    return Group(np.asarray(len(places)), members, tuple(levels))
+
+
 @dataclass(frozen=True)
 class Crossing:
     """One level as a group uses it.

@@ -217,3 +217,18 @@ def broadcast(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Ar
         seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / (crossing.lanes * crossing.rate))
     latency = model.launch_s + _ring_latency(ranks, model)
     return joined(ranks, latency, seconds_per_byte * message_bytes, model)
+
+
+def host_factor(latency_s: float, ranks: Group, model: CollectiveModel) -> float:
+    """Return how much slower than the model's a host is, for `CollectiveModel.slower`.
+
+    Parameters
+    ----------
+    latency_s : float
+        Time of an empty all-reduce over the group on this host [s].
+    ranks : Group
+        Usually all accelerators of a node.
+    model : CollectiveModel
+        Constants.
+    """
+    return latency_s / float(all_reduce(ranks, 0.0, model))
