@@ -29,6 +29,7 @@ from cli.options import (
 )
 from cli.placement import plan_placement, predict_placement
 from cli.program import Program
+from cli.routing import plan_routing, predict_routing
 
 if TYPE_CHECKING:
     from solvers.result import Result
@@ -246,9 +247,11 @@ def _column(frame: Any, name: str) -> str:
     return name
 
 
-checks.command("collective")(validate_collective)
 plans.command("placement")(plan_placement)
 predictions.command("placement")(predict_placement)
+plans.command("routing")(plan_routing)
+predictions.command("routing")(predict_routing)
+checks.command("collective")(validate_collective)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)
 app.command("bench")(bench)
