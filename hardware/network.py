@@ -80,6 +80,7 @@ class Link(Description):
         if self.pairs and self.type not in ("nvlink-mesh", "xgmi"):
             faults.append((("pairs",), f"only a link of type nvlink-mesh or xgmi has pairs, not {self.type}"))
         sums: dict[int, float] = {}
+        joined = list(range(count))
         for name, rate in (self.pairs or {}).items():
             ends = [int(end) if end.isascii() and end.isdigit() else count for end in name.split("-")]
             if len(set(ends)) != 2 or len(ends) != 2 or max(ends) >= count:
@@ -88,11 +89,19 @@ class Link(Description):
             else:
                 for end in ends:
                     sums[end] = sums.get(end, 0.0) + rate
+                old, new = joined[ends[0]], joined[ends[1]]
+                joined = [new if group == old else group for group in joined]
         most = (self.bandwidth or 0.0) * 1.01
         for end, rate in sums.items():
             if rate > most:
                 told, have = (format_quantity(value, "bytes/s") for value in (rate, self.bandwidth or 0.0))
                 faults.append((("pairs",), f"those of accelerator {end} are {told} together, but bandwidth is {have}"))
+        size = self.group or count
+        if self.pairs and not faults and any(joined.count(group) != size for group in joined):
+            lone = next(index for index, group in enumerate(joined) if joined.count(group) != size)
+            with_it = joined.count(joined[lone]) - 1
+            message = f"should join the accelerators in groups of {size}, but {lone} is joined to {with_it} others"
+            faults.append((("pairs",), message))
         return faults
 
 

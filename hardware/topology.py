@@ -7,7 +7,7 @@ to talk to another unit they use the next level, and so on. Costs of communicati
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from hardware.cables import (
     link_bandwidth,
     network_bandwidth,
     site_nodes,
+    split_name,
     torus_bandwidth,
     torus_neighbour,
 )
@@ -197,8 +198,11 @@ def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> 
         link = domain_link(node)
         latency = link.latency if link and link.latency is not None else LINK_LATENCY_S["nvswitch"]
         domain = _unit(total, (fabric.hosts_per_group or hosts) * per_node, per_node)
-        share = kept.get("host-domain", 1.0)
-        yield Level("domain", domain, domain_bandwidth(fabric, node) * share, latency, "nvswitch")
+        fast = domain_bandwidth(fabric, node) * kept.get("host-domain", 1.0)
+        out = _domain_share(machine, used) / (fabric.oversubscription or 1.0)
+        if not fast and nics is not None:  # a node without its NVLink goes through the network
+            fast = network_bandwidth(nics, node.accelerators.count) * out
+        yield Level("domain", domain, fast, latency, "nvswitch")
         if domain == total:
             return
     if nics is None:
@@ -211,7 +215,7 @@ def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> 
         return Level(name, ranks, rate * share, 2 * ADAPTER_LATENCY_S + switches * hop + way, nics.protocol)
 
     if fabric.type == "nvlink-domain":
-        yield level("fabric", total, kept.get("host-network", 1.0) / (fabric.oversubscription or 1.0), 3)
+        yield level("fabric", total, out, 3)
     elif fabric.type == "dragonfly":
         group = _unit(total, (fabric.hosts_per_group or hosts) * per_node, per_node)
         own = kept.get("host-group", 1.0)
@@ -235,6 +239,23 @@ def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> 
         yield level("spine", pod, min(own, share), 3)
         share *= min(1.0, core_share(fabric, network, hosts, sites) / network.core_oversubscription)
         yield level("core", total, min(own, share), 5)
+
+
+def _domain_share(machine: Machine, used: Collection[int]) -> float:
+    """Work out how much of its rate into the network the worst domain of NVLink keeps: its nodes share what is left."""
+    fabric, nodes = machine.cluster.fabric, machine.cluster.nodes
+    if not (fabric.failed or fabric.overrides):
+        return 1.0
+    size = fabric.hosts_per_group or nodes
+    built: dict[int, float] = {}
+    kept: dict[int, float] = {}
+    for cable in cables(fabric, machine.node, nodes):
+        kind, host = split_name(cable.a)
+        if kind == "host" and host in used and cable.b.startswith("network"):
+            domain = host // size
+            built[domain] = built.get(domain, 0.0) + cable.bandwidth
+            kept[domain] = kept.get(domain, 0.0) + capacity(fabric, cable.a, cable.b, cable.bandwidth)
+    return min((min(1.0, kept[domain] / built[domain]) for domain in built), default=1.0)
 
 
 class _Way(NamedTuple):

@@ -471,6 +471,18 @@ def joined(drawn: "networkx.Graph[str]", names: list[str], cut: tuple[str, ...])
     return ends
 
 
+def test_a_network_in_pieces_is_refused() -> None:
+    whole = [{"a": f"host{n}", "b": f"sw{n // 2}", "bandwidth": 1e9} for n in range(4)]
+    assert "edges: no path from host0 to host2, host3, sw1" in faults(4, {"type": "edges", "edges": whole})
+    # Two switches that no node is on.
+    whole.append({"a": "sw0", "b": "sw1", "bandwidth": 1e9})
+    lone = [*whole, {"a": "sw2", "b": "sw3", "bandwidth": 1e9}]
+    assert "edges: no path from host0 to sw2, sw3" in faults(4, {"type": "edges", "edges": lone})
+    # After a failure they may stand idle.
+    lone.append({"a": "sw1", "b": "sw2", "bandwidth": 1e9})
+    assert levels(machine(4, {"type": "edges", "edges": lone, "failed": ["sw2-sw1"]}))
+
+
 # --- slow links
 
 
@@ -803,6 +815,10 @@ def test_pairs_ports_and_processors_as_they_are_written() -> None:
         ({"pairs": {"one": 1e9}}, "pairs.one: should be two"),
         ({"pairs": {"0-1": 300e9, "0-2": 200e9}}, "accelerator 0 are 500 GB/s together, but bandwidth is 450 GB/s"),
         ({"type": "nvswitch", "pairs": {"0-1": 1e9}}, "only a link of type nvlink-mesh or xgmi has pairs"),
+        (
+            {"pairs": {"0-1": 1e9, "1-2": 1e9}},
+            "should join the accelerators in groups of 8, but 0 is joined to 2 others",
+        ),
         ({"nearest": [[0]]}, "node.nics.nearest: should have an item for each of the 8 ports [got 1]"),
         ({"nearest": [[8]] * 8}, "nics.nearest[0]: accelerators are numbered 0 to 7 [got [8]]"),
         ({"numa": {"accelerators": [0]}}, "node.numa.accelerators: should have a number for each of the 8"),
@@ -818,6 +834,42 @@ def test_devices_that_do_not_exist(more: dict[str, Any], words: str) -> None:
 
 
 # --- properties
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(["leaf-spine", "rail-optimised", "fat-tree", "dragonfly", "torus", "nvlink-domain"]), st.data())
+def test_slower_links_never_make_anything_faster(kind: str, data: st.DataObject) -> None:
+    tray = node(4, 4, links=[
+        {"name": "nvlink", "type": "nvswitch", "bandwidth": 9e11}, {"name": "ici", "type": "ici", "bandwidth": 3e11},
+    ])  # fmt: skip
+    fabric: dict[str, Any] = {"type": kind} | {
+        "leaf-spine": {"hosts_per_leaf": 4, "spines": 4},
+        "rail-optimised": {"hosts_per_leaf": 4, "spines": 4},
+        "fat-tree": {"hosts_per_leaf": 2, "radix": 8},
+        "dragonfly": {"hosts_per_group": 4, "taper": 0.5},
+        "torus": {"dims": [4, 4, 4]},
+        "nvlink-domain": {"hosts_per_group": 4},
+    }[kind]
+    before = machine(16, fabric, tray)
+    links = [f"{a}-{b}" for a, b in graph(before).edges]
+    capacities = {f"{a}-{b}": data["capacity"] for a, b, data in graph(before).edges(data=True)}
+    slow = data.draw(st.lists(st.sampled_from(links), min_size=1, max_size=4, unique=True))
+    share = data.draw(st.sampled_from([0.01, 0.5, 1.0]))
+    broken = data.draw(st.lists(st.sampled_from(links), max_size=2, unique=True))
+    described = fabric | {"overrides": {name: capacities[name] * share for name in slow}, "failed": broken}
+    try:
+        after = machine(16, described, tray)
+    except InputError as error:
+        assert broken and ("no path" in str(error) or "no capacity" in str(error) or "too much" in str(error))
+        return
+    for used in (None, 4, 16, 32):
+        for old, new in zip(levels(before, used), levels(after, used), strict=True):
+            assert 0 < new.bandwidth <= old.bandwidth * (1 + 1e-9)
+            if share == 1.0 and not broken:
+                assert new.bandwidth == pytest.approx(old.bandwidth)
+    assert 0 < bisection(after) <= bisection(before) * (1 + 1e-6)
+    for detail in ("nodes", "devices"):
+        assert networkx.is_connected(graph(after, detail)) or broken
 
 
 fabrics = st.fixed_dictionaries(
