@@ -247,12 +247,12 @@ def model_show(
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help="accelerator, node, cluster, efficiency, model or train.")],
+    name: Annotated[str, typer.Argument(help="accelerator, node, cluster, efficiency, model, train or routing.")],
     output: Output = None,
     debug: Debug = False,
 ) -> None:
     """Write the JSON Schema of a hardware file, a model or a scenario, for editors."""
-    known = ("accelerator", "node", "cluster", "efficiency", "model", "train")
+    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "routing")
     chosen = one_of("schema", name, known)
 
     def content() -> Any:
@@ -260,6 +260,10 @@ def schema(
             from solvers.scenario import train_schema
 
             return train_schema()
+        if chosen == "routing":
+            from solvers.routing_scenario import routing_schema
+
+            return routing_schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 

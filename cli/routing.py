@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cli.options import Format
     from solvers.result import Result
+    from solvers.routing_scenario import RoutingScenario
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -38,11 +39,10 @@ def plan_routing(
     debug: Debug = False,
 ) -> None:
     """Which path each flow takes through a network."""
-    from cli import extras
     from cli.load import load, written
     from cli.progress import working
 
-    extras.check(None, plot)
+    _check(plot)
     source = load(scenario, overrides or ())
     with working("searching") as progress:
         from solvers.backend import OPTIMAL_GAP
@@ -53,7 +53,7 @@ def plan_routing(
         result = plan(
             question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
         )
-    extras.draw(result, plot)
+    _draw(question, result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, paths, top)
 
 
@@ -70,19 +70,42 @@ def predict_routing(
     debug: Debug = False,
 ) -> None:
     """How long flows take on given paths."""
-    from cli import extras
     from cli.load import load, written
     from cli.progress import working
 
-    extras.check(None, plot)
+    _check(plot)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.routing import predict
         from solvers.routing_scenario import load_routing
 
-        result = predict(load_routing(source, scenario.parent))
-    extras.draw(result, plot)
+        question = load_routing(source, scenario.parent)
+        result = predict(question)
+    _draw(question, result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, paths, top)
+
+
+def _check(plot: Path | None) -> None:
+    from hardware.faults import Fault, InputError
+
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise InputError([Fault(f"--plot {plot}", 0, 0, "", "a routing is drawn as .svg")])
+
+
+def _draw(question: "RoutingScenario", result: "Result", plot: Path | None) -> None:
+    """Draw how full the links are, if that was asked for."""
+    if plot is None:
+        return
+    if result.plan is None:
+        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
+        return
+    from cli.routing_svg import svg
+    from cli.tables import seconds
+    from solvers.routing_case import link_times
+
+    split = result.plan["split_flows"]
+    title = f"{seconds(result.objective.value or 0.0)}, {split} flow{'' if split == 1 else 's'} split"
+    save(svg(link_times(question, result.plan), title), plot, "--plot")
 
 
 def _answer(
@@ -120,6 +143,8 @@ def _rows(paths: "Iterable[Any]") -> "Iterable[tuple[int, str, float]]":
 
 
 def _table(result: "Result", without: "Result", top: int) -> "RenderableType":
+    import re
+
     from rich.console import Group
 
     from cli import render
@@ -132,6 +157,7 @@ def _table(result: "Result", without: "Result", top: int) -> "RenderableType":
         for _, path, share in _rows(paths):
             counts[path] = counts.get(path, 0.0) + share
         shown = list(counts.items())
+        shown.sort(key=lambda entry: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", entry[0])])
         rows = [(path, f"{flows:g}") for path, flows in shown[:_MOST_SHOWN]]
         parts.append(table("Paths", ("", "flows"), rows))
         more = f"; {len(shown) - _MOST_SHOWN} more paths" if len(shown) > _MOST_SHOWN else ""

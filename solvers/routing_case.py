@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from solvers.routing_graph import GraphNetwork
 from solvers.routing_leaf_spine import LeafSpineNetwork
 from solvers.routing_lp import Division
 from solvers.routing_paths import Routing
-from solvers.routing_scenario import RoutingScenario, read_paths
+from solvers.routing_scenario import RoutingPlan, RoutingScenario, read_paths
 
 _MOST_PAIRS = 2_000
 """Pairs of accelerators up to which adapters on different leaves are chosen together with the paths [1]."""
@@ -290,3 +291,57 @@ def _given_adapters(scenario: RoutingScenario, loads: AdapterLoads, given: dict[
         worst = max(worst, loads.own[way, host, index] * away / inner if away and inner else 0.0)
     carried = slowest(port, np.broadcast_to(view.port, port.shape))
     return Relaxed(max(carried, worst), shares)
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """How long each link needs for what a plan puts on it.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The links, the slowest first.
+    seconds : array
+        Their times [s].
+    grid : array or None
+        On leaves and spines: time of the slowest cable between a leaf and a spine, of shape (2, leaves, spines), up and
+        then down; NaN where there is none [s].
+    """
+
+    names: tuple[str, ...]
+    seconds: Array
+    grid: Array | None
+
+
+def link_times(scenario: RoutingScenario, plan: dict[str, Any]) -> LinkTimes:
+    """Add a plan's flows up on links.
+
+    Parameters
+    ----------
+    scenario : RoutingScenario
+        The question.
+    plan : dict
+        The plan of its answer, with its paths.
+
+    Returns
+    -------
+    LinkTimes
+        Times of all links.
+    """
+    question = scenario.question.model_copy(update={"plan": RoutingPlan.model_validate(plan)})
+    scenario = replace(scenario, question=question)
+    case = case_of(scenario, None, given=True)
+    assert not isinstance(case, str)  # there is a plan
+    case, routing = given_paths(scenario, case)
+    network = case.network
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seconds = np.where(network.rate > 0, network.loads(routing) / network.rate, np.nan)
+    order = [
+        link for link in np.argsort(-np.nan_to_num(seconds), kind="stable").tolist() if not np.isnan(seconds[link])
+    ]
+    grid = None
+    if isinstance(network, LeafSpineNetwork):
+        spec = network.network
+        cables = seconds.reshape(2, spec.leaves, spec.spines, spec.cables)
+        grid = cables.max(axis=3)
+    return LinkTimes(tuple(network.link_name(link) for link in order), seconds[order], grid)

@@ -9,11 +9,14 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
 from solvers.result import Result
@@ -482,5 +485,55 @@ def test_the_example_does_what_its_arithmetic_says() -> None:
     assert again(answer)["prediction"] == pytest.approx(answer["prediction"])
 
 
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_saved_plan_predicts_to_the_same_number(tmp_path: Path) -> None:
+    saved, paths, picture = tmp_path / "plan.json", tmp_path / "paths.csv", tmp_path / "links.svg"
+    run("plan", "routing", str(EXAMPLE), "-o", str(saved), "--paths", str(paths), "--plot", str(picture))
+    answer = json.loads(saved.read_text())
+    assert answer["plan"]["paths"] == str(paths)
+    rows = list(csv.DictReader(paths.read_text().splitlines()))
+    assert len(rows) == 512 - 8 + 8 * 7
+    predicted = json.loads(run("predict", "routing", str(saved), "--format", "json"))
+    assert predicted["prediction"] == pytest.approx(answer["prediction"])
+    assert predicted["status"] == "optimal"
+    drawn = ElementTree.fromstring(picture.read_text())
+    full = [cell for cell in drawn.iter() if cell.get("fill") == "#D55E00" and cell.get("height") == "15"]
+    assert len(full) == 4 * 7  # leaf 0 and the leaves it sends to and receives from, seven cables each
+
+
+def test_the_table_fits_a_terminal_and_csv_has_a_row_for_each_way() -> None:
+    shown = run("plan", "routing", str(EXAMPLE))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "uplinks of leaf0" in shown
+    rows = list(csv.DictReader(run("plan", "routing", str(EXAMPLE), "--format", "csv").splitlines()))
+    assert [row["plan_split"] for row in rows] == ["fewest", "spray", "none"]
+    assert "plan_paths" not in rows[0]
+    whole = run("plan", "routing", str(EXAMPLE), "--set", "search.split=[none]", "--set", "search.failed_links=[]")
+    assert "split_flows  0" in shown or "split_flows  0" in whole
+
+
+def test_bad_input_ends_in_two() -> None:
+    for words in (["--plot", "x.png"], ["--set", "search.split=[all]"], ["--set", "flows.bytes=1 Gbit"]):
+        assert CliRunner().invoke(app, ["plan", "routing", str(EXAMPLE), *words]).exit_code == 2
+    assert CliRunner().invoke(app, ["predict", "routing", str(EXAMPLE)]).exit_code == 2
+
+
+def test_a_graph_is_drawn_as_bars(tmp_path: Path) -> None:
+    scenario = tmp_path / "ring.yaml"
+    flows = [{"src": "host0", "dst": "host2", "bytes": 1 * GB}]
+    scenario.write_text(yaml.safe_dump({**edges(RING), "flows": flows}))
+    run("plan", "routing", str(scenario), "--plot", str(tmp_path / "links.svg"))
+    assert "host0-host1" in (tmp_path / "links.svg").read_text()
+
+
 def test_the_schema_knows_the_keys() -> None:
     assert {"cluster", "fabric", "flows", "search", "plan"} <= set(routing_schema()["properties"])
+    assert json.loads(run("schema", "routing")) == routing_schema()
