@@ -1,11 +1,14 @@
-"""The validation of collectives."""
+"""Measured collectives: validation, and calibration of links."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Debug, Form, Output, readable
+from cli.options import Debug, Form, Format, Output, readable, save, write_answer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -99,3 +102,53 @@ def validate_collective(
     for fault in faults:
         typer.echo(str(fault), err=True)
     accuracy.write(report, frame, rows, form, output)
+
+
+def calibrate_links(data: list[Path], hardware: list[Path], output: Path | None, form: Format | None) -> None:
+    """Fit the constants of links to measured collectives, and write them as YAML to `output`."""
+    from cli.export import to_csv, to_yaml
+    from cli.progress import working
+    from cli.tables import number, table
+    from hardware.catalogue import resolve_cluster
+
+    with working("fitting"):
+        from perfmodel.validate_collective import calibrate
+
+        machines = [resolve_cluster(str(path.resolve()), Path()) for path in hardware]
+        found, quality, faults = calibrate(data, machines)
+    for fault in faults:
+        typer.echo(str(fault), err=True)
+    constants = found.to_dict()
+    if output is not None:
+        save(to_yaml(constants), output, "--output")
+    rows = [
+        (part["link"], part["rows"], name, value, part["before"]["mape"], part["after"]["mape"])
+        for part in quality
+        for name, value in found.fitted[part["link"]].items()
+    ]
+
+    def shown() -> "RenderableType":
+        from rich.console import Group
+
+        heads = ("", "rows", "MAPE before", "after", "bias before", "after")
+        lines = [
+            (
+                part["link"],
+                f"{part['rows']:,}",
+                *(f"{100 * part[time]['mape']:.1f} %" for time in ("before", "after")),
+                *(f"{part[time]['bias']:.3f}" for time in ("before", "after")),
+            )
+            for part in quality
+        ]
+        values = [(link, name, number(value)) for link, _, name, value, *_ in rows]
+        values.append(("", "launch_s", number(found.model.launch_s)))
+        return Group(table("Quality", heads, lines), table("Constants", ("", "", "value"), values))
+
+    columns = ("link", "rows", "constant", "value", "mape_before", "mape_after")
+    write_answer(
+        form,
+        None,
+        table=shown,
+        data=lambda: {"kind": "collective", "quality": quality, **constants},
+        csv=lambda: to_csv(columns, rows),
+    )

@@ -86,7 +86,9 @@ def calibrate(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Whose rows to use; that of rows that name none.")
     ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell; collective: links.")
+    ] = None,
     accelerator: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the accelerator's description with the result."),
@@ -115,6 +117,11 @@ def calibrate(
     from cli.progress import working
 
     readable([*data, *(hardware or ())])
+    if kind == "collective":
+        from cli.collective import calibrate_links
+
+        calibrate_links(data, hardware or [], accelerator, form)
+        return
     if plot is not None:
         from cli.kernel_plot import check
 

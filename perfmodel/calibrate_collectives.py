@@ -71,6 +71,11 @@ class Measured:
             below = int(np.max(members))
         return SHARED.get(found, found)
 
+    @property
+    def inside(self) -> bool:
+        """Whether the group lies inside one innermost unit."""
+        return bool(np.all(self.ranks.members[0] == self.ranks.size))
+
     def predicted(self, model: CollectiveModel) -> Array:
         """Return the predicted times on this host [s]."""
         own = model.slower(host_factor(self.latency_s, self.reference, model))
@@ -95,10 +100,19 @@ class Calibrated:
     fitted: dict[str, dict[str, float]]
     rows: dict[str, int]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constants as ``calibrated/collectives.yaml`` holds them."""
+        links = {}
+        for name, values in self.fitted.items():
+            constants = {key: value for key, value in values.items() if key != "spread"}
+            evidence = f"fitted on {self.rows[name]} measured rows"
+            links[name] = {"constants": constants, "evidence": evidence, "spread": values["spread"]}
+        return {"launch_s": self.model.launch_s, "links": links}
+
 
 def _constants(rows: Sequence[Measured]) -> dict[str, tuple[float, float]]:
     """Return the constants of one type of link that rows can tell, with their bounds."""
-    if any(len(row.ranks.levels) > 1 and np.any(row.ranks.members[-2] > 1) for row in rows):
+    if not all(row.inside for row in rows):
         return {"bandwidth": (0.1, 1.0)}
     found = dict(NODE_LINKS)
     if any(row.case.operation == "all_to_all" for row in rows):
@@ -142,8 +156,7 @@ def calibrate_links(rows: Sequence[Measured], start: CollectiveModel, evaluation
     is such that four fifths of the rows lie within P10-P90, and wider where they are of one host.
     """
     model, fitted, counts = start, dict[str, dict[str, float]](), dict[str, int]()
-    inside = [row for row in rows if len(row.ranks.levels) == 1 or np.all(row.ranks.members[-2] == row.ranks.size)]
-    for part in (inside, [row for row in rows if not any(row is other for other in inside)]):
+    for part in ([row for row in rows if row.inside], [row for row in rows if not row.inside]):
         for link in sorted({row.link for row in part}):
             chosen = [row for row in part if row.link == link]
             count = sum(len(row.sizes) for row in chosen)
@@ -178,6 +191,10 @@ def _fitted(
         return float(np.mean(np.concatenate(errors(rows, changed(values), lambda ratio: np.abs(ratio - 1)))))
 
     best = np.clip(np.array(first), limits[:, 0] * 1.01, limits[:, 1] * 0.99)
+    if not splits:  # where another level is slower the rate makes no difference, and a search would stay there
+        low, high = (float(limit) for limit in limits[0])
+        tried = [np.array([value]) for value in np.geomspace(low, high, 40)]
+        best = min([best, *tried], key=loss)
     for _ in range(3):
         limit = evaluations // 3
         best = minimize(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hardware.catalogue import Machine
 from hardware.faults import Fault, InputError
-from perfmodel.calibrate_collectives import Calibrated, Measured, calibrate_links
+from perfmodel.calibrate_collectives import LEAST_ROWS, Calibrated, Measured, calibrate_links, errors
 from perfmodel.collectives import CollectiveModel, all_reduce, collective_model, host_factor
 from perfmodel.intervals import Z90
 from perfmodel.measured_collectives import NORMALISED, Case, read_files
@@ -174,6 +174,7 @@ def left_out(
     """Return the figures of the rows of each value of a column, predicted by constants fitted without them.
 
     A host keeps its latency, which is an input; in the fit, hosts without one take that of their smallest collective.
+    ``refitted`` names the types of link that other rows told about; the rest keep the shipped constants.
 
     Raises
     ------
@@ -186,19 +187,25 @@ def left_out(
     labels = usable[column].astype(str)
     fit_latencies = latencies.fillna(latencies_of(frame, places, {}, from_first=True))
     values, parts = sorted(labels.unique()), []
+    refitted: dict[str, list[str]] = {}
     for number, value in enumerate(values):
         progress(number / len(values))
         rest = usable[labels != value]
         found = calibrate_links(measured_rows(rest, places, fit_latencies), collective_model())
+        refitted[f"{column}={value}"] = sorted(found.fitted)
         parts.append(predict_rows(usable[labels == value], places, latencies, found.model))
     rows = pd.concat(parts) if parts else usable
-    result: dict[str, Any] = grouped(rows, [column]) if parts else {}
+    result: dict[str, Any] = grouped(rows.assign(**{column: rows[column].astype(str)}), [column]) if parts else {}
+    for name, links in refitted.items():
+        result[name]["refitted"] = links
     if by and parts:
         result |= grouped(rows, [column, *(name for name in by if name != column)])
     return result
 
 
-def calibrate(paths: Sequence[Path], hardware: Sequence[Machine] = ()) -> Calibrated:
+def calibrate(
+    paths: Sequence[Path], hardware: Sequence[Machine] = ()
+) -> tuple[Calibrated, list[dict[str, Any]], list[Fault]]:
     """Fit the constants of links on measured collectives, each host with the latency of its own smallest one.
 
     Parameters
@@ -207,11 +214,36 @@ def calibrate(paths: Sequence[Path], hardware: Sequence[Machine] = ()) -> Calibr
         CSV files, plain or compressed.
     hardware : sequence of Machine
         Machines that rows may name beside the catalogue's.
+
+    Returns
+    -------
+    found, quality, faults : Calibrated, list of dict, list of Fault
+        The constants; for every type of link that was fitted the figures of its rows before and after; what is wrong in
+        the files.
+
+    Raises
+    ------
+    InputError
+        Where no type of link has enough rows.
     """
-    frame = read_files(paths).frame
+    read = read_files(paths)
+    frame = read.frame
     places = place_rows(frame, hardware, Defaults())
     latencies = latencies_of(frame, places, {}, from_first=True)
-    return calibrate_links(measured_rows(frame, places, latencies), collective_model())
+    rows = measured_rows(frame, places, latencies)
+    found = calibrate_links(rows, collective_model())
+    if not found.fitted:
+        message = f"no type of link is crossed by {LEAST_ROWS} usable rows"
+        raise InputError([*read.faults, Fault(str(paths[0]), 1, 1, "", message)])
+    quality = []
+    for link in found.fitted:
+        own = [row for row in rows if row.link == link]
+        figures = [np.concatenate(errors(own, model, np.asarray)) for model in (collective_model(), found.model)]
+        before, after = (
+            {"mape": float(np.abs(ratio - 1).mean()), "bias": float(np.exp(np.log(ratio).mean()))} for ratio in figures
+        )
+        quality.append({"link": link, "rows": found.rows[link], "before": before, "after": after})
+    return found, quality, read.faults
 
 
 def validate(

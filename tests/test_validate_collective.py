@@ -1,12 +1,14 @@
 """Measured collectives against predictions: files made by the test, whose times are worked out here."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -217,8 +219,6 @@ def measured(levels: tuple[Level, ...], operation: str, ranks: int, factor: floa
 
 @pytest.mark.slow
 def test_a_fit_finds_planted_constants() -> None:
-    from dataclasses import replace
-
     planted = {"bandwidth": 0.7, "pipelining": 1.6, "own_copy": 0.3, "all_to_all": 0.75, "step": 1.4e-6}
     links = dict(MODEL.links)
     for name in ("nvswitch", "nvswitch-ring"):
@@ -247,6 +247,41 @@ def test_the_command(tmp_path: Path) -> None:
     assert '"kind": "collective"' in result.stdout and "num_gpus=4" in result.stdout
     assert {"predicted", "p10", "p90", "error", "measured"} <= set(pd.read_csv(out).columns)
     assert CliRunner().invoke(app, ["validate", "collective", str(path), "--latency", "h100_sxm=15.6"]).exit_code != 0
+
+
+def test_links_are_calibrated_from_a_file(tmp_path: Path) -> None:
+    # two nodes whose network carries half of what ours does
+    half = replace(MODEL, links=MODEL.links | {"efa": replace(MODEL.links["efa"], bandwidth=0.475)})
+    ranks = group(P5, 16, 1)
+    sizes = 2.0 ** np.arange(3, 33)
+    rows = [
+        SYSTEM | {"size_bytes": size, "time_us": float(all_reduce(ranks, size, half)) * 1e6} for size in sizes.tolist()
+    ]
+    path, out = table(tmp_path / "a.csv", *rows), tmp_path / "links.yaml"
+    result = CliRunner().invoke(app, ["calibrate", "--kind", "collective", str(path), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    (link,) = yaml.safe_load(out.read_text(encoding="utf-8"))["links"].items()
+    assert link[0] == "efa"
+    assert link[1]["constants"]["bandwidth"] == pytest.approx(0.475, rel=0.02)
+    few = table(tmp_path / "b.csv", *rows[:5])
+    assert CliRunner().invoke(app, ["calibrate", "--kind", "collective", str(few)]).exit_code != 0
+
+
+def test_figures_without_a_part_say_what_was_refitted(tmp_path: Path) -> None:
+    sizes = [2**power for power in range(10, 30)]
+    path = table(
+        tmp_path / "a.csv",
+        *(
+            SYSTEM | {"source_id": name, "size_bytes": size, "time_us": 100 + size / 2e5}
+            for name in "ab"
+            for size in sizes
+        ),
+    )
+    report, _, _ = check(path, leave_out="source_id", latency_from_first=True)
+    assert [report["left_out"][f"source_id={name}"]["refitted"] for name in "ab"] == [["efa"], ["efa"]]
+    assert report["left_out"]["source_id=a"]["rows"] == 20
+    with pytest.raises(InputError, match="no such column"):
+        check(path, leave_out="colour")
 
 
 # --- the measured files
