@@ -1,5 +1,6 @@
 """A machine's network for people: layers of its parts, what joins them, what is slow or broken."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from hardware.catalogue import Machine
 from hardware.clos import clos
 from hardware.devices import joins, nearest_ports, numa_domains
 from hardware.fabric import capacity, kind_of
-from hardware.topology import bisection, graph, levels
+from hardware.topology import bisection, graph, levels, measured_bandwidth
 from hardware.units import format_quantity
 
 _ABOVE = {"host": 0, "leaf": 1, "group": 1, "domain": 1, "spine": 2, "network": 2, "core": 3, "site": 4}
@@ -207,8 +208,9 @@ def facts(machine: Machine) -> dict[str, Any]:
     -------
     dict
         Parts by kind; connections by the kinds they join, with their cables [1] and rate [B/s]; broken switches;
-        connections of another rate than was built; bisection [B/s]; oversubscription of each level of switches as
-        built, and between the halves of the nodes as it is [1]; levels of collectives.
+        connections of another rate than was built; bisection [B/s]; what was measured between nodes [B/s];
+        oversubscription of each level of switches as built, and between the halves of the nodes as it is [1]; levels of
+        collectives.
     """
     fabric, nodes = machine.cluster.fabric, machine.cluster.nodes
     found = list(cables(fabric, machine.node, nodes))
@@ -240,6 +242,7 @@ def facts(machine: Machine) -> dict[str, Any]:
             and not {cable.a, cable.b}.intersection(fabric.failed)
         ],
         "bisection_bytes_per_s": across or None,
+        "measured_bytes_per_s": _measured(machine),
         "oversubscription": _oversubscription(machine, across),
         "levels": [
             {
@@ -251,6 +254,15 @@ def facts(machine: Machine) -> dict[str, Any]:
             for level in levels(machine)
         ],
     }
+
+
+def _measured(machine: Machine) -> dict[str, float] | None:
+    """Sum up what was measured between the nodes [B/s]."""
+    matrix = measured_bandwidth(machine)
+    if matrix is None:
+        return None
+    rates = sorted(float(rate) for rate in matrix.bandwidth.flat if rate != float("inf"))
+    return {"least": rates[0], "median": statistics.median(rates), "most": rates[-1]} if rates else None
 
 
 def _oversubscription(machine: Machine, across: float) -> dict[str, float]:
@@ -381,9 +393,12 @@ def _cables(found: Mapping[str, Any]) -> RenderableType:
 
 
 def _figures(found: Mapping[str, Any]) -> RenderableType:
-    across = found["bisection_bytes_per_s"]
+    across, measured = found["bisection_bytes_per_s"], found["measured_bytes_per_s"]
     kinds = ", ".join(f"{count:,} {name}" for name, count in found["parts"].items())
     rows = [("parts", kinds), ("bisection, one way", "-" if across is None else format_quantity(across, "bytes/s"))]
+    if measured is not None:
+        least, median, most = (format_quantity(measured[key], "bytes/s") for key in ("least", "median", "most"))
+        rows.append(("measured between nodes", f"{least} to {most}, median {median}"))
     own = [f"{name} {ratio:.4g}:1" for name, ratio in found["oversubscription"].items()]
     if own:
         rows.append(("oversubscription", ", ".join(own)))

@@ -388,6 +388,8 @@ def test_tables_that_are_none_and_boards_that_are_unknown(tmp_path: Path) -> Non
     seen = read_node(written(tmp_path, smi(*CUBE)))
     with pytest.raises(InputError, match='--accelerator: no accelerator "v1OO"'):
         describe(seen, "box", "v1OO")
+    with pytest.raises(InputError, match="6 links of an accelerator are more than the 4 of pascal"):
+        describe(seen, "box", "p100-16gb-pcie")
     with pytest.raises(InputError, match="no rate of nvlink is known for gaudi3"):
         describe(seen, "box", "gaudi3")
 

@@ -109,6 +109,13 @@ def test_a_drawing_as_data(tmp_path: Path) -> None:
     assert [link["bandwidth_bytes_per_s"] for link in links if link["type"] == "host"] == [None]
 
 
+def test_what_was_measured_is_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "matrix.csv").write_text("node,a,b,c\na,,10,20\nb,30,,40\nc,50,35,\n", encoding="utf-8")
+    path = tmp_path / "three.yaml"
+    path.write_text("node: dgx-h100\nnodes: 3\nbandwidth: matrix.csv\n", encoding="utf-8")
+    assert "10 GB/s to 50 GB/s, median 32.5 GB/s" in run(str(path), "--topology")
+
+
 def test_the_same_machine_gives_the_same_picture(tmp_path: Path) -> None:
     one, other = tmp_path / "a.svg", tmp_path / "b.svg"
     run("frontier", "--topology", "-o", str(one))

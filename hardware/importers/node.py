@@ -199,6 +199,12 @@ def _fast_link(seen: Seen, board: Accelerator) -> tuple[dict[str, Any], str] | N
         message = f"no rate of {seen.link} is known for {board.architecture}, that of {board.name}; known: {known}"
         raise InputError([Fault("--accelerator", 0, 0, "", message)])
     links = min(seen.switched) if seen.switched else max(most)
+    allowed = NVLINK[board.architecture][0] if seen.link == "nvlink" else links
+    if links > allowed:
+        message = (
+            f"{links} links of an accelerator are more than the {allowed} of {board.architecture}, that of {board.name}"
+        )
+        raise InputError([Fault("--accelerator", 0, 0, "", message)])
     link: dict[str, Any] = {"name": seen.link, "type": "nvswitch", "bandwidth": _written(links * per_link, "bytes/s")}
     note = f"{links} links of {format_quantity(per_link, 'bytes/s')}, nominal for {board.architecture}"
     if seen.switched:
