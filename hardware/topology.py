@@ -142,8 +142,10 @@ def levels(machine: Machine, ranks: int | None = None) -> tuple[Level, ...]:
     tower = [*_node_levels(machine, per_node), *_network_levels(machine, site // per_node, per_node, total // site)]
     if fabric.wan is not None and site < total:
         way = 2 * ADAPTER_LATENCY_S + fabric.wan.latency
-        share = _line_rate(machine, hosts) / per_node
-        tower.append(Level("wan", total, min(share, *(level.bandwidth for level in tower)), way, "ethernet"))
+        rates = [_line_rate(machine, hosts) / per_node, *(level.bandwidth for level in tower)]
+        if machine.node.nics is not None:
+            rates.append(network_bandwidth(machine.node.nics, count))
+        tower.append(Level("wan", total, min(rates), way, "ethernet"))
     return tuple(
         level
         for below, level in zip([1, *(level.ranks for level in tower)], tower, strict=False)
@@ -208,7 +210,6 @@ def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> 
     if nics is None:
         return
     rate = network_bandwidth(nics, node.accelerators.count)
-
     hop = SWITCH_LATENCY_S[nics.protocol] if fabric.switch_latency is None else fabric.switch_latency
 
     def level(name: str, ranks: int, share: float, switches: int, way: float = 0.0) -> Level:

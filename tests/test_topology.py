@@ -591,6 +591,10 @@ def test_parts_of_sites_fail_and_slow_down() -> None:
 def test_sites_of_one_node_and_of_other_shapes() -> None:
     alone = SITES | {"wan": SITES["wan"] | {"hosts_per_site": 1}}
     assert [level.name for level in levels(machine(4, alone))] == ["node", "wan"]
+    # One accelerator a node, nothing inside: the port is slower than the line.
+    single = node(1, 1, links=[])
+    single["nics"]["bandwidth"] = 1e9
+    assert [(level.name, level.bandwidth) for level in levels(machine(4, alone, single))] == [("wan", 1e9)]
     fabric = {"type": "dragonfly", "hosts_per_group": 16, "taper": 0.5, "wan": SITES["wan"]}
     assert [level.name for level in levels(machine(64, fabric))] == ["node", "group", "global", "wan"]
     assert kinds(graph(machine(64, fabric))) == {"group": 4, "host": 64, "site": 2}
