@@ -21,7 +21,7 @@ from perfmodel.collectives import (
     collective_model,
     dispatch,
     group,
-    send,
+    message,
     visits,
 )
 from perfmodel.collectives.algorithms import one_shot_all_reduce, two_shot_all_reduce
@@ -185,7 +185,7 @@ PREDICTIONS: dict[str, Predict] = {
     "all_gather": all_gather,
     "reduce_scatter": all_gather,
     "all_to_all": all_to_all,
-    "send_recv": send,
+    "send_recv": message,
     "broadcast": broadcast,
     "reduce": broadcast,
 }

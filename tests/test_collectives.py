@@ -26,13 +26,14 @@ from perfmodel.collectives import (
     group_of,
     hierarchical_all_reduce,
     host_factor,
+    message,
     ring_all_reduce,
     send,
     tree_all_reduce,
 )
 
 PLAIN = collectives()
-ALL = (all_gather, all_reduce, all_to_all, send)
+ALL = (all_gather, all_reduce, all_to_all, broadcast, message, send)
 
 ONE_NODE = tower((8, 100e9, 2e-6))
 TWO_LEVELS = tower((8, 400e9, 1e-6), (512, 50e9, 5e-6))
@@ -144,6 +145,8 @@ def test_latency_and_transfer_join_as_a_chain() -> None:
     ranks = group(tower((8, 100e9, 4e-6)), 2, 1)
     assert send(ranks, 900e3, collectives(pipelining=2.0)) == pytest.approx(25e-6, rel=1e-12)
     assert send(ranks, 900e3, collectives(pipelining=1.0)) == pytest.approx(19e-6, rel=1e-12)
+    # a message alone fills no chain
+    assert message(ranks, 900e3, collectives(pipelining=2.0)) == pytest.approx(13e-6, rel=1e-12)
 
 
 @given(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1))

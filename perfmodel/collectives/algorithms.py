@@ -18,8 +18,9 @@ from perfmodel.collectives.times import (
     all_to_all,
     broadcast,
     hierarchical_all_reduce,
+    message,
     ring_all_reduce,
-    send,
+    slowest_hop,
     tree_all_reduce,
 )
 from perfmodel.network_bounds import tower_bound
@@ -27,16 +28,6 @@ from perfmodel.terms import Array, Number
 
 Seconds = Callable[[Group, Number, CollectiveModel], Array]
 Allowed = Callable[[Group, CollectiveModel], str]
-
-
-def _outermost(ranks: Group, model: CollectiveModel) -> tuple[Number, Number]:
-    """Return the longest step [s] and the longest time of a byte [s/byte] of the links that a group crosses."""
-    step_s: Number = 0.0
-    seconds_per_byte: Number = 0.0
-    for crossing in crossings(ranks, model):
-        step_s = np.maximum(step_s, crossing.crossed * crossing.step_s)
-        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
-    return step_s, seconds_per_byte
 
 
 def _degree(crossing: Crossing) -> Array:
@@ -57,7 +48,7 @@ def halving_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: Colle
         latency = latency + 2 * np.ceil(np.log2(_degree(crossing))) * crossing.step_s
         share = 1 / crossing.below - 1 / crossing.members
         transfer = transfer + 2 * share * buffer_bytes / crossing.rate
-    step_s, per_byte = _outermost(ranks, model)
+    step_s, per_byte = slowest_hop(ranks, model)
     folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
     return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes * per_byte, model)
 
@@ -73,7 +64,7 @@ def recursive_doubling_all_reduce(ranks: Group, buffer_bytes: Number, model: Col
         rounds = np.ceil(np.log2(_degree(crossing)))
         latency = latency + rounds * crossing.step_s
         transfer = transfer + rounds * buffer_bytes / crossing.rate
-    step_s, per_byte = _outermost(ranks, model)
+    step_s, per_byte = slowest_hop(ranks, model)
     folded = 2.0 * (np.log2(np.maximum(ranks.size, 1)) % 1 > 0)
     return joined(ranks, latency + folded * step_s, transfer + folded * buffer_bytes * per_byte, model)
 
@@ -87,7 +78,7 @@ def single_tree_all_reduce(ranks: Group, buffer_bytes: Number, model: Collective
     sends S to its parent and twice S to its children, so its link carries twice what a chain's does (Sanders, Speck,
     Traeff 2009, section 1): S counts double from three ranks on.
     """
-    step_s, per_byte = _outermost(ranks, model)
+    step_s, per_byte = slowest_hop(ranks, model)
     depth = np.ceil(np.log2(np.maximum(ranks.size, 2)))
     sent = buffer_bytes * np.where(ranks.size > 2, 2.0, 1.0)
     chunks = np.maximum(np.sqrt((depth - 1) * sent * per_byte / np.maximum(step_s, 1e-12)), 1.0)
@@ -100,7 +91,7 @@ def star_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
 
     Li et al., "TPI-LLM" (arXiv 2410.00531), section 3.
     """
-    step_s, per_byte = _outermost(ranks, model)
+    step_s, per_byte = slowest_hop(ranks, model)
     return joined(ranks, model.launch_s + 2 * step_s, 2 * (ranks.size - 1) * buffer_bytes * per_byte, model)
 
 
@@ -116,7 +107,7 @@ def _direct_transfer(ranks: Group, total_bytes: Number, model: CollectiveModel) 
 
 def direct_all_gather(ranks: Group, total_bytes: Number, model: CollectiveModel) -> Array:
     """Time of an all-gather, or reduce-scatter, in which all exchange with all at once: a step, (n-1)/n S [s]."""
-    step_s, _ = _outermost(ranks, model)
+    step_s, _ = slowest_hop(ranks, model)
     return np.where(ranks.size > 1, model.launch_s + step_s + _direct_transfer(ranks, total_bytes, model), 0.0)
 
 
@@ -130,7 +121,7 @@ def two_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveMod
 
     Before each shot all ranks wait for each other: a barrier of log2(n) steps.
     """
-    step_s, _ = _outermost(ranks, model)
+    step_s, _ = slowest_hop(ranks, model)
     latency = (1 + 2 * np.log2(np.maximum(ranks.size, 1))) * step_s
     seconds = model.launch_s + latency + 2 * _direct_transfer(ranks, buffer_bytes, model)
     return np.where(ranks.size > 1, seconds, 0.0)
@@ -282,7 +273,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         Algorithm("ring", ring_all_to_all, NOT_OFFERED),
     ),
     "broadcast": (Algorithm("ring", broadcast), Algorithm("binomial tree", tree_broadcast)),
-    "send_recv": (Algorithm("message", send),),
+    "send_recv": (Algorithm("message", message),),
 }
 ALGORITHMS["reduce_scatter"] = ALGORITHMS["all_gather"]
 ALGORITHMS["reduce"] = ALGORITHMS["broadcast"]

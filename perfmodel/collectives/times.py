@@ -197,14 +197,32 @@ def dispatch(
     return all_to_all(ranks, token_bytes * places, model, outer_share=nodes / places)
 
 
+def message(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of one message to the neighbour in the group, over the outermost level crossed [s].
+
+    launch + step + S/B: one hop has no chain to fill.
+    """
+    latency, seconds_per_byte = slowest_hop(ranks, model)
+    return np.where(ranks.size > 1, model.launch_s + latency + seconds_per_byte * message_bytes, 0.0)
+
+
 def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
-    """Time to send `message_bytes` to the neighbour in the group, over the outermost level crossed [s]."""
-    latency: Number = 0.0
+    """Time to send `message_bytes` to the next stage of a pipeline, over the outermost level crossed [s].
+
+    As `message`, and the wait of a chain: the constants of a training step were fitted beside it.
+    """
+    latency, seconds_per_byte = slowest_hop(ranks, model)
+    return joined(ranks, model.launch_s + latency, seconds_per_byte * message_bytes, model)
+
+
+def slowest_hop(ranks: Group, model: CollectiveModel) -> tuple[Number, Number]:
+    """Return the longest step [s] and the longest time of a byte [s/byte] of the links that a group crosses."""
+    step_s: Number = 0.0
     seconds_per_byte: Number = 0.0
     for crossing in crossings(ranks, model):
-        latency = np.maximum(latency, crossing.crossed * crossing.step_s)
+        step_s = np.maximum(step_s, crossing.crossed * crossing.step_s)
         seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
-    return joined(ranks, model.launch_s + latency, seconds_per_byte * message_bytes, model)
+    return step_s, seconds_per_byte
 
 
 def broadcast(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
