@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.cables import SWITCHED
+from hardware.cables import SWITCHED, site_nodes
 from hardware.catalogue import Machine
 from hardware.faults import Fault, InputError
 from hardware.graph import leaf_spine
