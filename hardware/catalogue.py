@@ -340,9 +340,12 @@ def _measured(value: str, base_dir: FilePath, nodes: int, where: Source, at: Pat
         if not (base_dir / value).is_file():
             raise InputError([where.fault(at, f"there is no file {name}")])
         text = read_text(base_dir / value)
-    found = len(parse(text, name, partitions=True).names)
-    if found != nodes:
-        raise InputError([where.fault(at, f"should name each of the {nodes} nodes of the cluster [got {found}]")])
+    found = parse(text, name, partitions=True).names
+    if len(found) != nodes:
+        raise InputError([where.fault(at, f"should name each of the {nodes} nodes of the cluster [got {len(found)}]")])
+    own = [f"host{host}" for host in range(nodes)]
+    if any(one.startswith("host") for one in found) and {*found} != {*own}:  # our names, which say the order
+        parse(text, name, own, partitions=True)
     return text
 
 

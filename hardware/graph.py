@@ -289,9 +289,19 @@ def measured_bandwidth(machine: Machine) -> "BandwidthMatrix | None":
     Returns
     -------
     BandwidthMatrix or None
-        Rates [B/s] in the order of host0, host1, ... of the whole cluster; None if the description has none.
+        Rates [B/s] in the order of host0, host1, ... of the whole cluster: by these names if the matrix has them, else
+        in its own order. None if the description has none.
     """
-    from hardware.importers.bandwidth_matrix import parse
+    import numpy
+
+    from hardware.importers.bandwidth_matrix import BandwidthMatrix, parse
 
     text = machine.cluster.bandwidth
-    return None if text is None else parse(text, "bandwidth", partitions=True)
+    if text is None:
+        return None
+    found = parse(text, "bandwidth", partitions=True)
+    own = [f"host{host}" for host in range(machine.cluster.nodes)]
+    if {*found.names} != {*own}:
+        return found
+    places = [found.names.index(name) for name in own]
+    return BandwidthMatrix(tuple(own), found.bandwidth[numpy.ix_(places, places)])

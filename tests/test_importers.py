@@ -117,6 +117,13 @@ def test_a_cluster_carries_what_was_measured_on_it(tmp_path: Path) -> None:
     ):
         cluster.write_text(text, encoding="utf-8")
         assert expected in str(check_file(cluster)[0])
+    # Names of this program say the order themselves.
+    matrix(tmp_path, "node,host1,host0\nhost1,0,10\nhost0,20,0\n")
+    cluster.write_text("node: dgx-h100\nnodes: 2\nbandwidth: matrix.csv\n", encoding="utf-8")
+    found = measured_bandwidth(resolve_cluster(str(cluster), Path()))
+    assert found is not None and found.names == ("host0", "host1") and found.bandwidth[0, 1] == 20e9
+    matrix(tmp_path, "node,host1,host2\nhost1,0,10\nhost2,20,0\n")
+    assert "matrix.csv:1:1: nodes are missing: host0" in str(check_file(cluster)[0])
     matrix(tmp_path, "node,a,b\na,0,400 Gbit/s\nb,20,0\n")
     cluster.write_text("node: dgx-h100\nnodes: 2\nbandwidth: matrix.csv\n", encoding="utf-8")
     assert "matrix.csv:2:5: a to b: rates should be in GB/s" in str(check_file(cluster)[0])
