@@ -112,7 +112,7 @@ def measured(name: str) -> str:
     """Find a file of measurements; one file stands for all of them, and for the reader's own."""
     if name == "KERNELS.csv" or name.endswith(".gz"):
         return str(DATA / "kernels" / ("gemm.csv.gz" if name == "KERNELS.csv" else Path(name).name))
-    folder = DATA / "training"
+    folder = DATA / ("network" if "/network/" in name else "training")
     return str(folder / ("megatron_sc21_a100.csv" if name in ("RUNS.csv", ALL_FILES) else Path(name).name))
 
 
