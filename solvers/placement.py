@@ -36,7 +36,7 @@ Integers = NDArray[np.int64]
 
 TIME_LIMIT_S = 10.0
 """How long to search, where nothing else is said [s]."""
-_FIRST, _BOUNDS, _ORDERS = 0.2, 0.45, 0.8
+_FIRST, _BOUNDS, _ORDERS = 0.2, 0.4, 0.85
 """Shares of the time after which first orders, bounds of single phases and the search for orders end."""
 _SMALL_ROUNDS = 60
 _COUNTED = 10**15
@@ -136,7 +136,7 @@ def _searched(
     def until(share: float) -> float:
         return began + share * limit_s
 
-    search.run(until(_FIRST if small else _FIRST / 2), lambda: bound, gap, _SMALL_ROUNDS if small else 0)
+    search.run(until(_FIRST), lambda: bound, gap, _SMALL_ROUNDS if small else 0)
     report(_FIRST)
     floor = np.zeros(1)
     if _by_sum(scenario):

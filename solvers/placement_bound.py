@@ -48,6 +48,7 @@ class Thresholds:
     _slots: tuple[NDArray[np.int64], NDArray[np.int64]] = field(init=False)
     _pair: NDArray[np.int64] = field(init=False)
     _ends: NDArray[np.int64] = field(init=False)
+    _full: float = field(init=False, default=0.0)
     _counts: dict[float, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,11 +128,17 @@ class Thresholds:
 
     def _available(self, level: float) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         """Count disjoint pairs, and the sizes of parts that reach one another, at a rate."""
+        nodes = len(self.net.names)
+        if level <= self._full:
+            return nodes, np.array([nodes]), np.array([nodes])
         if level not in self._counts:
             graph = csr_array((self._rates * _ROUNDING >= level).astype(np.int8))
             if len(self._counts) >= _CACHED:
                 self._counts.clear()
-            self._counts[level] = (_matched(graph), *_parts(graph))
+            found = (_matched(graph), *_parts(graph))
+            if found[0] == nodes and len(found[1]) == 1:
+                self._full = level  # and so it is at every lower rate
+            self._counts[level] = found
         return self._counts[level]
 
 

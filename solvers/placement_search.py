@@ -113,7 +113,10 @@ class Search:
             return met()
         powers = (1.0,) if self.by_sum else POWERS
         if not self._begun:
-            for start in (self.order.copy(), self.constructed()):
+            starts = [self.constructed()]
+            if len(self.order) <= _WHOLE:  # where there are more, a start far from good takes too long
+                starts.append(self.order.copy())
+            for start in starts:
                 self.improve(start, powers, over)
             self._begun = True
         current = self.order.copy()
@@ -179,7 +182,7 @@ class Search:
             near = np.flatnonzero(times >= 0.999 * slowest[wanted.phase])
             index = int(self._random.choice(near)) if len(near) else int(np.argmax(times))
         first = int(self._random.choice([wanted.sources[index], wanted.destinations[index]]))
-        count = min(len(order), int(self._random.integers(3, 7)))
+        count = min(len(order), int(self._random.integers(3, 7 if len(order) <= _WHOLE else 4)))
         others = self._random.choice(np.delete(np.arange(len(order)), first), size=count - 1, replace=False)
         moved = np.concatenate([[first], others])
         order[moved] = order[np.roll(moved, 1)]
