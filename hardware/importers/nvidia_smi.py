@@ -45,7 +45,10 @@ def read(path: Path) -> Seen:
     lines = [(number, _ESCAPES.sub("", line)) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     head = next((place for place, (_, line) in enumerate(lines) if _is_head(line)), None)
     if head is None:
-        message = "there is no table with the columns GPU0, GPU1, ...; expected the output of nvidia-smi topo -m"
+        message = (
+            "there is no table with the columns GPU0, GPU1, ...; expected the output of nvidia-smi topo -m "
+            "(a matrix of bandwidth between nodes belongs to a cluster, as its bandwidth)"
+        )
         raise InputError([Fault(name, 1, 1, "", message)])
     tabs = "\t" in lines[head][1]
     columns = [cell for cell in _cells(lines[head][1], tabs) if cell[1]]
