@@ -247,12 +247,14 @@ def model_show(
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help="accelerator, node, cluster, efficiency, model, train or routing.")],
+    name: Annotated[
+        str, typer.Argument(help="accelerator, node, cluster, efficiency, model, train, routing or placement.")
+    ],
     output: Output = None,
     debug: Debug = False,
 ) -> None:
     """Write the JSON Schema of a hardware file, a model or a scenario, for editors."""
-    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "routing")
+    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "routing", "placement")
     chosen = one_of("schema", name, known)
 
     def content() -> Any:
@@ -264,6 +266,10 @@ def schema(
             from solvers.routing_scenario import routing_schema
 
             return routing_schema()
+        if chosen == "placement":
+            from solvers.placement_scenario import placement_schema
+
+            return placement_schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 
