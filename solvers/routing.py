@@ -57,8 +57,11 @@ def plan(
         return cut_apart(scenario, case, common, began)
     cases = [case] if "own" in search.nics else []
     kinds = [split for split in search.split if split != "none"]
-    if "any" in search.nics and kinds and (free := free_case(scenario, case, left(deadline))) is not None:
+    free = free_case(scenario, case, left(deadline)) if "any" in search.nics and kinds else None
+    if isinstance(free, Case):
         cases.append(free)
+    elif free is not None:
+        common["why_not"] = [{"reason": free, "candidates": None, "nearest": None}]
     found: list[tuple[float, int, Case, Option]] = []
     for number, one in enumerate(cases or [case]):
         for option in _options(one, search.split if one.nics == "own" else kinds, deadline, gap or OPTIMAL_GAP):
@@ -182,7 +185,7 @@ def _options(case: Case, kinds: Any, deadline: float | None, gap: float) -> list
     if "none" in kinds and unsplit is not None:
         found.append(unsplit)
     if "fewest" in kinds and unsplit is not None:
-        few = network.few_splits(case.division, unsplit, case.floor_s)
+        few = network.few_splits(case.division, unsplit, case.floor_s, deadline)
         if few.routing is not unsplit.routing or not found:
             found.append(few)
     if "spray" in kinds:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.cables import SWITCHED, site_nodes
+from hardware.cables import SWITCHED
 from hardware.catalogue import Machine
 from hardware.faults import Fault, InputError
 from hardware.graph import leaf_spine
@@ -142,7 +142,7 @@ def case_of(scenario: RoutingScenario, time_limit_s: float | None, *, given: boo
     return Case(network, loads, None, network.division(time_limit_s))
 
 
-def free_case(scenario: RoutingScenario, own: Case, time_limit_s: float | None) -> Case | None:
+def free_case(scenario: RoutingScenario, own: Case, time_limit_s: float | None) -> Case | str | None:
     """Let flows choose adapters, where that can help and is small enough to be settled.
 
     Parameters
@@ -156,23 +156,33 @@ def free_case(scenario: RoutingScenario, own: Case, time_limit_s: float | None) 
 
     Returns
     -------
-    Case or None
-        The case with free adapters; None if it is no better.
+    Case, str or None
+        The case with free adapters; in words why it was not tried; None if it is no better.
     """
     machine = scenario.machine
     inner = inner_rate(machine)
-    if own.loads is None or inner <= 0 or machine.node.nics is None or machine.node.nics.count < 2:
+    switched = machine.cluster.fabric.type in SWITCHED
+    if not switched or inner <= 0 or machine.node.nics is None or machine.node.nics.count < 2:
         return None
-    view = leaf_spine(machine)
-    if one_leaf_each(view):
+    view = leaf_spine(machine) if own.loads is not None else None
+    if own.loads is not None:
+        # what a node sends cannot be faster than all its adapters together
+        least = slowest(own.loads.port.sum(axis=2), own.loads.rate.sum(axis=1))
+        if least >= own.bound_s * (1 - _ROUNDING):
+            return None
+    if view is not None and own.loads is not None and one_leaf_each(view):
         if own.loads.time_s <= own.division.time_s * (1 + _ROUNDING):
             return None
         choice = relaxed_adapters(own.loads, view.near, inner, own.division.time_s)
         return replace(own, choice=choice) if choice.time_s < own.loads.time_s * (1 - _ROUNDING) else None
-    if any(end.accelerator < 0 for end in scenario.flows.ends):
+    flows = scenario.flows
+    if any(end.accelerator < 0 for end in flows.ends):
         return None
+    pairs = len(np.unique(flows.source * len(flows.ends) + flows.target))
+    if pairs > _MOST_PAIRS:
+        return f"nics any: not tried on several leaves for {pairs:,} pairs of accelerators, more than {_MOST_PAIRS:,}"
     network = GraphNetwork(scenario, any_adapter=True)
-    if len(network.pairs) > _MOST_PAIRS or network.cut() is not None:
+    if network.cut() is not None:
         return None
     case = Case(network, None, None, network.division(time_limit_s))
     return case if case.bound_s < own.bound_s * (1 - _ROUNDING) else None

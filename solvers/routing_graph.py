@@ -341,7 +341,7 @@ class GraphNetwork:
         )
         return Option("none", self._numbered(whole(choice), numbers), division.bound_s)
 
-    def few_splits(self, division: Division, unsplit: Option, floor_s: float) -> Option:
+    def few_splits(self, division: Division, unsplit: Option, floor_s: float, deadline: float | None = None) -> Option:
         """Split few flows, as many as it takes to be as fast as a division at will."""
         time_s = max(division.time_s, floor_s)
         if slowest(self.loads(unsplit.routing), self.rate) <= time_s * (1 + 1e-9):

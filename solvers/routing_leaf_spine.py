@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -302,7 +303,7 @@ class LeafSpineNetwork:
         choice, bound = single_paths(self.demand, size, candidates, bound, floor_s, choice, deadline, gap)
         return Option("none", self._numbered(whole(choice), candidates), bound)
 
-    def few_splits(self, division: Division, unsplit: Option, floor_s: float) -> Option:
+    def few_splits(self, division: Division, unsplit: Option, floor_s: float, deadline: float | None = None) -> Option:
         """Split as few flows as it takes to be as fast as a division at will."""
         source, target, size = self.source[self.far], self.target[self.far], self.size[self.far]
         time_s = max(division.time_s, floor_s)
@@ -315,7 +316,8 @@ class LeafSpineNetwork:
             return Option("fewest", self._numbered(whole(path), None), division.bound_s, found.fewest)
         if self.equal_bytes is not None:
             needed = splits_needed(source, target, self.equal_bytes, self.network, time_s)
-            parts = fewest_by_class(source, target, time_s, self.equal_bytes, self.network, _FEW_S)
+            patience = _FEW_S if deadline is None else max(0.1, min(_FEW_S, deadline - time.perf_counter()))
+            parts = fewest_by_class(source, target, time_s, self.equal_bytes, self.network, patience)
             if parts is not None:
                 return Option("fewest", self._numbered(Routing(*parts), None), division.bound_s, needed)
         candidates = self.lane_candidates()

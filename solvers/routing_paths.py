@@ -393,10 +393,10 @@ def loosened(
     kept = choice >= 0
     parts = split_all(demand, candidates, division.share)
     split = ~kept[parts.flow]
-    flow = np.concatenate([np.flatnonzero(kept), parts.flow[split]])
-    order = np.argsort(flow, kind="stable")
+    flows = np.concatenate([np.flatnonzero(kept), parts.flow[split]])
+    order = np.argsort(flows, kind="stable")
     return Routing(
-        flow[order],
+        flows[order],
         np.concatenate([choice[kept], parts.path[split]])[order],
         np.concatenate([np.ones(int(kept.sum())), parts.share[split]])[order],
     )
@@ -438,10 +438,10 @@ def filled(demand: Integers, flow_bytes: Array, candidates: Candidates, share: A
         overlap /= (ends - begins)[:, None]
         overlap[overlap < _TOLERANCE] = 0.0
         overlap /= overlap.sum(axis=1, keepdims=True)
-        which, path = np.nonzero(overlap)
-        flows.append(mine[which])
-        paths.append(used[path])
-        shares.append(overlap[which, path])
+        row, column = np.nonzero(overlap)
+        flows.append(mine[row])
+        paths.append(used[column])
+        shares.append(overlap[row, column])
     flow = np.concatenate(flows)
     order = np.argsort(flow, kind="stable")
     return Routing(flow[order], np.concatenate(paths)[order], np.concatenate(shares)[order])

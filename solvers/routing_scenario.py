@@ -222,7 +222,10 @@ def _machine(source: Source, base_dir: FilePath) -> Machine | None:
     described = {"kind": "cluster", "name": "fabric", "node": node, "nodes": count, "fabric": fabric}
     positions = {("cluster", *path): place for path, place in source.positions.items() if path[:1] == ("fabric",)}
     wrapped = replace(source, data={"cluster": described}, positions={**source.positions, **positions})
-    return resolve_cluster(described, base_dir, count, source=wrapped, at=("cluster",))
+    try:
+        return resolve_cluster(described, base_dir, count, source=wrapped, at=("cluster",))
+    except InputError as error:  # nobody wrote the cluster around it
+        raise InputError(replace(fault, key=fault.key.removeprefix("cluster.")) for fault in error.faults) from None
 
 
 def _flows(question: RoutingQuestion, machine: Machine, source: Source, base_dir: FilePath) -> Flows:

@@ -13,7 +13,7 @@ from perfmodel.terms import Array
 
 _ROUNDING = 1e-9
 """Shares of a flow that are taken for rounding [1]."""
-_MOST_SHARES = 20_000
+_MOST_SHARES = 60_000
 """Pairs of leaves times classes of spines up to which an integer program shares flows out [1]."""
 _MOST_STEPS = 64
 """Times that are tried before a search over paths takes over [1]."""
