@@ -1,7 +1,7 @@
 """How fast a collective can be at best on a network: bounds from cuts, whatever the algorithm.
 
 A network is a `networkx.DiGraph` whose edges have a ``capacity`` [bytes/s]; some of its nodes are ranks, the others
-switches. `directed` makes one of an undirected graph, `hardware.topology.graph` for instance.
+switches. `directed` makes one of an undirected graph, such as `hardware.topology.graph(machine, detail="devices")`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from math import inf, lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,12 +143,15 @@ def _whole(network: DiGraph[Hashable], ranks: Sequence[Hashable]) -> _Whole:
         raise ValueError("a collective needs at least two ranks")
     if unknown := [str(rank) for rank in ranks if rank not in places]:
         raise ValueError(f"no node of the network: {', '.join(unknown)}")
-    sizes = []
-    edges: Iterable[Any] = network.edges(data="capacity")
+    edges: list[tuple[Any, Any, Any]] = list(network.edges(data="capacity"))
     for tail, head, capacity in edges:
         if capacity is None or not capacity >= 0:
             raise ValueError(f"the edge from {tail} to {head} has no capacity")
-        sizes.append((places[tail], places[head], Fraction(capacity)))
+    # an edge without limit carries as much as all others together
+    most = sum((Fraction(capacity) for *_, capacity in edges if capacity < inf), Fraction(0))
+    sizes = [
+        (places[tail], places[head], Fraction(capacity) if capacity < inf else most) for tail, head, capacity in edges
+    ]
     scale = lcm(*(size.denominator for _, _, size in sizes))
     return _Whole(names, places, [(tail, head, int(size * scale)) for tail, head, size in sizes], scale)
 

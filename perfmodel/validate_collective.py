@@ -13,9 +13,11 @@ from hardware.catalogue import Machine
 from hardware.faults import Fault, InputError
 from perfmodel.calibrate_collectives import LEAST_ROWS, Calibrated, Measured, calibrate_links, errors
 from perfmodel.collectives import CollectiveModel, all_reduce, collective_model, host_factor
+from perfmodel.collectives.algorithms import chosen
 from perfmodel.intervals import Z90
 from perfmodel.measured_collectives import NORMALISED, Case, read_files
 from perfmodel.measured_kernels import listed
+from perfmodel.network_bounds import tower_bound
 from perfmodel.placed_collectives import Placed, case_seconds, counted_bytes, placed, spread_of
 from perfmodel.validate_training import RowError
 from perfmodel.validation import Defaults, grouped, kept, report, statistics
@@ -121,15 +123,18 @@ def predict_rows(
     model: CollectiveModel,
     defaults: Defaults | None = None,
 ) -> pd.DataFrame:
-    """Return the frame with ``predicted``, ``p10``, ``p90`` [us] and ``error``.
+    """Return the frame with ``predicted``, ``p10``, ``p90``, ``best_possible`` [us], ``algorithm`` and ``error``.
 
     Notes
     -----
-    The interval is a log-normal around the prediction (`perfmodel.placed_collectives.spread_of`).
+    The interval is a log-normal around the prediction (`perfmodel.placed_collectives.spread_of`). ``best_possible`` is
+    the least time that the nominal rates of the links allow any algorithm (`perfmodel.network_bounds.tower_bound`);
+    blank for exchanges between experts, whose bytes depend on who sends what where.
     """
     result = frame.copy()
-    for name in ("predicted", "p10", "p90"):
+    for name in ("predicted", "p10", "p90", "best_possible"):
         result[name] = np.nan
+    result["algorithm"] = ""
     usable = result[result["skipped"] == ""]
     for case, part in _cases(usable):
         place = places[case]
@@ -142,6 +147,11 @@ def predict_rows(
             width = np.exp(Z90 * spread_of(case, seconds, slower, place.ranks, model, host_given=host_given))
             for name, value in (("predicted", seconds), ("p10", seconds / width), ("p90", seconds * width)):
                 result.loc[rows.index, name] = value * 1e6
+            if not case.copies:
+                bound = tower_bound(case.operation, place.ranks, sizes)
+                result.loc[rows.index, "best_possible"] = np.broadcast_to(bound, sizes.shape) * 1e6
+            if not case.copies and case.library == "nccl":
+                result.loc[rows.index, "algorithm"] = chosen(case.operation, place.ranks, sizes, own)
             if not host_given and defaults is not None:
                 empty = float(all_reduce(place.reference, 0.0, model))
                 defaults.counts["host latency", f"{empty * 1e6:.1f} us"] += len(rows)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardware.topology import Level
+from hardware.catalogue import resolve_cluster
+from hardware.topology import Level, graph
 from perfmodel.collectives import CollectiveModel, LinkEfficiency, all_gather, all_reduce, all_to_all, broadcast, group
 from perfmodel.network_bounds import all_gather_bound, all_to_all_bound, all_to_all_cut_bound, directed, tower_bound
 
@@ -233,6 +234,16 @@ def test_arrays_are_the_elements_one_by_one() -> None:
     alone = [tower_bound("all_gather", group(levels, *pair), 1e9) for pair in zip(sizes, strides, strict=True)]
     assert together.tolist() == [float(value) for value in alone]
     assert together[0] == 0
+
+
+def test_the_devices_of_a_described_machine() -> None:
+    # A DGX H100's accelerator takes in 450 GB/s over NVSwitch and, through all adapters, what PCI Express 5 x16
+    # carries: 32 GT/s x 16 x 128/130 / 8. Cables without a limit (a port and its adapter) bind nothing.
+    described = {"name": "c", "node": "dgx-h100", "nodes": 4, "fabric": {"type": "rail-optimised"}}
+    network = directed(graph(resolve_cluster(described, Path()), detail="devices"))
+    ranks = [name for name in network if "/gpu" in str(name)]
+    found = all_gather_bound(network, ranks, 1e9)
+    assert found.algorithm_bytes_per_s == pytest.approx(32 / 31 * (450e9 + 32e9 * 16 / 8 * 128 / 130), rel=1e-9)
 
 
 # --- bad input

@@ -28,7 +28,9 @@ from perfmodel.collectives import (
     visits,
 )
 from perfmodel.measured_collectives import SCHEMAS, Case
+from perfmodel.placed_collectives import placed
 from perfmodel.validate_collective import validate
+from perfmodel.validation import Defaults
 
 MODEL = collective_model()
 H100 = (Level("node", 8, 450e9, 1e-6, "nvswitch"),)
@@ -96,6 +98,9 @@ def test_rows_are_the_functions_of_the_model(
     seconds = float(function(group(levels, ranks, 1), 2.0**20, MODEL))
     assert rows["predicted"][0] == pytest.approx(seconds * 1e6, rel=1e-12)
     assert rows["error"][0] == pytest.approx(seconds * 1e6 / 20 - 1, rel=1e-9)
+    # every rank receives (n - 1)/n of the bytes at least
+    assert rows["best_possible"][0] == pytest.approx((ranks - 1) / ranks * 2**20 / levels[0].bandwidth * 1e6)
+    assert rows["algorithm"][0] in ("ring", "flat", "NVLS, trees outside", "double tree")
 
 
 def test_a_system_runs_on_the_network_that_its_rows_state(tmp_path: Path) -> None:
@@ -281,6 +286,25 @@ def test_figures_without_a_part_say_what_was_refitted(tmp_path: Path) -> None:
     assert report["left_out"]["source_id=a"]["rows"] == 20
     with pytest.raises(InputError, match="no such column"):
         check(path, leave_out="colour")
+
+
+@pytest.mark.parametrize(
+    ("node", "ranks", "size", "least"),
+    [
+        ("azure-nd-h100-v5", 8, 16e9, 460e9),
+        ("dgx-h200", 8, 16e9, 431e9),
+        ("dgx-a100", 8, 8e9, 228e9),
+        ("dgx-1v", 8, 8e9, 110e9),
+        ("a100-pairwise-nvlink", 2, 16e9, 193e9),
+        ("a100-pairwise-nvlink", 4, 8e9, 25e9),
+    ],
+)
+def test_machines_meet_what_a_cloud_accepts_them_at(node: str, ranks: int, size: float, least: float) -> None:
+    # Least bus bandwidth of an all-reduce for a node to pass: Azure/azurehpc-health-checks, conf, May 2026. No row of
+    # it takes part in a fit. A node passes with some room, and none has a fifth.
+    found = placed(Case((node,), "all_reduce", ranks, ranks), (), Defaults(), 1)
+    seconds = float(all_reduce(found.ranks, size, MODEL))
+    assert least <= 2 * (ranks - 1) / ranks * size / seconds <= 1.2 * least
 
 
 # --- the measured files

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.collectives.model import CollectiveModel, Crossing, Group, crossings, joined
 from perfmodel.collectives.times import (
@@ -277,6 +278,27 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
 }
 ALGORITHMS["reduce_scatter"] = ALGORITHMS["all_gather"]
 ALGORITHMS["reduce"] = ALGORITHMS["broadcast"]
+
+
+def chosen(operation: str, ranks: Group, total_bytes: Number, model: CollectiveModel) -> NDArray[np.str_]:
+    """Return the name of the algorithm that a library takes for each size.
+
+    Parameters
+    ----------
+    operation : str
+        A key of ``ALGORITHMS``.
+    ranks : Group
+        One group.
+    total_bytes : array
+        Sizes as nccl-tests count them [bytes].
+    model : CollectiveModel
+        Constants.
+    """
+    offered = [one for one in ALGORITHMS[operation] if not one.only and not one.refused(ranks, model)]
+    times = np.stack(
+        [np.broadcast_to(one.seconds(ranks, total_bytes, model), np.shape(total_bytes)) for one in offered]
+    )
+    return np.array([one.name for one in offered])[np.argmin(times, axis=0)]
 
 
 @dataclass(frozen=True)

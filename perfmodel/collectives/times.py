@@ -75,15 +75,15 @@ def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
     -----
     Two trees with half the buffer each: over all nodes, a level outside the node carries 2 (k_l - 1)/k_l S / m_(l-1) a
     rank, so that two nodes exchange the buffer once (Sanders, Speck, Traeff, "Two-tree algorithms for full bandwidth
-    broadcast, reduction and scan", 2009, section 4). Inside a node a chain passes the whole buffer up and down, 2 S.
-    Where a switch adds (NVLS) for the m ranks below it, everything inside takes 2 (m-1)/m S at a rate
-    `in_network_all_reduce` times as high. Levels work at once.
+    broadcast, reduction and scan", 2009, section 4). Inside a node, and over the one path between its pairs, a chain
+    passes the whole buffer up and down, 2 S. Where a switch adds (NVLS) for the m ranks below it, everything inside
+    takes 2 (m-1)/m S at a rate `in_network_all_reduce` times as high. Levels work at once.
     """
     slowest: Number = 0.0
     narrowest = np.inf
     for depth, crossing in enumerate(crossings(ranks, model)):
         link, degree = crossing.link, np.ceil(crossing.members / crossing.below)
-        share: Number = 2.0 if depth == 0 else 2 * (degree - 1) / degree
+        share: Number = 2.0 if depth == 0 or link.one_path else 2 * (degree - 1) / degree
         slowest = np.maximum(slowest, crossing.crossed * share / (crossing.lanes * crossing.rate))
         narrowest = min(narrowest, crossing.rate)
         if link.in_network_all_reduce > 1:
