@@ -61,7 +61,7 @@ _MEANING = {
 def _head(answer: Result) -> RenderableType:
     meaning = _MEANING.get(answer.status, "a plan, not proved to be the best")
     if answer.status == "feasible" and answer.gap is not None:
-        meaning = "stopped at the requested gap"
+        meaning = "no further from the best than the gap"
     lines = [f"{answer.kind}: {answer.status} ({meaning})"]
     objective = answer.objective
     said = [f"{objective.name} ({objective.sense})"]

@@ -153,7 +153,7 @@ def test_what_runs_today_stands_beside_the_best() -> None:
     ("status", "bound", "gap", "words"),
     [
         ("feasible", None, None, "not proved to be the best"),
-        ("feasible", 12.0, 0.04, "stopped at the requested gap"),
+        ("feasible", 12.0, 0.04, "no further from the best than the gap"),
         ("time_limit", 10.0, 0.2, "stopped by the time limit"),
     ],
 )
