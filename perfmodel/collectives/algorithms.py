@@ -295,10 +295,10 @@ def chosen(operation: str, ranks: Group, total_bytes: Number, model: CollectiveM
         Constants.
     """
     offered = [one for one in ALGORITHMS[operation] if not one.only and not one.refused(ranks, model)]
-    times = np.stack(
-        [np.broadcast_to(one.seconds(ranks, total_bytes, model), np.shape(total_bytes)) for one in offered]
-    )
-    return np.array([one.name for one in offered])[np.argmin(times, axis=0)]
+    shape = np.shape(total_bytes)
+    times = np.stack([np.broadcast_to(one.seconds(ranks, total_bytes, model), shape) for one in offered])
+    names = np.array([one.name for one in offered], dtype=np.str_)
+    return np.asarray(names[np.argmin(times, axis=0)], dtype=np.str_)
 
 
 @dataclass(frozen=True)
