@@ -82,8 +82,8 @@ FP8_SCALES = 4 / 128
 """Bytes of scales beside a byte of an activation in 8 bits: one 32-bit scale for 128 (DeepEP)."""
 
 
-NORMALISED = ("operation", "case", "hosts", "bytes", "measured", "rate")
-"""Columns that rows get."""
+NORMALISED = ("operation", "case", "hosts", "metric", "bytes", "measured", "rate")
+"""Columns that rows get; ``metric`` is the name of the measured column."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ def read_files(paths: Iterable[Path]) -> Rows:
     rows = Rows(pd.concat(frames, ignore_index=True), faults)
     _check_cells(rows)
     frame = rows.frame
-    blank: dict[str, Any] = {"operation": "", "case": None, "hosts": ()} | dict.fromkeys(NORMALISED[3:], np.nan)
+    blank: dict[str, Any] = {"operation": "", "case": None, "hosts": (), "metric": ""} | dict.fromkeys(
+        NORMALISED[4:], np.nan
+    )
     found = []
     records: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]
     for row in records:
@@ -190,8 +192,15 @@ def _number(row: dict[str, Any], name: str) -> float:
     return 0.0 if value is None or np.isnan(value) else float(value)
 
 
-def _found(case: Case, hosts: tuple[str, ...], size: float, measured_us: float) -> dict[str, Any]:
-    return {"operation": case.operation, "case": case, "hosts": hosts, "bytes": size, "measured": measured_us}
+def _found(case: Case, hosts: tuple[str, ...], size: float, row: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "operation": case.operation,
+        "case": case,
+        "hosts": hosts,
+        "metric": metric,
+        "bytes": size,
+        "measured": _number(row, metric),
+    }
 
 
 def _operation(row: dict[str, Any], column: str) -> str:
@@ -209,13 +218,13 @@ def _nccl_tests(row: dict[str, Any]) -> dict[str, Any]:
         return _unknown(row, "op")
     adds = _text(row, "dtype").lower() in FLOATS
     case = Case((_text(row, "device"),), operation, ranks, ranks, adds=adds)
-    return _found(case, case.names, row["size_bytes"], _number(row, "us"))
+    return _found(case, case.names, row["size_bytes"], row, "us")
 
 
 def _engine(row: dict[str, Any]) -> dict[str, Any]:
     ranks = int(row["num_gpus"])
     case = Case((_text(row, "device"),), "all_reduce", ranks, ranks, library="engine")
-    return _found(case, case.names, row["size_bytes"], _number(row, "us"))
+    return _found(case, case.names, row["size_bytes"], row, "us")
 
 
 def _vidur(row: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +234,7 @@ def _vidur(row: dict[str, Any]) -> dict[str, Any]:
     ranks = int(row["num_workers"])
     fabric = "unstated" if row["devices_per_node"] < ranks else ""
     case = Case((_text(row, "machine"),), operation, ranks, int(row["devices_per_node"]), fabric=fabric)
-    return _found(case, case.names, row["size_bytes"], _number(row, "us"))
+    return _found(case, case.names, row["size_bytes"], row, "us")
 
 
 def _systems(row: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +253,7 @@ def _systems(row: dict[str, Any]) -> dict[str, Any]:
         _text(row, "fabric").lower() if nodes > 1 else "",
     )
     hosts = tuple(name for name in (_text(row, "source_id"), *case.names) if name)
-    return _found(case, hosts, row["size_bytes"], _number(row, "time_us"))
+    return _found(case, hosts, row["size_bytes"], row, "time_us")
 
 
 def _experts(row: dict[str, Any]) -> dict[str, Any]:
@@ -272,8 +281,10 @@ def _experts(row: dict[str, Any]) -> dict[str, Any]:
         once_per_node=mode != "low_latency",
     )
     hosts = tuple(text for text in (_text(row, "source_id"), gpu) if text)
+    if _number(row, "latency_us"):
+        return _found(case, hosts, token_bytes, row, "latency_us")
     rate = _number(row, "bandwidth_GBps") * 1e9
-    return _found(case, hosts, token_bytes, _number(row, "latency_us")) | {"rate": rate}
+    return _found(case, hosts, token_bytes, row, "bandwidth_GBps") | {"measured": np.nan, "rate": rate}
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

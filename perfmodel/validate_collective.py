@@ -302,7 +302,7 @@ def validate(
     result = report("collective", predicted, defaults, by)
     result["measured"] = int((predicted["measured"] > 0).sum())
     scored = predicted[predicted["skipped"] == ""]
-    result["metrics"] = {"time_us": {key: value for key, value in statistics(scored).items() if key != "rows"}}
+    result["metrics"] = {str(name): statistics(part) for name, part in scored.groupby("metric")}
     if leave_out is not None:
         result["left_out"] = left_out(frame, places, latencies, leave_out, by, progress)
     return result, predicted.drop(columns=internal), rows.faults

@@ -74,6 +74,7 @@ def test_every_schema_is_told_by_its_columns(tmp_path: Path) -> None:
     assert report["skipped"] == [{"reason": "the file has no columns of measured collectives", "rows": 1}]
     assert len(faults) == 1 and "no columns of measured collectives" in str(faults[0])
     assert set(report["groups"]) == {f"file={path.name}" for path in files}
+    assert {name: part["rows"] for name, part in report["metrics"].items()} == {"us": 3, "time_us": 1, "latency_us": 1}
     assert (rows["predicted"][:5] > 0).all()
     with gzip.open(files[0]) as file:
         assert file.readline().startswith(b"device")
@@ -192,6 +193,7 @@ def test_tokens_to_experts(tmp_path: Path) -> None:
     once = float(dispatch(ranks, token_bytes, 8, MODEL, once_per_node=True, most_nodes=4))
     assert rows["predicted"][0] == pytest.approx(once * 1e6, rel=1e-6)
     assert [entry["field"] for entry in report["defaults"]] == ["host latency", "network"]
+    assert set(report["metrics"]) == {"bandwidth_GBps"}
     assert float(visits(ranks, 8, 4)[0]) == pytest.approx(4 * (1 - 0.75**8))
 
 
