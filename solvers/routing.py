@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,16 +53,18 @@ def plan(
     deadline = None if time_limit_s is None else began + time_limit_s
     search = scenario.question.search
     common = _common(scenario)
-    case = case_of(scenario, time_limit_s)
+    kinds = [split for split in search.split if split != "none"]
+    case = case_of(scenario, time_limit_s, given="any" in search.nics and bool(kinds))
     if isinstance(case, str):
         return cut_apart(scenario, case, common, began)
-    cases = [case] if "own" in search.nics else []
-    kinds = [split for split in search.split if split != "none"]
+    cases = [case] if "own" in search.nics and math.isfinite(case.floor_s) else []
     free = free_case(scenario, case, left(deadline)) if "any" in search.nics and kinds else None
     if isinstance(free, Case):
         cases.append(free)
     elif free is not None:
         common["why_not"] = [{"reason": free, "candidates": None, "nearest": None}]
+    if not cases and not math.isfinite(case.floor_s):
+        return cut_apart(scenario, case.broken_adapter, common, began)
     found: list[tuple[float, int, Case, Option]] = []
     for number, one in enumerate(cases or [case]):
         for option in _options(one, search.split if one.nics == "own" else kinds, deadline, gap or OPTIMAL_GAP):

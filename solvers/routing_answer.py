@@ -19,6 +19,14 @@ from solvers.routing_scenario import RoutingScenario
 
 _MOST_BINDING = 16
 _MOST_JOBS = 16
+_COMPARED = (
+    "ecmp_completion_time_s",
+    "ecmp_completion_time_s_p10",
+    "ecmp_completion_time_s_p90",
+    "ecmp_completion_time_p99_s",
+    "spray_completion_time_s",
+    "round_robin_completion_time_s",
+)
 _ROUNDING = 1e-9
 
 
@@ -147,15 +155,12 @@ def compared_with(case: Case) -> tuple[dict[str, Any], str]:
         Fields of the prediction, and how the time of hashing was found.
     """
     floor = 0.0 if case.loads is None else case.loads.time_s
+    if not np.isfinite(floor):  # flows on a broken adapter never arrive
+        return dict.fromkeys(_COMPARED, np.inf), "an adapter is broken"
     hashed = case.network.hashed(floor)
-    return {
-        "ecmp_completion_time_s": hashed.mean_s,
-        "ecmp_completion_time_s_p10": hashed.p10_s,
-        "ecmp_completion_time_s_p90": hashed.p90_s,
-        "ecmp_completion_time_p99_s": hashed.p99_s,
-        "spray_completion_time_s": max(case.network.spray_s(), floor),
-        "round_robin_completion_time_s": max(case.network.dealt_s(), floor),
-    }, hashed.method
+    found = (hashed.mean_s, hashed.p10_s, hashed.p90_s, hashed.p99_s)
+    others = (max(case.network.spray_s(), floor), max(case.network.dealt_s(), floor))
+    return dict(zip(_COMPARED, found + others, strict=True)), hashed.method
 
 
 def breakdown_of(scenario: RoutingScenario, case: Case, routing: Routing) -> dict[str, Any]:

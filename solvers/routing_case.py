@@ -25,6 +25,7 @@ from solvers.routing_scenario import RoutingPlan, RoutingScenario, read_paths
 _MOST_PAIRS = 2_000
 """Pairs of accelerators up to which adapters on different leaves are chosen together with the paths [1]."""
 _ROUNDING = 1e-9
+_NOTHING = Division(np.zeros(0), np.zeros(0), 0.0, 0.0, np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class Case:
         if self.choice is not None:
             return self.choice.time_s
         return 0.0 if self.loads is None else self.loads.time_s
+
+    @property
+    def broken_adapter(self) -> str:
+        """An adapter that is needed and has no link, in words."""
+        assert self.loads is not None
+        _, host, port = np.argwhere((self.loads.port > 0) & (self.loads.rate[None] == 0))[0]
+        return f"the adapter nic{port} of host{host} has no link"
 
     @property
     def bound_s(self) -> float:
@@ -137,8 +145,7 @@ def case_of(scenario: RoutingScenario, time_limit_s: float | None, *, given: boo
         return f"nothing leads from {cut[0]} to {cut[1]}"
     loads = adapter_loads(scenario.machine, scenario.flows) if isinstance(network, LeafSpineNetwork) else None
     if loads is not None and not np.isfinite(loads.time_s) and not given:
-        broken = np.argwhere((loads.port > 0) & (loads.rate[None] == 0))[0]
-        return f"the adapter nic{broken[2]} of host{broken[1]} has no link"
+        return Case(network, loads, None, _NOTHING).broken_adapter
     return Case(network, loads, None, network.division(time_limit_s))
 
 

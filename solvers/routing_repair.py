@@ -11,7 +11,7 @@ import numpy as np
 
 from solvers.result import Objective, Result
 from solvers.routing_adapters import adapter_loads
-from solvers.routing_case import Network, network_of
+from solvers.routing_case import case_of, network_of
 from solvers.routing_leaf_spine import LeafSpineNetwork
 from solvers.routing_scenario import RoutingScenario
 
@@ -37,21 +37,27 @@ def cut_apart(scenario: RoutingScenario, cut: str, common: dict[str, Any], began
     Result
         The infeasible answer.
     """
-    fabric = scenario.machine.cluster.fabric
     repairs = _repairs(scenario)
+    conflict = _conflict(scenario)
+    kept = case_of(_without(scenario, tuple(set(scenario.machine.cluster.fabric.failed) - set(conflict))), None)
     return Result(
         status="infeasible",
         objective=Objective("completion_time_s", None, "s", "min"),
         solve_time_s=time.perf_counter() - began,
         why_not=[
             {
-                "reason": f"{cut}; out: {', '.join(fabric.failed) or 'nothing'}",
+                "reason": f"{kept if isinstance(kept, str) else cut}; cut by {', '.join(conflict) or 'nothing'}",
                 "candidates": len(scenario.flows.size),
                 "nearest": None,
             }
         ],
         relaxation=[
-            {"constraint": f"link {name}", "now": 0.0, "needed": _rate(scenario, name), "unit": "GB/s"}
+            {
+                "constraint": f"{'link' if '-' in name else 'switch'} {name}",
+                "now": 0.0,
+                "needed": _rate(scenario, name),
+                "unit": "GB/s",
+            }
             for name in repairs
         ],
         **common,
@@ -67,18 +73,22 @@ def _without(scenario: RoutingScenario, repaired: tuple[str, ...]) -> RoutingSce
 
 
 def _joined(scenario: RoutingScenario) -> bool:
-    return not isinstance(_case_of(scenario), str)
-
-
-def _case_of(scenario: RoutingScenario) -> Network | str:
+    """Tell whether every flow has a path."""
     network = network_of(scenario)
     if network.cut() is not None:
-        return "cut"
-    if isinstance(network, LeafSpineNetwork) and not np.isfinite(
-        adapter_loads(scenario.machine, scenario.flows).time_s
-    ):
-        return "cut"
-    return network
+        return False
+    adapters = isinstance(network, LeafSpineNetwork)
+    return not adapters or bool(np.isfinite(adapter_loads(scenario.machine, scenario.flows).time_s))
+
+
+def _conflict(scenario: RoutingScenario) -> tuple[str, ...]:
+    """Find broken parts that cut the network apart together, though not without any one of them."""
+    kept = scenario.machine.cluster.fabric.failed
+    for name in kept[:_MOST_REPAIRS]:
+        fewer = tuple(other for other in kept if other != name)
+        if not _joined(_without(scenario, tuple(set(scenario.machine.cluster.fabric.failed) - set(fewer)))):
+            kept = fewer
+    return kept
 
 
 def _repairs(scenario: RoutingScenario) -> tuple[str, ...]:

@@ -262,6 +262,20 @@ def test_a_busy_accelerator_borrows_adapters() -> None:
     assert whole["plan"]["nics"] == "own"  # a flow over several adapters is split
 
 
+def test_a_broken_adapter_is_a_cut_unless_others_may_be_borrowed() -> None:
+    flows = [{"src": "host0/gpu0", "dst": "host16/gpu5", "bytes": 7 * GB}]
+    fabric = {"type": "leaf-spine", "hosts_per_leaf": 16, "spines": 8, "link": "400 Gbit/s", "rails": 8}
+    cluster = {"kind": "cluster", "name": "rails", "node": "dgx-h100", "nodes": 32, "fabric": fabric}
+    search = {"failed_links": ["host0-leaf0"]}
+    base = {"kind": "routing", "cluster": cluster, "flows": flows}
+    own = ask({**base, "search": {**search, "nics": ["own"]}})
+    assert own["status"] == "infeasible"
+    assert own["relaxation"] == [{"constraint": "link host0-leaf0", "now": 0.0, "needed": 50.0, "unit": "GB/s"}]
+    free = ask({**base, "search": search})
+    assert free["status"] == "optimal"
+    assert free["objective"]["value"] == pytest.approx(7 / 350, rel=1e-3)  # seven adapters are left
+
+
 def test_on_rails_a_flow_changes_its_rail_inside_the_node() -> None:
     flows = [{"src": "host0/gpu0", "dst": "host1/gpu5", "bytes": 8 * GB}]
     base = {"kind": "routing", "cluster": "superpod-h100", "nodes": 2, "flows": flows}
@@ -354,7 +368,10 @@ def test_a_cut_is_named_with_the_fewest_repairs() -> None:
     answer = ask({**fabric(3, 3, 2), "flows": flows, "search": {"failed_links": [*broken, "leaf1-spine2"]}})
     assert answer["status"] == "infeasible"
     assert answer["plan"] is None
-    assert "leaf0 and leaf1" in answer["why_not"][0]["reason"]
+    reason = answer["why_not"][0]["reason"]
+    assert "leaf0 and leaf1" in reason
+    # spine 2 is lost twice over; one of the two is enough for the cut
+    assert "leaf0-spine0, spine1-leaf1, leaf1-spine2" in reason
     (repair,) = answer["relaxation"]
     assert repair == {"constraint": "link leaf0-spine0", "now": 0.0, "needed": 12.5, "unit": "GB/s"}
     # the cut does not matter to flows that do not cross it
