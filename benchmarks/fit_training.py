@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfmodel.intervals import Z90, combined
+from perfmodel.intervals import combined
+from perfmodel.kernels.model import Z90
 from perfmodel.training_fit import (
     PARAMETERS,
     batches,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.collectives import CollectiveModel, Group, LinkEfficiency, host_factor
-from perfmodel.intervals import Z90
+from perfmodel.kernels.model import Z90
 from perfmodel.measured_collectives import Case
 from perfmodel.placed_collectives import case_seconds
 from perfmodel.terms import Array

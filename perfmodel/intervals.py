@@ -19,11 +19,9 @@ import numpy as np
 
 from perfmodel.calibration import training_calibration
 from perfmodel.job import Job
+from perfmodel.kernels.model import Z90
 from perfmodel.operators import wide
 from perfmodel.terms import Array, Number, Term
-
-Z90 = 1.2815515594600038
-"""The normal distribution's 90th percentile in standard deviations."""
 
 KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "products": ("projections", "logits and loss"),

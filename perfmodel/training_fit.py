@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perfmodel.intervals import SPREADS, Z90, combined, shares, step_interval
+from perfmodel.intervals import SPREADS, combined, shares, step_interval
 from perfmodel.job import Job
+from perfmodel.kernels.model import Z90
 from perfmodel.plan import FIELDS, Plan
 from perfmodel.terms import Array
 from perfmodel.training import predict_step

@@ -14,7 +14,7 @@ from hardware.faults import Fault, InputError
 from perfmodel.calibrate_collectives import LEAST_ROWS, Calibrated, Measured, calibrate_links, errors
 from perfmodel.collectives import CollectiveModel, all_reduce, collective_model, host_factor
 from perfmodel.collectives.algorithms import chosen
-from perfmodel.intervals import Z90
+from perfmodel.kernels.model import Z90
 from perfmodel.measured_collectives import NORMALISED, Case, read_files
 from perfmodel.measured_kernels import listed
 from perfmodel.network_bounds import tower_bound

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from perfmodel import provenance
 from perfmodel.calibration import training_calibration
-from perfmodel.intervals import Z90, gain_interval, step_interval
+from perfmodel.intervals import gain_interval, step_interval
+from perfmodel.kernels.model import Z90
 from perfmodel.placement import (
     Network,
     comm_time_s,

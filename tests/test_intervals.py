@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hardware.yaml_source import Source
-from perfmodel.intervals import PARTS, SPREADS, Z90, part_seconds, shares, spread, step_interval
+from perfmodel.intervals import PARTS, SPREADS, part_seconds, shares, spread, step_interval
 from perfmodel.job import Job
-from perfmodel.kernels.model import KernelModel
+from perfmodel.kernels.model import Z90, KernelModel
 from perfmodel.plan import DEFAULTS, plan_from_rows
 from perfmodel.terms import Term
 from perfmodel.training import predict_step
