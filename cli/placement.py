@@ -1,17 +1,20 @@
 """Commands about which node takes which part of a job."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Any
 
     from rich.console import RenderableType
 
     from cli.options import Format
+    from solvers.placement_scenario import PlacementScenario
     from solvers.result import Result
 
 # Everything slow to import is imported by the command that needs it.
@@ -45,7 +48,7 @@ def plan_placement(
 
         question = load_placement(source, scenario.parent)
         result = plan(question, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress)
-    extras.draw(result, plot)
+    _draw(question, result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -76,13 +79,27 @@ def predict_placement(
         if question.given is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the order that a scenario gives")])
         result = predict(question)
-    extras.draw(result, plot)
+    _draw(question, result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
-def _answer(
-    result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: "Path | None", top: int
-) -> None:
+def _draw(question: "PlacementScenario", result: "Result", plot: Path | None) -> None:
+    """Draw the answer, if that was asked for."""
+    if plot is None:
+        return
+    if result.plan is None:
+        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
+        return
+    from cli import placement_plot
+    from hardware.faults import Fault, InputError
+
+    try:
+        placement_plot.draw(question, result, plot)
+    except OSError as error:
+        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+
+
+def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
     from cli.export import result_csv
 
     write_answer(

@@ -389,3 +389,32 @@ def test_a_cluster_can_carry_the_matrix(folder: Path) -> None:
     assert result.prediction is not None
     assert result.prediction["inside_nodes_bytes"] == pytest.approx(28e9)
     assert math.isclose(result.prediction["between_nodes_bytes"], 4e9)
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_a_picture_of_an_order(folder: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib")
+    asked = folder / "asked.yaml"
+    asked.write_text(HEAD + "traffic: traffic.csv\n")
+    run("plan", "placement", str(asked), "--plot", str(folder / f"order.{ending}"))
+    drawn = (folder / f"order.{ending}").read_bytes()
+    assert drawn.startswith(b"\x89PNG") if ending == "png" else b"measured rate" in drawn
+
+
+def test_an_infeasible_answer_is_an_answer_in_eighty_columns(folder: Path) -> None:
+    rates = uneven(4)
+    rates[0, 1:] = 0.0
+    (folder / "rates.csv").write_text(table(rates))
+    asked = folder / "asked.yaml"
+    asked.write_text(HEAD + "traffic: traffic.csv\n")
+    shown = run("plan", "placement", str(asked))
+    assert "infeasible" in shown and "bandwidth[n0 -> " in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_scenario_fits_its_schema() -> None:
+    import jsonschema
+    import yaml
+
+    schema = json.loads(run("schema", "placement"))
+    jsonschema.validate(yaml.safe_load(EXAMPLE.read_text()), schema)
