@@ -46,6 +46,18 @@ NUMBERS = (
     "latency_us",
     "bandwidth_GBps",
 )
+COUNTS = (
+    "num_gpus",
+    "num_workers",
+    "devices_per_node",
+    "ranks",
+    "nodes",
+    "gpus_per_node",
+    "ep_size",
+    "tokens_per_rank",
+    "hidden",
+    "top_k",
+)
 MAY_BE_BLANK = ("nic_GBps_per_gpu", "gpus_per_node", "latency_us", "bandwidth_GBps", "us", "time_us")
 
 OPERATIONS = {
@@ -180,6 +192,8 @@ def _check_cells(rows: Rows) -> None:
         if name not in MAY_BE_BLANK:
             rows.refuse(needed & frame[name].isna(), f"{name} is blank", name)
         rows.refuse(frame[name] <= 0, f"{name} is not positive", name)
+        if name in COUNTS:
+            rows.refuse(frame[name].notna() & (frame[name] % 1 != 0), f"{name} is not a whole number", name)
 
 
 def _text(row: dict[str, Any], name: str) -> str:

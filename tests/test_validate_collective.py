@@ -129,6 +129,8 @@ def test_reasons_to_skip(tmp_path: Path) -> None:
         NCCL | {"us": ""},
         NCCL | {"size_bytes": "large"},
         NCCL | {"num_gpus": 9},
+        NCCL | {"num_gpus": 2.5},
+        NCCL | {"us": -1},
     ]
     report, _, faults = check(table(tmp_path / "a.csv", *rows))
     assert report["scored"] == 0
@@ -137,15 +139,13 @@ def test_reasons_to_skip(tmp_path: Path) -> None:
         'unknown operation "gossip"',
         "no measured value",
         "size_bytes is not a number",
-        faultless("9"),
+        "aws-p5 has 8 accelerators, fewer than the 9 ranks on a node",
+        "num_gpus is not a whole number",
+        "us is not positive",
     }
     assert any(":5:" in fault and "size_bytes" in fault for fault in faults)
     report, _, _ = check(table(tmp_path / "b.csv", VIDUR | {"devices_per_node": 4}, VIDUR))
     assert report["skipped"] == [{"reason": "the network between the nodes is not stated", "rows": 1}]
-
-
-def faultless(ranks: str) -> str:
-    return f"aws-p5 has 8 accelerators, fewer than the {ranks} ranks on a node"
 
 
 def test_a_given_latency_is_that_of_an_empty_all_reduce(tmp_path: Path) -> None:
