@@ -25,6 +25,8 @@ from solvers.routing_scenario import RoutingPlan, RoutingScenario, read_paths
 _MOST_PAIRS = 2_000
 """Pairs of accelerators up to which adapters on different leaves are chosen together with the paths [1]."""
 _ROUNDING = 1e-9
+_CLOSE = 1e-6
+"""Relative gain that is not looked for [1]."""
 _NOTHING = Division(np.zeros(0), np.zeros(0), 0.0, 0.0, np.zeros(0))
 
 
@@ -171,13 +173,13 @@ def free_case(scenario: RoutingScenario, own: Case, time_limit_s: float | None) 
     switched = machine.cluster.fabric.type in SWITCHED
     if not switched or inner <= 0 or machine.node.nics is None or machine.node.nics.count < 2:
         return None
-    view = leaf_spine(machine) if own.loads is not None else None
-    if own.loads is not None:
-        # what a node sends cannot be faster than all its adapters together
-        least = slowest(own.loads.port.sum(axis=2), own.loads.rate.sum(axis=1))
-        if least >= own.bound_s * (1 - _ROUNDING):
-            return None
-    if view is not None and own.loads is not None and one_leaf_each(view):
+    view = leaf_spine(machine)
+    loads = own.loads or adapter_loads(machine, scenario.flows)
+    # what a node sends cannot be faster than all its adapters together
+    least = slowest(loads.port.sum(axis=2), loads.rate.sum(axis=1))
+    if least >= own.bound_s * (1 - _CLOSE):
+        return None
+    if own.loads is not None and one_leaf_each(view):
         if own.loads.time_s <= own.division.time_s * (1 + _ROUNDING):
             return None
         choice = relaxed_adapters(own.loads, view.near, inner, own.division.time_s)

@@ -191,10 +191,9 @@ class GraphNetwork:
     def loads(self, routing: Routing) -> Array:
         """Return the load of every link [bytes]."""
         far = routing.path > 0
-        on_path = np.bincount(
-            routing.path[far] - 1, self.size[routing.flow[far]] * routing.share[far], len(self._found)
-        )
-        links = self._links_of([arcs for _, arcs in self._found])
+        used, which = np.unique(routing.path[far] - 1, return_inverse=True)
+        on_path = np.bincount(which, self.size[routing.flow[far]] * routing.share[far], len(used))
+        links = self._links_of([self._found[path][1] for path in used.tolist()])
         return load_of(Candidates(np.zeros(len(links), dtype=np.int64), links, self.rate), on_path)
 
     def split_flows(self, routing: Routing) -> NDArray[np.bool_]:

@@ -359,6 +359,25 @@ def test_any_graph_is_added_up_again_and_is_as_fast_as_an_edge_program(seed: int
     assert again(answer)["objective"]["value"] == pytest.approx(time_s)
 
 
+def test_three_levels_of_switches_are_a_graph() -> None:
+    # two pods of two leaves below two spines each; both cables of a spine lead to the core of its place
+    fabric = {"type": "fat-tree", "hosts_per_leaf": 2, "leaves": 4, "spines": 4, "radix": 4}
+    node = {"kind": "node", "name": "one", "accelerators": {"type": "h100-80gb-sxm", "count": 1},
+            "nics": {"count": 1, "bandwidth": "100 Gbit/s"}}  # fmt: skip
+    cluster = {"kind": "cluster", "name": "pods", "node": node, "nodes": 8, "fabric": fabric}
+    flows = [{"src": f"host{n}", "dst": f"host{4 + n}", "bytes": 1 * GB} for n in range(4)]
+    base = {"kind": "routing", "cluster": cluster, "flows": flows, "search": {"split": ["none"]}}
+    answer = ask(base)
+    assert answer["status"] == "optimal"
+    assert answer["objective"]["value"] == pytest.approx(1 / 12.5)
+    assert all(path.count(">") == 6 for path in answer["plan"]["paths"])
+    used = [
+        step for path in answer["plan"]["paths"] for step in zip(path.split(">"), path.split(">")[1:], strict=False)
+    ]
+    assert all(used.count(step) <= (2 if "core" in "".join(step) else 1) for step in used)
+    assert answer["prediction"]["ecmp_completion_time_s"] > answer["objective"]["value"]
+
+
 # --- cut apart -----------------------------------------------------------------------------------------------------
 
 

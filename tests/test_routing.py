@@ -25,6 +25,7 @@ from perfmodel.routing import (
     slowest,
     spray_time,
 )
+from solvers.routing_adapters import AdapterLoads, relaxed
 from solvers.routing_lp import Candidates, divided, priced
 from solvers.routing_paths import Routing, filled, improved, loosened, packed, proved, split_all
 from solvers.routing_whole import equal_whole, fewest_by_class, fewest_splits, splits_needed
@@ -470,3 +471,19 @@ def test_collectives_send_what_their_algorithms_say() -> None:
 def test_groups_are_strided() -> None:
     ranks = [(0, index) for index in range(8)]
     assert [[rank[1] for rank in group] for group in strided_groups(ranks, 2, 2)] == [[0, 2], [1, 3], [4, 6], [5, 7]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_adapters_are_shared_in_the_least_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 4
+    own = np.zeros((2, 1, count))
+    own[0, 0] = rng.integers(0, 9, count) * 1e9
+    own[0, 0, 0] += 1e9
+    loads = AdapterLoads(own, np.zeros((2, 1, count)), own.copy(), np.full((1, count), 50e9))
+    inner = float(rng.choice([20e9, 100e9, 450e9]))
+    found = relaxed(loads, np.eye(count, dtype=bool), inner, 0.0)
+    assert found.time_s == pytest.approx(float(adapter_time(own[0, 0], 50e9, inner)))
+    through = sum(own[0, 0, index] * share for (_, _, index), share in found.shares.items())
+    through = through + sum(own[0, 0, i] * np.eye(count)[i] for i in range(count) if (0, 0, i) not in found.shares)
+    assert np.max(through) / 50e9 <= found.time_s * (1 + 1e-6)
