@@ -116,6 +116,7 @@ def _answer(
     paths: Path | None,
     top: int,
 ) -> None:
+    import os
     from dataclasses import replace
 
     from cli.export import result_csv, to_csv
@@ -126,7 +127,9 @@ def _answer(
         without = replace(result, plan=kept)  # a cell of a spreadsheet does not hold a hundred thousand paths
         if paths is not None:
             save(to_csv(("flow", "path", "share"), _rows(result.plan["paths"])), paths, "--paths")
-            result = replace(result, plan=result.plan | {"paths": str(paths)})
+            # a path in a plan is relative to the plan's file
+            place = paths if output is None else Path(os.path.relpath(paths, output.parent))
+            result = replace(result, plan=result.plan | {"paths": place.as_posix()})
     write_answer(
         form,
         output,

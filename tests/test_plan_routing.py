@@ -534,7 +534,7 @@ def test_a_saved_plan_predicts_to_the_same_number(tmp_path: Path) -> None:
     saved, paths, picture = tmp_path / "plan.json", tmp_path / "paths.csv", tmp_path / "links.svg"
     run("plan", "routing", str(EXAMPLE), "-o", str(saved), "--paths", str(paths), "--plot", str(picture))
     answer = json.loads(saved.read_text())
-    assert answer["plan"]["paths"] == str(paths)
+    assert answer["plan"]["paths"] == "paths.csv"
     rows = list(csv.DictReader(paths.read_text().splitlines()))
     assert len(rows) == 512 - 8 + 8 * 7
     predicted = json.loads(run("predict", "routing", str(saved), "--format", "json"))
