@@ -63,7 +63,7 @@ class PlacementQuestion(_Strict):
     """A cluster or node of the catalogue, a path, or the description itself; that of the traffic's plan if left out.
     With neither, every row of the matrix is one rank."""
     nodes: Size | None = None
-    """Nodes of the job; all if left out."""
+    """Nodes of the job; all of the cluster, or of the matrix, if left out."""
     bandwidth: str | None = None
     """Measured rates between nodes: the path of a CSV, or its text; those of the cluster if left out."""
     traffic: str | PlacementTraffic
@@ -159,6 +159,9 @@ def load_placement(source: Source, base_dir: FilePath) -> PlacementScenario:
         raise InputError(faults)
 
     rows = len(measured.names)
+    if question.cluster is not None and question.nodes is None and machine is not None and machine.nodes == 1:
+        # a node alone says nothing about how many there are; the matrix does
+        machine = resolve_cluster(question.cluster, base_dir, rows, source=source, at=("cluster",))
     per_node = machine.node.accelerators.count if machine is not None else 1
     units = question.nodes or (machine.nodes if machine is not None else rows)
     ranks = units * per_node

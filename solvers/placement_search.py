@@ -22,10 +22,10 @@ from perfmodel.terms import Array
 Integers = NDArray[np.int64]
 
 POWERS = (4.0, 12.0, 40.0)
-_AGAIN = 1
-"""Exponents, of the last ones, with which a changed order is improved."""
 _SMOOTH = 12.0
+"""Exponent by which orders are compared on the way."""
 _WORSE = 0.1
+"""How much worse, at most, an order may be that is gone on from [1]."""
 _SEED = 1
 _WHOLE = 160
 """Nodes up to which all exchanges are weighed at once: two dense products."""
@@ -125,7 +125,7 @@ class Search:
         while not over() and (rounds is None or done < rounds):
             done += 1
             changed = current.copy()
-            self.improve(changed, powers[-_AGAIN:], over, self.kick(changed))
+            self.improve(changed, powers[-1:], over, self.kick(changed))
             if self.value < scale:  # the smooth cost is measured against the best order
                 scale, best = self.value, self._smooth(current)
             value = self._smooth(changed)

@@ -391,6 +391,19 @@ def test_a_cluster_can_carry_the_matrix(folder: Path) -> None:
     assert math.isclose(result.prediction["between_nodes_bytes"], 4e9)
 
 
+def test_the_matrix_says_how_many_nodes_there_are(folder: Path) -> None:
+    (folder / "big.csv").write_text(ring_text(32))
+    asked = load_placement(read_yaml(HEAD + "cluster: dgx-h100\ntraffic: big.csv\n", "asked.yaml"), folder)
+    assert (asked.wanted.units, asked.per_node) == (4, 8)
+
+
+def test_no_time_leaves_the_default_order_and_a_bound() -> None:
+    asked = scenario(bandwidth=table(uneven(20)), traffic=ring_text(20))
+    result = plan(asked, time_limit_s=0.0)
+    check(result, asked)
+    assert result.status == "time_limit" and result.best_bound is not None and result.best_bound > 0
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_a_picture_of_an_order(folder: Path, ending: str) -> None:
     pytest.importorskip("matplotlib")
