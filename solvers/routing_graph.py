@@ -349,7 +349,7 @@ class GraphNetwork:
         place = np.empty(len(numbers), dtype=np.int64)
         place[numbers] = np.arange(len(numbers))
         choice = place[unsplit.routing.path[unsplit.routing.path > 0] - 1]
-        routing = few_parts(self.demand, self.size[self.far], candidates, choice, division, time_s)
+        routing = few_parts(self.demand, self.size[self.far], candidates, choice, division, time_s, deadline)
         return Option("fewest", self._numbered(routing, numbers), division.bound_s, None)
 
     # --- what is done without a plan -----------------------------------------------------------------------------

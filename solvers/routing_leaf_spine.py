@@ -330,7 +330,7 @@ class LeafSpineNetwork:
                 division.weight,
             )
         choice = self._candidate(candidates, unsplit.routing.path[self.is_far[unsplit.routing.flow]])
-        routing = few_parts(self.demand, size, candidates, choice, division, time_s)
+        routing = few_parts(self.demand, size, candidates, choice, division, time_s, deadline)
         needed = 0 if unsplit.bound_s <= time_s * (1 + 1e-9) else 1
         if self.equal_bytes is not None:
             needed = max(needed, splits_needed(source, target, self.equal_bytes, self.network, time_s))

@@ -305,13 +305,19 @@ def _slowest(flow_bytes: Array, candidates: Candidates, choice: Integers) -> flo
 
 
 def few_parts(
-    demand: Integers, flow_bytes: Array, candidates: Candidates, choice: Integers, division: Division, time_s: float
+    demand: Integers,
+    flow_bytes: Array,
+    candidates: Candidates,
+    choice: Integers,
+    division: Division,
+    time_s: float,
+    deadline: float | None,
 ) -> Routing:
     """Split few flows so that a time is reached: the better of single paths loosened and a division filled.
 
     Parameters
     ----------
-    demand, flow_bytes, candidates, choice, division, time_s
+    demand, flow_bytes, candidates, choice, division, time_s, deadline
         As for `loosened`.
 
     Returns
@@ -319,8 +325,9 @@ def few_parts(
     Routing
         Whole flows and split ones.
     """
-    routing = loosened(demand, flow_bytes, candidates, choice, division, time_s)
-    if len(candidates.demand) <= _MOST_COLUMNS:
+    routing = loosened(demand, flow_bytes, candidates, choice, division, time_s, deadline)
+    late = deadline is not None and time.perf_counter() > deadline
+    if len(candidates.demand) <= _MOST_COLUMNS and not late:
         corner = divided(np.bincount(demand, flow_bytes), candidates)
         if corner is not None and corner.time_s <= time_s * (1 + _TOLERANCE):
             routing = min(
@@ -330,7 +337,13 @@ def few_parts(
 
 
 def loosened(
-    demand: Integers, flow_bytes: Array, candidates: Candidates, choice: Integers, division: Division, time_s: float
+    demand: Integers,
+    flow_bytes: Array,
+    candidates: Candidates,
+    choice: Integers,
+    division: Division,
+    time_s: float,
+    deadline: float | None = None,
 ) -> Routing:
     """Split flows of a routing on single paths, few, until it is as fast as one that may split all.
 
@@ -344,6 +357,8 @@ def loosened(
         How the traffic is divided at best; a flow that is split is divided as its demand is.
     time_s : float
         Time to reach, at least that of the division [s].
+    deadline : float, optional
+        Value of the clock at which to give up and split all [s].
 
     Returns
     -------
@@ -376,6 +391,9 @@ def loosened(
         excess = loads.seconds[slow] - target
         still = [flow for flow in on_link[slow] if choice[flow] >= 0]
         if excess <= 0 or not still:
+            break
+        if deadline is not None and time.perf_counter() > deadline:
+            choice[:] = -1
             break
         gains = []
         for flow in sorted(still)[:64]:
