@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from solvers.placement_scenario import PlacementScenario
     from solvers.result import Result
 
-# matplotlib is an extra and slow to import: only what draws imports it.
+# matplotlib is an extra and slow to import, as is numpy: only what draws imports them.
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999")
 """Of phases: colours of Okabe and Ito, which colour-blind people tell apart too."""
@@ -88,6 +86,8 @@ def _bars(axes: Axes, prediction: Mapping[str, Any]) -> None:
 
 def _map(axes: Axes, question: PlacementScenario, order: list[int]) -> None:
     """Draw the rates between the nodes in the order of the ranks they take, and who sends to whom."""
+    import numpy as np
+
     nodes = np.array(order[:: question.per_node]) // question.per_node
     rates = question.net.bandwidth[np.ix_(nodes, nodes)] / 1e9
     shown = axes.imshow(np.where(np.isfinite(rates), rates, np.nan), cmap="Blues", interpolation="nearest")
