@@ -68,6 +68,10 @@ InfiniBand switch takes 1.2 us, about half of the round trip of 2 us that those 
 out. A step of a collective takes longer than that: what software adds is calibrated, not written here."""
 
 
+MESHES = ("xgmi", "nvlink-mesh")
+"""Types of link whose rate is that of all direct links of an accelerator together, one to every other."""
+
+
 @dataclass(frozen=True)
 class Level:
     """One level of a machine: units of so many ranks, and how the ranks of one unit talk to each other.
@@ -178,12 +182,17 @@ def _node_levels(machine: Machine, per_node: int) -> Iterator[Level]:
     direct = [link for link in machine.node.links if link.type in ("nvswitch", "nvlink-mesh", "xgmi", "ici")]
     if not any((link.group or count) == count for link in direct):
         direct += [link for link in machine.node.links if link.type in ("pcie", "ethernet")]
-    inner = 1
+    inner = below = 1
     for group in sorted({link.group or count for link in direct}):
         link = max((link for link in direct if (link.group or count) == group), key=link_bandwidth)
-        inner = _unit(per_node, group, inner)
+        rate = link_bandwidth(link)
+        peers, inner = inner, _unit(per_node, group, inner)
+        if link.type in MESHES and inner > peers:
+            # an accelerator has a link of its own to every other: only those to the job's carry anything
+            rate *= (inner / peers - 1) / (group / below - 1)
+        below = group
         latency = LINK_LATENCY_S[link.type] if link.latency is None else link.latency
-        yield Level("node" if group == count else link.name, inner, link_bandwidth(link), latency, link.type)
+        yield Level("node" if group == count else link.name, inner, rate, latency, link.type)
 
 
 def _network_levels(machine: Machine, hosts: int, per_node: int, sites: int) -> Iterator[Level]:

@@ -21,7 +21,7 @@ from perfmodel.collectives import (
     collective_model,
     dispatch,
     group,
-    message,
+    send,
     visits,
 )
 from perfmodel.collectives.algorithms import one_shot_all_reduce, two_shot_all_reduce
@@ -186,7 +186,7 @@ PREDICTIONS: dict[str, Predict] = {
     "all_gather": all_gather,
     "reduce_scatter": all_gather,
     "all_to_all": all_to_all,
-    "send_recv": message,
+    "send_recv": send,
     "broadcast": broadcast,
     "reduce": broadcast,
 }

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_jobs import collectives, tower
 
+from hardware.catalogue import resolve_cluster
 from hardware.schema import LinkType, Protocol
-from hardware.topology import Level
+from hardware.topology import Level, levels
 from perfmodel.collectives import (
     CollectiveModel,
     LinkEfficiency,
@@ -26,14 +28,13 @@ from perfmodel.collectives import (
     group_of,
     hierarchical_all_reduce,
     host_factor,
-    message,
     ring_all_reduce,
     send,
     tree_all_reduce,
 )
 
 PLAIN = collectives()
-ALL = (all_gather, all_reduce, all_to_all, broadcast, message, send)
+ALL = (all_gather, all_reduce, all_to_all, broadcast, send)
 
 ONE_NODE = tower((8, 100e9, 2e-6))
 TWO_LEVELS = tower((8, 400e9, 1e-6), (512, 50e9, 5e-6))
@@ -143,10 +144,11 @@ def test_the_constants_of_a_link() -> None:
 def test_latency_and_transfer_join_as_a_chain() -> None:
     # The best number of pieces: (sqrt(4 us) + sqrt(9 us))^2 = 25 us; half the root's part: 13 us + 6 us.
     ranks = group(tower((8, 100e9, 4e-6)), 2, 1)
-    assert send(ranks, 900e3, collectives(pipelining=2.0)) == pytest.approx(25e-6, rel=1e-12)
-    assert send(ranks, 900e3, collectives(pipelining=1.0)) == pytest.approx(19e-6, rel=1e-12)
+    # One hop of half the bytes.
+    assert all_gather(ranks, 1800e3, collectives(pipelining=2.0)) == pytest.approx(25e-6, rel=1e-12)
+    assert all_gather(ranks, 1800e3, collectives(pipelining=1.0)) == pytest.approx(19e-6, rel=1e-12)
     # a message alone fills no chain
-    assert message(ranks, 900e3, collectives(pipelining=2.0)) == pytest.approx(13e-6, rel=1e-12)
+    assert send(ranks, 900e3, collectives(pipelining=2.0)) == pytest.approx(13e-6, rel=1e-12)
 
 
 @given(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1))
@@ -157,9 +159,26 @@ def test_the_best_number_of_pieces_by_trying_them(latency: float, transfer: floa
     pieces = np.geomspace(1, 2e6, 2000).round()
     best = ((hops + pieces - 1) * (latency / hops + transfer / pieces)).min()
     ranks = group(tower((8, 1e9, latency)), 2, 1)
-    chained = float(send(ranks, transfer * 1e9, collectives(pipelining=2.0)))
+    chained = float(all_gather(ranks, 2 * transfer * 1e9, collectives(pipelining=2.0)))
     if 10 < np.sqrt(hops * transfer * hops / latency) < 1e6:
         assert chained == pytest.approx(best, rel=0.1)
+
+
+def test_a_few_ranks_of_a_mesh_have_the_links_among_them() -> None:
+    # Seven links of 64 GB/s, one to every other accelerator (AMD, xGMI of the MI300X): two of eight have one between
+    # them, four have three each; a single message takes one, however many there are.
+    machine = resolve_cluster("hgx-mi300x", Path())
+    types = collectives().links
+    plain = replace(PLAIN, links={**types, "xgmi": types["nvswitch"]})
+    whole = levels(machine, 8)
+    for members, links in ((2, 1), (4, 3), (8, 7)):
+        ranks = group(whole, members, 1)
+        share = (members - 1) / members * 1e9 / (links * 64e9)
+        latency = (members - 1) * whole[0].latency
+        assert all_gather(ranks, 1e9, plain) == pytest.approx(latency + share, rel=1e-9)
+        assert send(ranks, 1e9, plain) == pytest.approx(whole[0].latency + 1e9 / 64e9, rel=1e-9)
+        # the same in a job of no more ranks
+        assert all_gather(group(levels(machine, members), members, 1), 1e9, plain) == pytest.approx(latency + share)
 
 
 def test_small_messages_to_peers_take_their_own_protocol() -> None:

@@ -24,7 +24,7 @@ from perfmodel.collectives import (
     dispatch,
     group,
     host_factor,
-    message,
+    send,
     visits,
 )
 from perfmodel.measured_collectives import SCHEMAS, Case
@@ -119,7 +119,7 @@ def test_ranks_that_fill_no_node(tmp_path: Path) -> None:
     # one rank on each of two nodes: no link inside a node is crossed
     _, rows, _ = check(table(tmp_path / "a.csv", SYSTEM | {"ranks": 2, "collective": "send_recv"}))
     apart = group(P5, 2, 8)
-    assert rows["predicted"][0] == pytest.approx(float(message(apart, 2.0**20, MODEL)) * 1e6, rel=1e-6)
+    assert rows["predicted"][0] == pytest.approx(float(send(apart, 2.0**20, MODEL)) * 1e6, rel=1e-6)
 
 
 def test_reasons_to_skip(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from perfmodel.collectives.times import (
     all_to_all,
     broadcast,
     hierarchical_all_reduce,
-    message,
     ring_all_reduce,
+    send,
     slowest_hop,
     tree_all_reduce,
 )
@@ -274,7 +274,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         Algorithm("ring", ring_all_to_all, NOT_OFFERED),
     ),
     "broadcast": (Algorithm("ring", broadcast), Algorithm("binomial tree", tree_broadcast)),
-    "send_recv": (Algorithm("message", message),),
+    "send_recv": (Algorithm("message", send),),
 }
 ALGORITHMS["reduce_scatter"] = ALGORITHMS["all_gather"]
 ALGORITHMS["reduce"] = ALGORITHMS["broadcast"]

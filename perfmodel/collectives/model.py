@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.topology import Level
+from hardware.topology import MESHES, Level
 from perfmodel.terms import Array, Number
 
 Integers = NDArray[np.int64]
@@ -203,8 +203,8 @@ class Crossing:
         Whether the group has members in more than one unit of the level below.
     step_s : float
         Latency of one step across the level [s].
-    rate : float
-        What one rank's link carries of large messages [bytes/s].
+    rate : array
+        What one rank's links to the group carry of large messages [bytes/s].
     lanes : array
         Links that the members inside a unit of the level below leave it over, at that rate each.
     """
@@ -215,7 +215,7 @@ class Crossing:
     members: Number
     crossed: Any
     step_s: float
-    rate: float
+    rate: Number
     lanes: Number
 
 
@@ -224,16 +224,21 @@ def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
 
     Notes
     -----
-    A step takes what the calibration says and, where the path is longer than the one it was measured on, the rest.
+    A step takes what the calibration says and, where the path is longer than the one it was measured on, the rest. Of
+    direct links to every other unit (`MESHES`) a group of k of M units uses k - 1 of M - 1.
     """
     below: Number = 1.0
+    inside = 1
     for level, members in zip(ranks.levels, ranks.members, strict=True):
         link = model.link(level.type)
         step_s = link.step + max(level.latency - link.path, 0.0)
         lanes = 1.0 if link.one_path else below
-        rate = level.bandwidth * link.bandwidth
+        rate: Number = level.bandwidth * link.bandwidth
+        units = level.ranks // inside
+        if level.type in MESHES and units > 1:
+            rate = rate * np.clip(members / below - 1, 1, units - 1) / (units - 1)
         yield Crossing(level, link, below, members, members > below, step_s, rate, lanes)
-        below = members
+        below, inside = members, level.ranks
 
 
 def joined(ranks: Group, latency_s: Number, transfer_s: Number, model: CollectiveModel) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hardware.topology import MESHES
 from perfmodel.collectives.model import CollectiveModel, Group, crossings, joined
 from perfmodel.terms import Array, Number
 
@@ -80,12 +81,12 @@ def tree_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) 
     takes 2 (m-1)/m S at a rate `in_network_all_reduce` times as high. Levels work at once.
     """
     slowest: Number = 0.0
-    narrowest = np.inf
+    narrowest: Number = np.inf
     for depth, crossing in enumerate(crossings(ranks, model)):
         link, degree = crossing.link, np.ceil(crossing.members / crossing.below)
         share: Number = 2.0 if depth == 0 or link.one_path else 2 * (degree - 1) / degree
         slowest = np.maximum(slowest, crossing.crossed * share / (crossing.lanes * crossing.rate))
-        narrowest = min(narrowest, crossing.rate)
+        narrowest = np.minimum(narrowest, crossing.rate)
         if link.in_network_all_reduce > 1:
             share = 2 * (crossing.members - 1) / crossing.members + link.own_copy / ranks.size
             added = share / (narrowest * link.in_network_all_reduce)
@@ -197,8 +198,8 @@ def dispatch(
     return all_to_all(ranks, token_bytes * places, model, outer_share=nodes / places)
 
 
-def message(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
-    """Time of one message to the neighbour in the group, over the outermost level crossed [s].
+def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
+    """Time to send one message to the neighbour in the group, over the outermost level crossed [s].
 
     launch + step + S/B: one hop has no chain to fill.
     """
@@ -206,22 +207,19 @@ def message(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Arra
     return np.where(ranks.size > 1, model.launch_s + latency + seconds_per_byte * message_bytes, 0.0)
 
 
-def send(ranks: Group, message_bytes: Number, model: CollectiveModel) -> Array:
-    """Time to send `message_bytes` to the next stage of a pipeline, over the outermost level crossed [s].
-
-    As `message`, and the wait of a chain: the constants of a training step were fitted beside it.
-    """
-    latency, seconds_per_byte = slowest_hop(ranks, model)
-    return joined(ranks, model.launch_s + latency, seconds_per_byte * message_bytes, model)
-
-
 def slowest_hop(ranks: Group, model: CollectiveModel) -> tuple[Number, Number]:
-    """Return the longest step [s] and the longest time of a byte [s/byte] of the links that a group crosses."""
+    """Return the longest step [s] and the longest time of a byte [s/byte] of the links that a group crosses.
+
+    A single message takes one of the direct links to every other unit of a mesh.
+    """
     step_s: Number = 0.0
     seconds_per_byte: Number = 0.0
     for crossing in crossings(ranks, model):
+        links: Number = 1.0
+        if crossing.level.type in MESHES:
+            links = np.maximum(crossing.members / crossing.below - 1, 1)
         step_s = np.maximum(step_s, crossing.crossed * crossing.step_s)
-        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed / crossing.rate)
+        seconds_per_byte = np.maximum(seconds_per_byte, crossing.crossed * links / crossing.rate)
     return step_s, seconds_per_byte
 
 
