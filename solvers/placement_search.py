@@ -3,7 +3,7 @@
 The time of a phase is that of its slowest message, which says nothing about any exchange that leaves that message
 alone. So exchanges are judged by a sum of powers, sum_p t_p sum_e (bytes_e / (W_e t_p))^q, which tends to the sum of
 the phases' slowest times as q grows and is a quadratic assignment for every q: the change by an exchange is a few
-products with sparse rows. Orders are kept and compared by their true cost alone.
+products with sparse rows. The best order is kept by its true cost.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from perfmodel.terms import Array
 Integers = NDArray[np.int64]
 
 POWERS = (4.0, 12.0, 40.0)
+"""Exponents q, one after the other; a changed order is improved with the last alone."""
 _SMOOTH = 12.0
 """Exponent by which orders are compared on the way."""
 _WORSE = 0.1
@@ -95,7 +96,7 @@ class Search:
         gap : float
             Relative gap at which to stop [1].
         rounds : int, optional
-            Most restarts from a changed best order.
+            Most changes of an order to go on from.
 
         Returns
         -------
@@ -159,12 +160,11 @@ class Search:
         order = np.full(units, -1)
         free = np.ones(nodes, dtype=bool)
         for _ in range(units):
-            unit = int(np.argmax(np.where(order < 0, attached * 1e3 + totals / max(totals.max(), 1e-300), -1.0)))
+            unit = int(np.argmax(np.where(order < 0, attached * 1e3 + totals / totals.max(), -1.0)))
             rank = slowest[unit] + (totals[unit] / units) * typical * 1e-3
             node = int(np.argmin(np.where(free, rank, np.inf)))
             order[unit], free[node] = node, False
-            if attached.max() < np.inf:
-                attached += (weight[unit] + weight[:, unit]) / max(weight.max(), 1e-300)
+            attached += (weight[unit] + weight[:, unit]) / weight.max()
             for other in np.flatnonzero((weight[unit] > 0) & (order < 0)):
                 np.maximum(slowest[other], weight[unit, other] * inverse[node], out=slowest[other])
             for other in np.flatnonzero((weight[:, unit] > 0) & (order < 0)):
