@@ -198,16 +198,16 @@ def fitted(
     Notes
     -----
     Logarithmic errors are taken as Laplace of standard deviation s, the start's spread, `ROWS_PER_FINDING` rows as one,
-    and the logarithm of each parameter as normal around the start's with `PRIOR_LOG`. The most likely parameters
+    and the logarithm of each parameter as nearly normal around the start's with `PRIOR_LOG`. The most likely parameters
     minimise
 
         mean |ln(predicted/measured)| + s / sqrt(2) ROWS_PER_FINDING / rows  sum (ln(parameter/start) / PRIOR_LOG)^2 / 2
 
-    Up to `FOLDED_UP_TO` rows, parameters of the device's own family stay as they are; of another's, launch and share of
-    bandwidth follow the rows, which are what differs between the measured families (``benchmarks/ablate_gemm.py``).
-    Five-fold cross-validation takes another of the sets of `nested` only for an error of rows held out that is less by
-    more than twice its standard error. The spread is that of errors held out, the start's counted as `PRIOR_ROWS` rows
-    beside them.
+    with squares that turn linear far from the start (``FAR`` of ``perfmodel.kernels.model``). Up to `FOLDED_UP_TO` rows,
+    parameters of the device's own family stay as they are; of another's, launch and share of bandwidth follow the rows,
+    which are what differs between the measured families (``benchmarks/ablate_gemm.py``). Five-fold cross-validation
+    takes another of the sets of `nested` only for an error of rows held out that is less by more than twice its
+    standard error. The spread is that of errors held out, the start's counted as `PRIOR_ROWS` rows beside them.
     """
     rows = len(frame)
     weight = start.spread / 2**0.5 * ROWS_PER_FINDING / (2 * PRIOR_LOG**2)

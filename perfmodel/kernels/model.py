@@ -17,6 +17,10 @@ Z90 = 1.2815515594600038
 """The normal distribution's 90th percentile in standard deviations."""
 
 
+FAR = 0.3
+"""Logarithm of a parameter over where a fit starts from which on its distance counts linearly."""
+
+
 @dataclass(frozen=True)
 class Device:
     """What a kernel model may know of an accelerator: its data sheet.
@@ -170,8 +174,8 @@ def fit(
     fixed : sequence of str
         Parameters left as they are.
     shrink : float
-        Weight of the distance from `start`, the sum of squares of ln(parameter/start), beside the mean error: rows that
-        say little move little.
+        Weight of the distance from `start` beside the mean error: squares of ln(parameter/start), linear beyond `FAR`,
+        so that rows that say little move little, and rows that say a lot are heard.
     most_rows : int
         Rows of a device used at most, evenly spaced over its rows sorted by time.
     evaluations : int
@@ -206,7 +210,8 @@ def fit(
 
     def loss(shares: Array) -> float:
         parameters = decoded(shares)
-        distance = sum(np.log(getattr(parameters, name) / getattr(begun, name)) ** 2 for name in bounds)
+        moved = np.array([np.log(getattr(parameters, name) / getattr(begun, name)) for name in bounds])
+        distance = np.sum(2 * FAR**2 * (np.sqrt(1 + (moved / FAR) ** 2) - 1))
         error = float(np.mean([np.mean(np.abs(log_errors(model, [sample], parameters))) for sample in thinned]))
         outside = float(np.sum(np.maximum(np.abs(shares - 0.5) - 0.5, 0.0)))
         return error + shrink * float(distance) + outside
