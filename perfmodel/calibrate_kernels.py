@@ -203,7 +203,7 @@ def fitted(
 
         mean |ln(predicted/measured)| + s / sqrt(2) ROWS_PER_FINDING / rows  sum (ln(parameter/start) / PRIOR_LOG)^2 / 2
 
-    with squares that turn linear far from the start (``FAR`` of ``perfmodel.kernels.model``). Up to `FOLDED_UP_TO` rows,
+    with squares that turn linear far off (``FAR`` of ``perfmodel.kernels.model``). Up to `FOLDED_UP_TO` rows,
     parameters of the device's own family stay as they are; of another's, launch and share of bandwidth follow the rows,
     which are what differs between the measured families (``benchmarks/ablate_gemm.py``). Five-fold cross-validation
     takes another of the sets of `nested` only for an error of rows held out that is less by more than twice its

@@ -291,7 +291,7 @@ def _context_parallel(
 def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repeats: Number) -> tuple[Term, Number]:
     if not layer.feed_forward.experts:
         return Term("expert all-to-all", np.zeros_like(np.asarray(repeats, dtype=float)), LINK), 0.0
-    ranks = group(job.levels, plan.ep, 1)
+    ranks = group(job.levels, *plan.expert_shape)
     once = dispatch(
         ranks,
         ACTIVATION_BYTES * shape.tokens / plan.tp * job.architecture.hidden,

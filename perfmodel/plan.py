@@ -16,10 +16,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "offload": ("none", "optimizer"),
     "overlap_dp": (False, True),
     "overlap_tp": (False, True),
-    "rank_order": ("tp-cp-dp-pp", "dp-tp-cp-pp"),
+    "rank_order": ("tp-cp-dp-pp", "dp-tp-cp-pp", "tp-cp-pp-dp"),
     "cp_style": ("ring", "ulysses"),
 }
 """Fields that are names or switches: the array holds the index into these."""
+
+DATA_INNERMOST, DATA_OUTERMOST = 1, 2
+"""Rank orders other than the usual one."""
 
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
 
@@ -65,7 +68,7 @@ class Plan:
     @property
     def tp_stride(self) -> Integers:
         """Distance between tensor-parallel neighbours [ranks]."""
-        return np.where(self.rank_order == 1, self.dp, 1)
+        return np.where(self.rank_order == DATA_INNERMOST, self.dp, 1)
 
     @property
     def cp_stride(self) -> Integers:
@@ -75,7 +78,33 @@ class Plan:
     @property
     def dp_stride(self) -> Integers:
         """Distance between data-parallel neighbours [ranks]."""
-        return np.where(self.rank_order == 1, 1, self.tp * self.cp)
+        alike = self.tp * self.cp
+        return np.where(
+            self.rank_order == DATA_INNERMOST, 1, np.where(self.rank_order == DATA_OUTERMOST, alike * self.pp, alike)
+        )
+
+    @property
+    def pp_stride(self) -> Integers:
+        """Distance between pipeline stages [ranks]."""
+        return np.where(self.rank_order == DATA_OUTERMOST, self.tp * self.cp, self.stage_ranks)
+
+    @property
+    def expert_shape(self) -> tuple[Integers, Integers, Integers, Integers]:
+        """Size and stride of the rows that hold a stage's experts once, how many rows make it, and their distance.
+
+        Experts are spread over neighbouring ranks of a stage. Where data-parallel replicas are outermost a stage's
+        ranks are rows of tp cp, far apart.
+        """
+        row = np.where(self.rank_order == DATA_OUTERMOST, np.minimum(self.ep, self.tp * self.cp), self.ep)
+        return row, np.ones_like(row), self.ep // row, self.dp_stride
+
+    @property
+    def expert_replica_shape(self) -> tuple[Integers, Integers, Integers, Integers]:
+        """The same of the ranks of a stage that hold the same experts."""
+        row, _, rows, apart = self.expert_shape
+        far = self.rank_order == DATA_OUTERMOST
+        size = np.where(far, np.maximum(self.tp * self.cp // row, 1), self.stage_ranks // self.ep)
+        return size, row, np.where(far, self.dp // rows, 1), apart * rows
 
     @property
     def stage_ranks(self) -> Integers:

@@ -141,7 +141,7 @@ def training_traffic(job: Job, plan: Plan) -> Traffic:
     """
     tp, pp, cp, dp = (int(np.asarray(getattr(plan, name)).reshape(-1)[0]) for name in ("tp", "pp", "cp", "dp"))
     stages = split_layers(job.architecture.depth, job.architecture.leading, plan.pp, plan.vpp)
-    strides = [int(np.asarray(stride).reshape(-1)[0]) for stride in (plan.stage_ranks, plan.dp_stride, plan.cp_stride)]
+    strides = [int(np.asarray(stride).reshape(-1)[0]) for stride in (plan.pp_stride, plan.dp_stride, plan.cp_stride)]
     axes = np.ix_(*(np.arange(size) for size in (pp, dp, cp, tp)))
     steps = (*strides, int(np.asarray(plan.tp_stride).reshape(-1)[0]))
     ranks = np.asarray(sum(axis * step for axis, step in zip(axes, steps, strict=True)), dtype=np.int64)

@@ -88,7 +88,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     """
     plan = plan.taken(slice(None))
     known = job.constants
-    key = [getattr(plan, name) for name in _LAYER_FIELDS] + [plan.tp_stride]
+    key = [getattr(plan, name) for name in _LAYER_FIELDS] + [plan.tp_stride, plan.dp_stride]
     first, inverse = _distinct(key)
     few = plan.taken(first)
     layers = [_gathered(layer_cost(job, layer, few), inverse, explain) for layer in job.architecture.layers]
@@ -170,7 +170,7 @@ def _sends(job: Job, plan: Plan, micro_batches: Array, work_s: Number) -> Term:
     """
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
     message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
-    ranks = group(job.levels, plan.pp, plan.stage_ranks)
+    ranks = group(job.levels, plan.pp, plan.pp_stride)
     once = send(ranks, message, job.collectives)
     filling = 2 * (plan.pp - 1) * once
     steady = 2 * plan.vpp * micro_batches * once
@@ -212,7 +212,7 @@ def _gradient_terms(
     layer_gather_s: Array = np.zeros(len(first))
     groups: list[tuple[Array, Group]] = [(dense, group(job.levels, few.dp, few.dp_stride, few.cp, few.cp_stride))]
     if np.any(experts):
-        groups.append((experts, group(job.levels, few.stage_ranks // few.ep, few.ep)))
+        groups.append((experts, group(job.levels, *few.expert_replica_shape)))
     for count, ranks in groups:
         gradient, weight = states.gradient_traffic * count, states.weight_traffic * count
         reduce_s = reduce_s + all_reduce(ranks, gradient, job.collectives)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from perfmodel.job import Job
 from perfmodel.pipeline import missing_layers, splits
-from perfmodel.plan import CHOICES, FIELDS, Plan
+from perfmodel.plan import CHOICES, DATA_INNERMOST, DATA_OUTERMOST, FIELDS, Plan
 from solvers.scenario import TrainSearch
 
 LAYOUT = ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch")
@@ -68,7 +68,8 @@ def _fits(plan: Plan, job: Job) -> NDArray[np.bool_]:
     if mixture:
         fits &= alone | (plan.seq_parallel == 1)
     fits &= ~(single & ((plan.zero_stage > 0) | (plan.overlap_dp == 1)))
-    fits &= ~((plan.rank_order == 1) & (alone | (plan.dp == 1)))
+    fits &= ~((plan.rank_order == DATA_INNERMOST) & (alone | (plan.dp == 1)))
+    fits &= ~((plan.rank_order == DATA_OUTERMOST) & ((plan.pp == 1) | (plan.dp == 1)))
     fits &= ~((plan.cp_style == 1) & ((plan.cp == 1) | (heads % (plan.tp * plan.cp) != 0)))
     return np.asarray(fits)
 

@@ -162,6 +162,7 @@ PLANS: list[dict[str, Any]] = [
     {"zero_stage": 3, "offload": "optimizer"},
     {"pp": 4, "zero_stage": 2},
     {"tp": 2, "rank_order": "dp-tp-cp-pp"},
+    {"tp": 2, "pp": 2, "rank_order": "tp-cp-pp-dp"},
     {"tp": 4, "pp": 4, "offload": "optimizer"},
 ]
 

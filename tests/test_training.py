@@ -331,6 +331,27 @@ def test_one_accelerator_talks_to_nobody() -> None:
     assert {term.name for term in time.values() if term.seconds} == {"pipeline stage", "optimizer"}
 
 
+@pytest.mark.parametrize("order", CHOICES["rank_order"])
+@pytest.mark.parametrize(("tp", "pp", "dp", "cp", "ep"), [(2, 4, 4, 2, 2), (2, 2, 8, 2, 16), (1, 4, 8, 2, 8)])
+def test_every_order_deals_every_rank_out_once(order: str, tp: int, pp: int, dp: int, cp: int, ep: int) -> None:
+    plan = plans({"tp": tp, "pp": pp, "dp": dp, "cp": cp, "ep": ep, "rank_order": order})
+
+    def places(*rows: tuple[Any, Any]) -> list[int]:
+        found = [0]
+        for size, stride in rows:
+            found = [place + int(stride[0]) * i for place in found for i in range(int(np.asarray(size).flat[0]))]
+        return found
+
+    stage = ((plan.tp, plan.tp_stride), (plan.cp, plan.cp_stride), (plan.dp, plan.dp_stride))
+    assert sorted(places(*stage, (plan.pp, plan.pp_stride))) == list(range(64))
+    # the experts of a stage, and the ranks that hold the same ones, are the ranks of the stage
+    size, stride, rows, apart = plan.expert_shape
+    same = plan.expert_replica_shape
+    assert int(size[0]) * int(rows[0]) == ep
+    found = places((size, stride), (rows, apart), (same[0], same[1]), (same[2], same[3]))
+    assert sorted(found) == sorted(places(*stage))
+
+
 # --- what holds of every plan
 
 

@@ -56,7 +56,7 @@ def _settings(run: Run, missing: list[str]) -> dict[str, Any]:
         ("ep", 1, "the program's MoE layers set it (ep_size)"),
         ("overlap_tp", False, "tensor-parallel traffic is waited for"),
         ("seq_parallel", False, "norms are not split over tensor-parallel ranks"),
-        ("rank_order", "tp-cp-dp-pp", "tensor-parallel ranks are always neighbours"),
+        ("rank_order", "tp-cp-dp-pp", "ranks always stand in the order tp-cp-dp-pp"),
     ):
         if plan[name] != plain:
             missing.append(f"{name} {plan[name]}: {why}")

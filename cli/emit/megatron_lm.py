@@ -96,7 +96,7 @@ def _environment(run: Run, given: set[str]) -> dict[str, str]:
 def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
     plan = run.plan
     pp, vpp = plan["pp"], plan["vpp"]
-    if plan["rank_order"] != "tp-cp-dp-pp":
+    if plan["rank_order"] == "dp-tp-cp-pp":
         missing.append(f"rank_order {plan['rank_order']}: tensor-parallel ranks are always neighbours")
     if plan["cp"] > 1 and run.workload["seq_len"] % (2 * plan["cp"]):
         missing.append(f"cp {plan['cp']}: twice cp must divide the sequence of {run.workload['seq_len']} tokens")
@@ -108,6 +108,7 @@ def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
         "--context-parallel-size": plan["cp"],
         "--cp-comm-type": {"ring": "p2p", "ulysses": "a2a"}[plan["cp_style"]],
         "--expert-model-parallel-size": plan["ep"],
+        "--use-tp-pp-dp-mapping": plan["rank_order"] == "tp-cp-pp-dp",
         "--pipeline-model-parallel-size": pp,
     }
     stages = run.stage_layers

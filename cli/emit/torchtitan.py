@@ -116,7 +116,7 @@ def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
     if not plan["overlap_dp"] and plan["dp"] * plan["cp"] > 1:
         missing.append("overlap_dp no: gathers and scatters always run ahead of or behind compute")
     if plan["rank_order"] != "tp-cp-dp-pp":
-        missing.append(f"rank_order {plan['rank_order']}: tensor-parallel ranks are always neighbours")
+        missing.append(f"rank_order {plan['rank_order']}: ranks always stand in the order tp-cp-dp-pp")
     if plan["cp_style"] != "ring":
         missing.append(f"cp_style {plan['cp_style']}: heads are not dealt out, keys and values go round")
     if plan["offload"] != "none":
