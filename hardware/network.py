@@ -14,6 +14,8 @@ Place = Annotated[int, Field(strict=True, ge=0)]
 Ratio = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 
+Share = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
 LinkType = Literal["nvswitch", "nvlink-mesh", "nvlink-c2c", "xgmi", "pcie", "ici", "ethernet"]
 Protocol = Literal["infiniband", "roce", "efa", "slingshot", "ethernet", "ici"]
 FabricType = Literal["leaf-spine", "rail-optimised", "fat-tree", "dragonfly", "torus", "nvlink-domain", "edges"]
@@ -103,6 +105,43 @@ class Link(Description):
             message = f"should join the accelerators in groups of {size}, but {lone} is joined to {with_it} others"
             faults.append((("pairs",), message))
         return faults
+
+
+class LinkConstants(Description):
+    """How one type of link serves collectives, where a measurement says it; from ``perfmodel calibrate``.
+
+    What the terms mean: docs/training.md, section 7.
+    """
+
+    step: Seconds | None = None
+    """Latency of one step of an algorithm."""
+    bandwidth: Fraction | None = None
+    """Share of the nominal rate that large messages reach."""
+    pipelining: Share | None = None
+    """Wait of a chain of hops: c of L + X + c sqrt(L X)."""
+    own_copy: Share | None = None
+    """Time to copy a byte of a rank's own part over the time it takes on the link."""
+    all_to_all: Fraction | None = None
+    """Further factor on the bandwidth of an all-to-all."""
+    exchange_steps: Share | None = None
+    """Latency of an all-to-all at full rate, in steps."""
+    peer_bandwidth: Share | None = None
+    """Share of the rate that a small message to one peer gets."""
+    in_network_all_reduce: Ratio | None = None
+    """Factor on the all-reduce bandwidth where the switch adds."""
+    spread: Share | None = None
+    """Standard deviation of ln(measured/predicted)."""
+
+
+class Collectives(Description):
+    """How collectives run on a node's host and links, where a measurement says it."""
+
+    latency: Seconds | None = None
+    """Time of the smallest all-reduce over all accelerators of the node: the host and its software."""
+    launch: Seconds | None = None
+    """Time before the first step of a collective."""
+    links: dict[LinkType | Protocol | Literal["nvswitch-ring"], LinkConstants] = Field(default_factory=dict)
+    """Constants by type of link; nvswitch-ring is NVSwitch before Hopper."""
 
 
 class Nics(Description):

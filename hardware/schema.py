@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
 from hardware.faults import KeyFaultsError, Path
-from hardware.network import Count, Nics, Numa
+from hardware.network import Collectives, Count, Nics, Numa
 from hardware.network import Fabric as Fabric
 from hardware.network import Link as Link
 from hardware.network import LinkType as LinkType
@@ -208,6 +208,8 @@ class Node(Recorded):
     """Network adapters; a node without cannot be part of a larger cluster."""
     numa: Numa | None = None
     """Processors of the host; one for all if left out."""
+    collectives: Collectives | None = None
+    """Measured latency of its host and constants of its links; the library's usual ones if left out."""
     tiers: tuple[Tier, ...] = ()
     """Memory beyond the accelerators' own."""
     power: NodePower | None = None

@@ -101,13 +101,11 @@ class Calibrated:
     rows: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the constants as ``calibrated/collectives.yaml`` holds them."""
-        links = {}
-        for name, values in self.fitted.items():
-            constants = {key: value for key, value in values.items() if key != "spread"}
-            evidence = f"fitted on {self.rows[name]} measured rows"
-            links[name] = {"constants": constants, "evidence": evidence, "spread": values["spread"]}
-        return {"launch_s": self.model.launch_s, "links": links}
+        """Return the constants as a node's description holds them."""
+        links = {
+            name: {key: float(f"{value:.4g}") for key, value in values.items()} for name, values in self.fitted.items()
+        }
+        return {"collectives": {"launch": float(f"{self.model.launch_s:.4g}"), "links": links}}
 
 
 def _constants(rows: Sequence[Measured]) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,7 @@ from hardware.schema import Accelerator
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture
 from perfmodel.calibration import Constants, training_constants
-from perfmodel.collectives import CollectiveModel, collective_model
+from perfmodel.collectives import CollectiveModel, collective_model, machine_model
 from perfmodel.framework import Framework
 from perfmodel.kernels import gemm, memory, prefill
 from perfmodel.kernels.library import parameters_of
@@ -151,7 +151,7 @@ def job(
     ValueError
         Where the accelerator has no arithmetic of the precision asked for.
     """
-    model = collective_model()
+    model = machine_model(machine)
     form = gemm.FORMS[PRECISIONS[precision]]
     peak_flops(machine.accelerator, form.arithmetic)
     in_network = bool(set(families_of(machine.accelerator.architecture)) & set(model.in_network_families))

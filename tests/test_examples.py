@@ -44,3 +44,30 @@ def test_another_number_of_nodes_gives_another_answer() -> None:
     assert half["prediction"]["gpus"] * 2 == whole["prediction"]["gpus"]
     ratio = half["prediction"]["step_time_s"] / whole["prediction"]["step_time_s"]
     assert 1.8 < ratio < 2.2  # the same work on half the machine
+
+
+def test_the_fabric_changes_the_plan() -> None:
+    path = str(next(path for path in EXAMPLES if "leaf-spine" in path.stem))
+    full, thin = (
+        json.loads(run("plan", "train", path, "--set", f"cluster.fabric.oversubscription={o}", "--format", "json"))
+        for o in (1, 4)
+    )
+    assert full["plan"] != thin["plan"]
+    assert full["prediction"]["step_time_s"] < thin["prediction"]["step_time_s"]
+    # the plan of a full fabric is a bad one on a thin one, and so is another order of ranks
+    layout = json.dumps(full["plan"])
+    kept = json.loads(
+        run(
+            "predict", "train", path, "--set", f"plan={layout}", "--set", "cluster.fabric.oversubscription=4",
+            "--format", "json",
+        )
+    )  # fmt: skip
+    assert kept["prediction"]["step_time_s"] > 1.5 * thin["prediction"]["step_time_s"]
+    other = json.loads(
+        run(
+            "plan", "train", path, "--set", "search.rank_order=[tp-cp-pp-dp]", "--set",
+            "cluster.fabric.oversubscription=4", "--format", "json",
+        )
+    )  # fmt: skip
+    assert other["plan"] != thin["plan"]
+    assert other["prediction"]["step_time_s"] > thin["prediction"]["step_time_s"]

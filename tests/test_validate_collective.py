@@ -24,6 +24,7 @@ from perfmodel.collectives import (
     dispatch,
     group,
     host_factor,
+    machine_model,
     send,
     visits,
 )
@@ -266,11 +267,28 @@ def test_links_are_calibrated_from_a_file(tmp_path: Path) -> None:
     path, out = table(tmp_path / "a.csv", *rows), tmp_path / "links.yaml"
     result = CliRunner().invoke(app, ["calibrate", "--kind", "collective", str(path), "-o", str(out)])
     assert result.exit_code == 0, result.output
-    (link,) = yaml.safe_load(out.read_text(encoding="utf-8"))["links"].items()
-    assert link[0] == "efa"
-    assert link[1]["constants"]["bandwidth"] == pytest.approx(0.475, rel=0.02)
+    written = yaml.safe_load(out.read_text(encoding="utf-8"))
+    ((name, constants),) = written["collectives"]["links"].items()
+    assert name == "efa"
+    assert constants["bandwidth"] == pytest.approx(0.475, rel=0.02)
+    # a node that holds them collects at half the rate
+    node = find("node", "p5-48xlarge").model_dump(mode="json", exclude_unset=True) | written
+    described = {"name": "two", "node": node, "nodes": 2, "fabric": {"type": "rail-optimised"}}
+    own = machine_model(resolve_cluster(described, tmp_path))
+    assert float(all_reduce(ranks, 2.0**32, own)) == pytest.approx(float(all_reduce(ranks, 2.0**32, half)), rel=0.05)
     few = table(tmp_path / "b.csv", *rows[:5])
     assert CliRunner().invoke(app, ["calibrate", "--kind", "collective", str(few)]).exit_code != 0
+
+
+def test_a_host_may_state_its_latency(tmp_path: Path) -> None:
+    # one number: the smallest all-reduce over the eight accelerators of a node
+    node = find("node", "dgx-h100").model_dump(mode="json", exclude_unset=True) | {"collectives": {"latency": 40e-6}}
+    slow = resolve_cluster({"name": "one", "node": node, "nodes": 1, "fabric": {"type": "rail-optimised"}}, tmp_path)
+    model = machine_model(slow)
+    assert float(all_reduce(group(H100, 8, 1), 0.0, model)) == pytest.approx(40e-6, rel=1e-9)
+    # large messages hardly notice
+    whole = group(H100, 8, 1)
+    assert float(all_reduce(whole, 8e9, model)) == pytest.approx(float(all_reduce(whole, 8e9, MODEL)), rel=0.05)
 
 
 def test_figures_without_a_part_say_what_was_refitted(tmp_path: Path) -> None:

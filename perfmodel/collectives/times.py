@@ -5,10 +5,13 @@ Notation as in `perfmodel.collectives.model`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from hardware.topology import MESHES
-from perfmodel.collectives.model import CollectiveModel, Group, crossings, joined
+from hardware.catalogue import Machine
+from hardware.topology import MESHES, levels
+from perfmodel.collectives.model import CollectiveModel, Group, collective_model, crossings, group, joined
 from perfmodel.terms import Array, Number
 
 IN_NETWORK_MEMBERS = 8
@@ -248,3 +251,22 @@ def host_factor(latency_s: float, ranks: Group, model: CollectiveModel) -> float
         Constants.
     """
     return latency_s / float(all_reduce(ranks, 0.0, model))
+
+
+def machine_model(machine: Machine) -> CollectiveModel:
+    """Return the constants of collectives on a machine: the shipped ones, and what its node says of its own."""
+    model, own = collective_model(), machine.node.collectives
+    if own is None:
+        return model
+    links, spreads = dict(model.links), dict(model.spreads or {})
+    for name, measured in own.links.items():
+        constants = measured.model_dump(exclude_none=True, exclude={"spread"})
+        links[name] = replace(links[name], **constants)
+        if measured.spread is not None:
+            spreads[name] = measured.spread
+    launch_s = model.launch_s if own.launch is None else own.launch
+    model = replace(model, launch_s=launch_s, links=links, spreads=spreads)
+    count = machine.node.accelerators.count
+    if own.latency is None or count == 1:
+        return model
+    return model.slower(host_factor(own.latency, group(levels(machine, count), count, 1), model))
