@@ -1,0 +1,104 @@
+"""Unequal sequences to scatter over groups of accelerators, and plans for it.
+
+Kept apart from the planners: what a case and a plan are, and how long a plan takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.terms import Array
+
+Integers = NDArray[np.int64]
+
+Schedule = Literal["one-shot", "barrier", "fixed", "splits"]
+"""One makespan for all; micro-batches one after another; groups that accumulate on their own; the same, where a block
+of accelerators may split into halves in the course of the batch."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences, and what they cost on a group of every size.
+
+    Parameters
+    ----------
+    lengths : array of int, shape (K,)
+        Tokens of each sequence.
+    degrees : array of int, shape (D,)
+        Sizes a group may have, ascending.
+    work_s : array, shape (K, D)
+        Time of a sequence on a group of each size [s]; infinite where it may not run there.
+    fixed_s : array, shape (D,)
+        Time of a micro-step of a group beside its sequences [s]; an empty group has none.
+    capacity_tokens : float
+        Tokens that one accelerator holds at a time; a group of d holds d times as many.
+    gpus : int
+        Accelerators.
+    """
+
+    lengths: Integers
+    degrees: Integers
+    work_s: Array
+    fixed_s: Array
+    capacity_tokens: float
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A plan: which group computes which sequence, when.
+
+    Parameters
+    ----------
+    schedule : str
+        One of `Schedule`.
+    degree, first_gpu : array of int, shape (G,)
+        Size and first accelerator of every group; its accelerators are neighbours. A later group begins when all its
+        accelerators have finished the groups before it, so that blocks may split.
+    group, step : array of int, shape (K,)
+        Group of every sequence, and micro-step within it; with ``barrier`` the micro-batch.
+    """
+
+    schedule: Schedule
+    degree: Integers
+    first_gpu: Integers
+    group: Integers
+    step: Integers
+
+
+def step_times(case: Case, plan: Scatter) -> tuple[Integers, Integers, Array, Array]:
+    """Return group, step, seconds and tokens of every micro-step that has a sequence."""
+    column = np.searchsorted(case.degrees, plan.degree)
+    steps = int(plan.step.max(initial=0)) + 1
+    key = plan.group * steps + plan.step
+    used, inverse = np.unique(key, return_inverse=True)
+    work = case.work_s[np.arange(len(case.lengths)), column[plan.group]]
+    seconds = np.bincount(inverse, work, len(used)) + case.fixed_s[column[used // steps]]
+    tokens = np.bincount(inverse, case.lengths.astype(float), len(used))
+    return used // steps, used % steps, seconds, tokens
+
+
+def group_ends(case: Case, plan: Scatter) -> Array:
+    """Return when every group has finished [s]; of a plan with barriers each micro-batch ends with its slowest group."""
+    group, step, seconds, _ = step_times(case, plan)
+    if plan.schedule == "barrier":
+        slowest = np.zeros(int(step.max(initial=0)) + 1)
+        np.maximum.at(slowest, step, seconds)
+        return np.full(len(plan.degree), slowest.sum())
+    busy = np.bincount(group, seconds, len(plan.degree))
+    free = np.zeros(case.gpus)
+    ends = np.zeros(len(plan.degree))
+    for number in range(len(plan.degree)):
+        block = slice(int(plan.first_gpu[number]), int(plan.first_gpu[number] + plan.degree[number]))
+        ends[number] = free[block].max() + busy[number]
+        free[block] = ends[number]
+    return ends
+
+
+def makespan(case: Case, plan: Scatter) -> float:
+    """Return the time from the start to the end of the last group [s]."""
+    return float(group_ends(case, plan).max(initial=0.0))
