@@ -83,7 +83,7 @@ def step_times(case: Case, plan: Scatter) -> tuple[Integers, Integers, Array, Ar
 
 
 def group_ends(case: Case, plan: Scatter) -> Array:
-    """Return when every group has finished [s]; of a plan with barriers each micro-batch ends with its slowest group."""
+    """Return when every group has finished [s]; with barriers a micro-batch ends with its slowest group."""
     group, step, seconds, _ = step_times(case, plan)
     if plan.schedule == "barrier":
         slowest = np.zeros(int(step.max(initial=0)) + 1)
