@@ -1,0 +1,101 @@
+"""Check a plan for unequal sequences with arithmetic of its own: nothing of the planners is used here."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+TOLERANCE = 1e-9
+
+
+def faults(case: Any, plan: Any, seconds: float | None = None) -> list[str]:
+    """Return what is wrong with a plan, and with the time said of it [s]; nothing when it stands."""
+    lengths = [int(length) for length in case.lengths]
+    degrees = [int(degree) for degree in case.degrees]
+    sizes = [int(degree) for degree in plan.degree]
+    firsts = [int(first) for first in plan.first_gpu]
+    owner = [int(group) for group in plan.group]
+    turn = [int(step) for step in plan.step]
+    found: list[str] = []
+    if plan.schedule not in ("one-shot", "barrier", "fixed", "splits"):
+        found.append(f"unknown schedule {plan.schedule}")
+    if len(owner) != len(lengths) or len(turn) != len(lengths):
+        return [*found, f"{len(lengths)} sequences, but {len(owner)} groups and {len(turn)} steps named for them"]
+    if len(sizes) != len(firsts):
+        return [*found, "sizes and places of groups differ in number"]
+    for group, (size, first) in enumerate(zip(sizes, firsts, strict=True)):
+        if size not in degrees:
+            found.append(f"group {group} has {size} accelerators, which no group may have")
+        if first < 0 or first + size > case.gpus:
+            found.append(f"group {group} lies on {first}..{first + size - 1} of {case.gpus} accelerators")
+    for sequence, (group, step) in enumerate(zip(owner, turn, strict=True)):
+        if not 0 <= group < len(sizes):
+            found.append(f"sequence {sequence} is in group {group}, which is not there")
+        if step < 0:
+            found.append(f"sequence {sequence} is in step {step}")
+    if found:
+        return found
+
+    held: dict[tuple[int, int], int] = {}
+    busy: dict[tuple[int, int], float] = {}
+    for sequence, (group, step) in enumerate(zip(owner, turn, strict=True)):
+        column = degrees.index(sizes[group])
+        work = float(case.work_s[sequence][column])
+        if not work < inf:
+            found.append(f"sequence {sequence} may not run on {sizes[group]} accelerators")
+        slot = (group, step)
+        held[slot] = held.get(slot, 0) + lengths[sequence]
+        busy[slot] = busy.get(slot, float(case.fixed_s[column])) + work
+    for (group, step), tokens in held.items():
+        room = sizes[group] * float(case.capacity_tokens)
+        if tokens > room * (1 + TOLERANCE):
+            found.append(f"group {group} holds {tokens} tokens in step {step}, with room for {room}")
+
+    if plan.schedule == "one-shot" and any(turn):
+        found.append("a one-shot plan has a second step")
+    if plan.schedule in ("one-shot", "fixed"):
+        found += _shared(range(len(sizes)), sizes, firsts)
+        total = max((sum(busy[s] for s in busy if s[0] == g) for g in range(len(sizes))), default=0.0)
+    elif plan.schedule == "barrier":
+        total = 0.0
+        for step in sorted(set(turn)):
+            here = [slot for slot in busy if slot[1] == step]
+            found += [f"micro-batch {step}: {fault}" for fault in _shared([g for g, _ in here], sizes, firsts)]
+            total += max(busy[slot] for slot in here)
+    else:
+        total = _in_turn(found, sizes, firsts, busy, case.gpus)
+    if seconds is not None and abs(total - seconds) > 1e-6 * max(total, seconds):
+        found.append(f"takes {total} s, said to take {seconds} s")
+    return found
+
+
+def _shared(groups: Any, sizes: list[int], firsts: list[int]) -> list[str]:
+    holder: dict[int, int] = {}
+    found = set()
+    for group in groups:
+        for gpu in range(firsts[group], firsts[group] + sizes[group]):
+            if gpu in holder:
+                found.add(f"groups {holder[gpu]} and {group} share accelerators")
+            holder[gpu] = group
+    return sorted(found)
+
+
+def _in_turn(
+    found: list[str], sizes: list[int], firsts: list[int], busy: dict[tuple[int, int], float], gpus: int
+) -> float:
+    """Return the time of groups that follow one another on their accelerators, each inside the one before it."""
+    clock = [0.0] * gpus
+    last: list[int | None] = [None] * gpus
+    each = [0.0] * len(sizes)
+    for (group, _), seconds in busy.items():
+        each[group] += seconds
+    for group, (size, first) in enumerate(zip(sizes, firsts, strict=True)):
+        block = range(first, first + size)
+        for before in {last[gpu] for gpu in block} - {None}:
+            if before is None or (firsts[before] <= first and first + size <= firsts[before] + sizes[before]):
+                continue
+            found.append(f"group {group} is not inside group {before}, whose accelerators it takes over")
+        end = max(clock[gpu] for gpu in block) + each[group]
+        for gpu in block:
+            clock[gpu], last[gpu] = end, group
+    return max(clock, default=0.0)
