@@ -92,6 +92,22 @@ def test_a_batch_fills_the_units_together() -> None:
     assert memory == pytest.approx(100 * 2 * 65536 * (8 + 64) / 0.5e12, rel=0.01)
 
 
+def test_units_that_multiply_in_pairs_load_half_of_the_columns() -> None:
+    # Tiles of 128 x 256 and arithmetic that takes no time: ports take 50 waves x 12800 x (128 + 256) x 2 bytes at 64
+    # GB/s and L2 12800^2 x 2 x (100 + 50) at 6.4 TB/s (two blocks share what one reads). In pairs 128 + 128, and 50 +
+    # 50. One block of rows has nobody to share with.
+    quick = replace(STATIC, architecture="hopper", peak={"bf16": 1e18}, bandwidth=1e15)
+    pairs = replace(quick, architecture="blackwell")
+
+    def expected(port_rows: float, reads: float) -> float:
+        port, l2 = 50 * 12800 * port_rows * 2 / 64e9, 12800**2 * 2 * reads / 6.4e12
+        return float((port**4 + l2**4) ** 0.25)
+
+    assert seconds(12800, 12800, 12800, device=quick) == pytest.approx(expected(384, 150), rel=2e-3)
+    assert seconds(12800, 12800, 12800, device=pairs) == pytest.approx(expected(256, 100), rel=2e-3)
+    assert seconds(16, 12800, 12800, device=pairs) == seconds(16, 12800, 12800, device=quick)
+
+
 def test_adding_to_sums_in_32_bits_moves_more() -> None:
     # one step deep, so that the result is nearly all that moves: 32768^2 elements of 8 bytes for 2
     wide = product(32768, 32768, 64, BF16, output_bytes=8.0)

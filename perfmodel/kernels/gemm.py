@@ -39,6 +39,10 @@ MULTICAST = {"hopper": 2.0, "blackwell": 2.0}
 """Blocks that share what one of them reads from L2, where clusters of blocks can (NVIDIA Hopper tuning guide: thread
 block clusters, multicast of the tensor memory accelerator); 2 is the smallest cluster."""
 
+PAIRED = {"blackwell": 2.0}
+"""Units whose tensor cores multiply together two blocks of rows by the same columns, of which each loads its part
+(NVIDIA PTX ISA, tcgen05.mma with cta_group::2)."""
+
 PORT_BYTES_PER_CLOCK = 64.0
 """What a unit can take from L2 in a clock [bytes]: 64 a multiprocessor (NVIDIA A100 whitepaper)."""
 
@@ -255,6 +259,7 @@ class _Rates:
 
     units: float
     whole_waves: bool
+    paired: float
     compute: float
     memory: float
     port: float
@@ -269,6 +274,7 @@ def _rates(device: Device, parameters: GemmParameters) -> _Rates:
     return _Rates(
         units=float(device.units),
         whole_waves=device.architecture not in PERSISTENT,
+        paired=PAIRED.get(device.architecture, 1.0),
         compute=parameters.compute / 1e3,
         memory=parameters.memory * device.bandwidth / 1e3,
         port=port,
@@ -292,8 +298,8 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: GemmParameters
                + min over tiles and splits [(t_c^4 + t_x^4 + t_p^4 + t_2^4 + t_m^4)^(1/4) + [s > 1] t_s/clock]
         t_c  = w (k' + 384/b_A) 2 M N u / (e_c peak)  arithmetic, and filling and draining the pipeline of a tile
         t_x  = w k' N / (64 clock)                    unpacking of narrow weights
-        t_p  = w k' (M b_A + N b_W) / (64 clock)      a unit's port to L2
-        t_2  = (n k b_W ceil(m/M) + m k b_A ceil(n/N)) / (32 c u clock)     L2; c blocks share what one reads
+        t_p  = w k' (M b_A + N b_W/g) / (64 clock)    a unit's port to L2; g units load columns together
+        t_2  = (n k b_W ceil(m/M)/g + m k b_A ceil(n/N)) / (32 c u clock)   L2; c blocks share what one reads
         t_m  = (m k b_A + m n b_C + [cold] n k b_W) / (e_m bandwidth)
 
     Traffic and blocks are those of all products of a batch. q is the traffic of making narrow activations. The exponent
@@ -334,9 +340,10 @@ def _chunk(shapes: Mapping[str, Array], device: Device, rates: _Rates) -> tuple[
             waves = np.ceil(waves)
         arithmetic = waves * (inner + fill) * (multiplication * (tile_m * tile_n))
         waves *= inner
-        loaded = shape["activation_bytes"] * tile_m + shape["weight_bytes"] * tile_n
+        together = np.where(rows >= rates.paired, np.float32(rates.paired), np.float32(1)) if rates.paired > 1 else 1.0
+        loaded = shape["activation_bytes"] * tile_m + shape["weight_bytes"] * tile_n / together
         port = waves * loaded / rates.port
-        l2 = (weights * rows + activations * columns) / rates.l2
+        l2 = (weights * rows / together + activations * columns) / rates.l2
         computed = _fourth(arithmetic)
         if unpacked:
             computed += _fourth(waves * tile_n * unpacking)
