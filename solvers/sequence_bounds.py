@@ -33,7 +33,7 @@ def area_gpu_s(case: Case, schedule: Schedule) -> Array:
     Where memory holds for a micro-step, a step of a group of d holds at most ``d cap`` tokens, so that a sequence of s
     tokens brings at least ``s / (d cap)`` of a step's fixed time. In one shot that time is charged by group instead.
     """
-    area = case.degrees * case.work_s
+    area: Array = case.degrees * case.work_s
     if schedule != "one-shot":
         area = area + case.fixed_s * case.lengths[:, None] / case.capacity_tokens
     return area
@@ -64,8 +64,8 @@ def work_bound(case: Case, schedule: Schedule) -> float:
     Notes
     -----
     Least C with ``sum_k min_d A_kd / (C - c_d) <= N`` over the sizes d that hold sequence k and finish it alone by C;
-    ``A_kd`` is the accelerator time and ``c_d`` the fixed time of a group. Where memory holds for a micro-step, ``A_kd``
-    has its share of the steps' fixed time and the divisor is C.
+    ``A_kd`` is the accelerator time and ``c_d`` the fixed time of a group. Where memory holds for a micro-step,
+    ``A_kd`` has its share of the steps' fixed time and the divisor is C.
     """
     alone, area = alone_s(case), area_gpu_s(case, schedule)
     if len(alone) == 0:

@@ -8,7 +8,7 @@ from solvers.sequence_case import Case
 
 
 def flexsp(lengths, degrees, gpus, a1, a2, a3, speeds, b1, b2, cap):
-    """Costs of the form (a1 s^2 + a2 s) / d + a3 s / (d v_d), with a fixed time b1, and b2 more in a group of two up."""
+    """Costs of the form (a1 s^2 + a2 s) / d + a3 s / (d v_d), with a fixed time b1, from two up b1 + b2."""
     s, d = np.array(lengths)[:, None], np.array(degrees)
     exchange = np.array([0.0, *(a3 / speed for speed in speeds)])
     work = (a1 * s**2 + a2 * s + exchange * s) / d
