@@ -67,19 +67,26 @@ def work_bound(case: Case, schedule: Schedule) -> float:
     ``A_kd`` is the accelerator time and ``c_d`` the fixed time of a group. Where memory holds for a micro-step,
     ``A_kd`` has its share of the steps' fixed time and the divisor is C.
     """
+    return named_work_bound(case, schedule)[0]
+
+
+def named_work_bound(case: Case, schedule: Schedule) -> tuple[float, str]:
+    """Return `work_bound` and what sets it: ``work``, ``longest sequence`` or ``memory``."""
     alone, area = alone_s(case), area_gpu_s(case, schedule)
     if len(alone) == 0:
-        return 0.0
+        return 0.0, "work"
     longest = float(alone.min(axis=1).max())
     if not np.isfinite(longest) or _overfull(case, schedule):
-        return float("inf")
+        return float("inf"), "memory"
 
     def enough(makespan_s: float) -> bool:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = area / usable_s(case, schedule, makespan_s)
         return float(np.where(alone <= makespan_s, share, np.inf).min(axis=1).sum()) <= case.gpus
 
-    return _least(enough, max(longest, float(np.where(np.isfinite(alone), area, np.inf).min(axis=1).sum()) / case.gpus))
+    floor = float(np.where(np.isfinite(alone), area, np.inf).min(axis=1).sum()) / case.gpus
+    bound = _least(enough, max(longest, floor))
+    return bound, "longest sequence" if bound == longest else "work"
 
 
 def _overfull(case: Case, schedule: Schedule) -> bool:

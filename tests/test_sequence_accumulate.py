@@ -1,0 +1,87 @@
+"""Plans without a barrier: what they claim holds when it is worked out again, and they keep to their bounds."""
+
+import numpy as np
+import pytest
+
+from solvers.sequence_accumulate import plan_splits
+from solvers.sequence_bounds import work_bound
+from solvers.sequence_case import Case, makespan
+
+
+def case_of(seed, gpus=16, sequences=60, longest=40_000, capacity=3_000.0, scale=1.0, degrees=None):
+    random = np.random.default_rng(seed)
+    lengths = np.exp(random.normal(7.5, 1.2, sequences)).clip(1, longest).astype(np.int64)
+    lengths[0] = longest
+    degrees = np.array(degrees) if degrees else 2 ** np.arange(gpus.bit_length())
+    s = lengths[:, None].astype(float)
+    exchange = np.where(degrees == 1, 0.0, np.where(degrees <= 4, 1e-5, 2e-4))
+    work = scale * (5e-9 * s**2 + 2.6e-4 * s + exchange * s) / degrees
+    return Case(lengths, degrees, work, scale * (0.02 + 0.01 * (degrees > 1)), capacity, gpus)
+
+
+def recomputed(case, plan):
+    """Check a plan sequence by sequence, and return its makespan."""
+    assert len(plan.group) == len(plan.step) == len(case.lengths)
+    tokens, time = {}, {}
+    for number, length in enumerate(case.lengths.tolist()):
+        group = int(plan.group[number])
+        column = case.degrees.tolist().index(int(plan.degree[group]))
+        key = (group, int(plan.step[number]))
+        tokens[key] = tokens.get(key, 0) + length
+        time[key] = time.get(key, float(case.fixed_s[column])) + float(case.work_s[number, column])
+    for (group, _), held in tokens.items():
+        assert held <= plan.degree[group] * case.capacity_tokens
+    free = [0.0] * case.gpus
+    for group, (degree, first) in enumerate(zip(plan.degree.tolist(), plan.first_gpu.tolist(), strict=True)):
+        assert 0 <= first <= first + degree <= case.gpus
+        block = range(first, first + degree)
+        if plan.schedule == "fixed":
+            assert all(free[gpu] == 0 for gpu in block)
+        end = max(free[gpu] for gpu in block) + sum(spent for key, spent in time.items() if key[0] == group)
+        for gpu in block:
+            free[gpu] = end
+    return max(free)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("gpus", [16, 24, 17])
+def test_splitting_plans_hold(seed, gpus):
+    case = case_of(seed, gpus)
+    plan, bound, name = plan_splits(case, 1.0)
+    end = recomputed(case, plan)
+    assert end == pytest.approx(makespan(case, plan), rel=1e-12)
+    assert bound == work_bound(case, "splits") <= end
+    assert name in ("work", "longest sequence")
+
+
+def test_a_sequence_alone_reaches_its_bound():
+    case = case_of(0, sequences=1)
+    plan, bound, name = plan_splits(case, 1.0)
+    assert makespan(case, plan) == pytest.approx(bound, rel=1e-9)
+    assert name == "longest sequence"
+
+
+def test_sizes_that_are_no_powers_of_two():
+    case = case_of(1, gpus=18, degrees=[1, 3, 6, 18])
+    plan, bound, _ = plan_splits(case, 1.0)
+    assert bound <= recomputed(case, plan)
+    assert 3 in plan.degree or 6 in plan.degree or 18 in plan.degree
+
+
+def test_a_size_outside_the_nest_is_used_where_only_it_holds_a_sequence():
+    case = case_of(1, gpus=18, degrees=[1, 2, 15])
+    plan, bound, _ = plan_splits(case, 1.0)
+    assert bound <= recomputed(case, plan)
+    assert 15 in plan.degree
+
+
+def test_a_sequence_that_fits_nowhere_is_refused():
+    with pytest.raises(ValueError, match="fits no group"):
+        plan_splits(case_of(0, capacity=100.0), 1.0)
+
+
+def test_costs_in_other_units_change_nothing_but_the_units():
+    once, twice = case_of(3), case_of(3, scale=8.0)
+    (plan, bound, _), (scaled, scaled_bound, _) = plan_splits(once, 1.0), plan_splits(twice, 1.0)
+    assert scaled_bound == pytest.approx(8 * bound, rel=1e-9)
+    assert makespan(twice, scaled) == pytest.approx(8 * makespan(once, plan), rel=1e-9)
