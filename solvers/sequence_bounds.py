@@ -6,7 +6,10 @@ which there are enough. A bound is infinite where no plan exists.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,14 @@ from solvers.sequence_case import Case, Schedule
 
 _RESOLUTION = 1e-12
 """Relative width at which a bisection stops [1]."""
+_WIDTH = 3e-4
+"""The same where every step solves programs [1]."""
+_TOLERANCE = 1e-5
+"""What HiGHS may be off in whole numbers and rows [1]."""
+_ALONE, _BUCKETS = 48, 48
+"""The longest sequences stand for themselves where prices are sought, the others in so many buckets."""
+_CUTS = 40
+"""Prices tried at one makespan."""
 
 
 def alone_s(case: Case) -> Array:
@@ -104,4 +115,219 @@ def _least(enough: Callable[[float], bool], floor_s: float) -> float:
     while high - low > _RESOLUTION * high:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if enough(middle) else (middle, high)
+    return low
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """What a second and a token of room on one accelerator of each group size are worth [1/s, 1/token], shape (D,)."""
+
+    time: Array
+    memory: Array
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What sequences need and groups have at one makespan: accelerator time by size, infinite where not allowed."""
+
+    area: Array
+    tokens: Array
+    usable_s: Array
+    room_tokens: Array
+    degrees: Array
+    gpus: int
+
+    def needed(self, prices: _Prices) -> float:
+        """Return the least price of all sequences, each in the group size where it is cheapest."""
+        with np.errstate(invalid="ignore"):
+            price = prices.time * self.area + prices.memory * self.tokens[:, None]
+        return float(np.where(np.isfinite(self.area), price, np.inf).min(axis=1).sum())
+
+    def offered(self, prices: _Prices) -> Array:
+        """Return the price of the room of one group of each size."""
+        offered: Array = self.degrees * (prices.time * self.usable_s + prices.memory * self.room_tokens)
+        return offered
+
+    def row(self, prices: _Prices) -> Array | None:
+        """Return what one group of each size offers of all that is needed; None where the prices ask for nothing."""
+        needed = self.needed(prices)
+        return self.offered(prices) / needed if needed > 0 else None
+
+
+def _trial(case: Case, schedule: Schedule, alone: Array, area: Array, makespan_s: float) -> _Trial:
+    """Return what is needed at a makespan; where memory holds for a micro-step its rows are part of the time."""
+    usable = usable_s(case, schedule, makespan_s)
+    held = case.lengths.astype(float) if schedule == "one-shot" else np.zeros(len(case.lengths))
+    room = np.full(len(case.degrees), case.capacity_tokens if schedule == "one-shot" else 0.0)
+    return _Trial(np.where(alone <= makespan_s, area, np.inf), held, usable, room, case.degrees, case.gpus)
+
+
+def _bucketed(trial: _Trial, longest_first: Array) -> _Trial:
+    """Add up neighbours in length; only prices are taken from the sums, so that nothing proved depends on them."""
+    starts = np.arange(min(_ALONE, len(longest_first)))
+    rest = len(longest_first) - len(starts)
+    if rest:
+        work = trial.area[longest_first[len(starts) :]].min(axis=1).cumsum()
+        edges = np.searchsorted(work, np.linspace(0, work[-1], _BUCKETS + 1)[:-1])
+        starts = np.concatenate([starts, len(starts) + np.unique(edges)])
+    area = np.add.reduceat(trial.area[longest_first], starts)
+    return _Trial(
+        area,
+        np.add.reduceat(trial.tokens[longest_first], starts),
+        trial.usable_s,
+        trial.room_tokens,
+        trial.degrees,
+        trial.gpus,
+    )
+
+
+def _prices(trial: _Trial, groups: Array | None) -> tuple[_Prices, float] | None:
+    """Return prices that make the sequences dear against the room, and by how much, from a linear program.
+
+    With `groups` of every size given, the least factor by which their room has to grow until the sequences fit in
+    fractions; without, the least accelerators over those there are. None where there is no solution.
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array
+
+    sizes = len(trial.degrees)
+    bucket, size = np.nonzero(np.isfinite(trial.area))
+    pairs = len(bucket)
+    time_unit, memory_unit = trial.usable_s.max(), max(trial.room_tokens.max(), 1.0)
+    offered = np.stack([trial.degrees * trial.usable_s / time_unit, trial.degrees * trial.room_tokens / memory_unit])
+    rows = np.concatenate([size, sizes + size])
+    values = np.concatenate([trial.area[bucket, size] / time_unit, trial.tokens[bucket] / memory_unit])
+    columns = np.tile(np.arange(pairs), 2)
+    wide = np.tile(np.arange(sizes), 2)
+    if groups is None:
+        room_columns, room, cost = pairs + wide, -offered.ravel(), trial.degrees / trial.gpus
+    else:
+        room_columns, room, cost = np.full(2 * sizes, pairs), -(offered * groups).ravel(), np.ones(1)
+    places = np.concatenate([rows, np.arange(2 * sizes)]), np.concatenate([columns, room_columns])
+    held: Any = csr_array((np.concatenate([values, room]), places), shape=(2 * sizes, pairs + len(cost)))
+    placed: Any = csr_array((np.ones(pairs), (bucket, np.arange(pairs))), shape=(len(trial.area), pairs + len(cost)))
+    cost = np.concatenate([np.zeros(pairs), cost])
+    answer: Any = linprog(cost, held, np.zeros(2 * sizes), placed, np.ones(len(trial.area)), method="highs")
+    if answer.x is None:
+        return None
+    dual = np.maximum(-np.asarray(answer.ineqlin.marginals), 0.0)
+    return _Prices(dual[:sizes] / time_unit, dual[sizes:] / memory_unit), float(answer.fun)
+
+
+def certificate(case: Case, schedule: Schedule) -> float:
+    """Return a makespan that no plan beats, from prices of time and memory by group size.
+
+    Notes
+    -----
+    For prices ``p_d`` of an accelerator's time and ``q_d`` of its memory, no more than ``p_d (C - c_d) + q_d cap <= 1``
+    together, a plan within C needs at least ``sum_k min_d [p_d A_kd + q_d s_k]`` accelerators over the sizes d that
+    sequence k may use. Any prices prove, and the sum runs over the full list; good ones are the marginal values of a
+    linear program over buckets of lengths.
+    """
+    floor = work_bound(case, schedule)
+    if schedule != "one-shot" or not np.isfinite(floor) or len(case.lengths) == 0:
+        return floor
+    alone, area = alone_s(case), area_gpu_s(case, schedule)
+    order = np.argsort(-case.lengths, kind="stable")
+
+    def refuted(makespan_s: float) -> bool:
+        trial = _trial(case, schedule, alone, area, makespan_s)
+        found = _prices(_bucketed(trial, order), None)
+        if found is None:
+            return False
+        worth = trial.offered(found[0]) / trial.degrees
+        return trial.needed(found[0]) / float(worth.max()) > case.gpus * (1 + _RESOLUTION)
+
+    return _raised(refuted, floor, 1.5 * floor, np.inf)
+
+
+def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s: float) -> float:
+    """Return a makespan that no plan with fixed groups beats, from whole numbers of groups.
+
+    Parameters
+    ----------
+    case : Case
+        Sequences and their costs.
+    schedule : str
+        ``one-shot`` or ``fixed``; with the others groups change, and the bound does not hold.
+    ceiling_s : float
+        Makespan of a plan that is known [s].
+    time_limit_s : float
+        Time after which what is proved so far is returned [s].
+
+    Returns
+    -------
+    float
+        Lower bound of the makespan [s].
+
+    Notes
+    -----
+    For any prices as in `certificate`, without a limit on their sum, ``g_d`` groups of each size have to obey
+    ``sum_d g_d d [p_d (C - c_d) + q_d cap] >= sum_k min_d [p_d A_kd + q_d s_k]`` and ``sum_d d g_d <= N``. Prices are
+    added where the whole numbers found so far do not hold the sequences in fractions (Benders); a makespan is refuted
+    when no whole numbers are left. Every row is worked out on the full list.
+    """
+    if schedule not in ("one-shot", "fixed"):
+        raise ValueError(f"groups change with the schedule {schedule}")
+    started = time.perf_counter()
+    floor = work_bound(case, schedule)
+    if not np.isfinite(floor) or len(case.lengths) == 0:
+        return floor
+    alone, area = alone_s(case), area_gpu_s(case, schedule)
+    order = np.argsort(-case.lengths, kind="stable")
+    known = [_Prices(np.ones(len(case.degrees)), np.zeros(len(case.degrees)))]
+    if schedule == "one-shot":
+        known.append(_Prices(np.zeros(len(case.degrees)), np.ones(len(case.degrees))))
+
+    def refuted(makespan_s: float) -> bool:
+        trial = _trial(case, schedule, alone, area, makespan_s)
+        bucketed = _bucketed(trial, order)
+        rows = [row for prices in known if (row := trial.row(prices)) is not None]
+        for _ in range(_CUTS):
+            groups, most = _counts(rows, trial)
+            if most < 1 - _TOLERANCE:
+                return True
+            if time.perf_counter() - started > time_limit_s:
+                return False
+            found = _prices(bucketed, groups + 0.02) or _prices(bucketed, groups)
+            if found is None or found[1] <= 1:
+                found = _prices(bucketed, groups)
+            if found is None or found[1] <= 1:
+                return False
+            row = trial.row(found[0])
+            if row is None or float(row @ groups) >= 1:
+                return False
+            known.append(found[0])
+            rows.append(row)
+        return False
+
+    return _raised(refuted, floor, ceiling_s, started + time_limit_s)
+
+
+def _counts(rows: list[Array], trial: _Trial) -> tuple[Array, float]:
+    """Return the whole numbers of groups that have the most room under all prices, and a bound of that room."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    sizes = len(trial.degrees)
+    matrix = np.column_stack([np.array(rows), -np.ones(len(rows))])
+    answer = milp(
+        np.concatenate([np.zeros(sizes), [-1.0]]),
+        integrality=np.concatenate([np.ones(sizes), [0.0]]),
+        bounds=Bounds(0, np.concatenate([trial.gpus // trial.degrees, [10.0]])),
+        constraints=[
+            LinearConstraint(matrix, 0, np.inf),
+            LinearConstraint(np.concatenate([trial.degrees, [0.0]])[None, :], 0, trial.gpus),
+        ],
+    )
+    if answer.x is None:
+        return np.zeros(sizes), 10.0
+    return np.round(answer.x[:sizes]), -float(answer.mip_dual_bound)
+
+
+def _raised(refuted: Callable[[float], bool], floor_s: float, ceiling_s: float, until: float) -> float:
+    """Return the largest makespan that bisection refutes, above a floor that holds [s]."""
+    low, high = floor_s, ceiling_s
+    while high - low > _WIDTH * low and time.perf_counter() < until:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
