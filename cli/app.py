@@ -30,6 +30,7 @@ from cli.options import (
 from cli.placement import plan_placement, predict_placement
 from cli.program import Program
 from cli.routing import plan_routing, predict_routing
+from cli.sequence import plan_sequence, predict_sequence
 
 if TYPE_CHECKING:
     from solvers.result import Result
@@ -251,6 +252,8 @@ plans.command("placement")(plan_placement)
 predictions.command("placement")(predict_placement)
 plans.command("routing")(plan_routing)
 predictions.command("routing")(predict_routing)
+plans.command("sequence")(plan_sequence)
+predictions.command("sequence")(predict_sequence)
 checks.command("collective")(validate_collective)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)

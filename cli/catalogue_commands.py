@@ -248,13 +248,14 @@ def model_show(
 
 def schema(
     name: Annotated[
-        str, typer.Argument(help="accelerator, node, cluster, efficiency, model, train, routing or placement.")
+        str,
+        typer.Argument(help="accelerator, node, cluster, efficiency, model, train, sequence, routing or placement."),
     ],
     output: Output = None,
     debug: Debug = False,
 ) -> None:
     """Write the JSON Schema of a hardware file, a model or a scenario, for editors."""
-    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "routing", "placement")
+    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "sequence", "routing", "placement")
     chosen = one_of("schema", name, known)
 
     def content() -> Any:
@@ -262,6 +263,10 @@ def schema(
             from solvers.scenario import train_schema
 
             return train_schema()
+        if chosen == "sequence":
+            from solvers.sequence_scenario import sequence_schema
+
+            return sequence_schema()
         if chosen == "routing":
             from solvers.routing_scenario import routing_schema
 

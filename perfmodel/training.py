@@ -109,7 +109,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     for layer_count, leading, (at_front, at_back) in zip(stages.layers, stages.leading, ends, strict=True):
         weights = stage_weights(job.architecture, layer_count, leading, at_front, at_back)
         costs = [*layers, embedding, head]
-        stage_times.append(_with_host(job, costs, weights, known.host_softness))
+        stage_times.append(with_host(job, costs, weights, known.host_softness))
         forwards.append(sum((w * cost.forward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
         backwards.append(sum((w * cost.backward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
     slowest = np.argmax(
@@ -145,7 +145,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     return StepPrediction(step, memory_of(job, plan, stages, parameters, saved))
 
 
-def _with_host(job: Job, costs: list[PassCost], weights: list[Number], softness: float) -> Term:
+def with_host(job: Job, costs: list[PassCost], weights: list[Number], softness: float) -> Term:
     """Sum a stage's parts, and what waiting for the host to launch kernels adds.
 
     Notes

@@ -1,0 +1,231 @@
+"""Commands about sequences of unequal length on groups of accelerators."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, write_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from cli.options import Format
+    from solvers.result import Result
+    from solvers.sequence_scenario import SequenceScenario
+
+# Everything slow to import is imported by the command that needs it.
+
+Batches = Annotated[
+    Path | None,
+    typer.Option("--batches", metavar="DIR", help="Plan every file of lengths in a folder, one after another."),
+]
+
+_BATCH_TIME_LIMIT_S = 1.0
+_ENDINGS = (".csv", ".csv.gz", ".parquet")
+_COLUMNS = (
+    "batch", "status", "sequences", "tokens", "schedule", "step_time_s", "best_bound", "gap", "best_static_step_time_s",
+    "gain", "running_gain", "solve_time_s",
+)  # fmt: skip
+
+
+def plan_sequence(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    batches: Batches = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """Which group of accelerators computes which of a batch's unequal sequences."""
+    from cli.load import load, written
+    from cli.progress import working
+
+    source = load(scenario, overrides or ())
+    with working("searching") as progress:
+        from solvers.backend import OPTIMAL_GAP
+        from solvers.sequence import plan
+        from solvers.sequence_scenario import load_sequence
+
+        question = load_sequence(source, scenario.parent)
+        if batches is None:
+            result = plan(question, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress)
+        else:
+            rows = _stream(question, batches, _BATCH_TIME_LIMIT_S if time_limit is None else time_limit, progress)
+    if batches is None:
+        _answer(result, written(scenario, overrides or ()), form, output, top)
+    else:
+        _write_rows(rows, form, output)
+
+
+def predict_sequence(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """What a scatter of sequences costs."""
+    from cli.load import load, written
+    from cli.progress import working
+    from hardware.faults import InputError
+
+    source = load(scenario, overrides or ())
+    with working("predicting"):
+        from solvers.sequence import predict
+        from solvers.sequence_scenario import load_sequence
+
+        question = load_sequence(source, scenario.parent)
+        if question.given is None:
+            raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
+        result = predict(question)
+    _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
+    from cli.export import result_csv
+
+    write_answer(
+        form,
+        output,
+        table=lambda: _shown(result, top),
+        data=result.to_dict,
+        csv=lambda: result_csv(result, given),
+    )
+
+
+def _shown(result: "Result", top: int) -> "RenderableType":
+    """Show the answer, its plan by size of group."""
+    from dataclasses import replace
+
+    from cli import render
+
+    if result.plan is None or result.prediction is None:
+        return render.result(result, top)
+
+    def brief(entry: "Mapping[str, Any]") -> dict[str, Any]:
+        prediction = {key: value for key, value in entry["prediction"].items() if key != "memory_bytes"}
+        plan = {"schedule": entry["plan"]["schedule"], "groups": f"{len(entry['plan']['groups'])} groups"}
+        return {**entry, "plan": plan, "prediction": prediction}
+
+    short = replace(
+        result,
+        prediction={key: value for key, value in result.prediction.items() if key != "memory_bytes"},
+        alternatives=[brief(entry) for entry in result.alternatives],
+        baseline=brief(result.baseline) if result.baseline else None,
+    )
+    return render.result(short, top, _groups(result.plan, result.prediction))
+
+
+def _groups(plan: "Mapping[str, Any]", prediction: "Mapping[str, Any]") -> "RenderableType":
+    from cli.tables import number, quantity, table
+
+    groups, memory = plan["groups"], prediction["memory_bytes"]
+    degree = {group["id"]: group["degree"] for group in groups}
+    rows = []
+    for size in sorted(set(degree.values()), reverse=True):
+        inside = [entry for entry in plan["assignment"] if degree[entry["group"]] == size]
+        tokens = [entry["tokens"] for entry in inside]
+        styles = sorted({entry["style"] for entry in inside} - {"none"})
+        rows.append(
+            (
+                number(size),
+                number(sum(one == size for one in degree.values())),
+                number(len({(entry["group"], entry["micro_step"]) for entry in inside})),
+                number(len(inside)),
+                number(sum(tokens)),
+                number(max(tokens, default=0)),
+                quantity("bytes", max(memory[str(key)] for key, one in degree.items() if one == size)),
+                ", ".join(styles) or "-",
+            )
+        )
+    heads = ("size", "groups", "micro-\nsteps", "sequences", "tokens", "longest", "memory", "style")
+    return table(f"Groups by size (schedule {plan['schedule']})", heads, rows, numbers=range(7))
+
+
+def _stream(
+    question: "SequenceScenario", folder: Path, time_limit_s: float, progress: "Callable[[float], None]"
+) -> list[dict[str, Any]]:
+    """Plan the files of a folder in the order of their names."""
+    from hardware.faults import Fault, InputError
+    from solvers.backend import OPTIMAL_GAP, relative_gap
+    from solvers.sequence import plan_batches
+    from solvers.sequence_lengths import read_lengths
+
+    paths = sorted(path for path in folder.glob("*") if path.name.endswith(_ENDINGS)) if folder.is_dir() else []
+    if not paths:
+        raise InputError([Fault(f"--batches {folder}", 0, 0, "", f"no folder with files {', '.join(_ENDINGS)}")])
+    outside = sum(question.costs.outside_s.values())
+    rows: list[dict[str, Any]] = []
+    spent = saved = 0.0
+    lengths = ((path.name, read_lengths(path)) for path in paths)
+    for done, answer in enumerate(plan_batches(question, lengths, time_limit_s=time_limit_s), start=1):
+        progress(done / len(paths))
+        if isinstance(answer, str):
+            rows.append({"batch": answer, "status": "infeasible"})
+            continue
+        time_s, static_s = answer.best.makespan_s + outside, answer.best.static_s + outside
+        bound = min(answer.bound_s + outside, time_s)
+        spent, saved = spent + time_s, saved + static_s
+        gap = relative_gap(time_s, bound)
+        rows.append(
+            {
+                "batch": answer.name,
+                "status": "optimal" if gap <= OPTIMAL_GAP else "time_limit",
+                "sequences": len(answer.case.lengths),
+                "tokens": int(answer.case.lengths.sum()),
+                "schedule": answer.best.plan.schedule,
+                "step_time_s": time_s,
+                "best_bound": bound,
+                "gap": gap,
+                "best_static_step_time_s": static_s,
+                "gain": static_s / time_s,
+                "running_gain": saved / spent,
+                "solve_time_s": answer.solve_time_s,
+            }
+        )
+    return rows
+
+
+def _write_rows(rows: "Sequence[Mapping[str, Any]]", form: "Format | None", output: Path | None) -> None:
+    from cli.export import to_csv
+    from cli.tables import number, quantity, seconds, table, text
+
+    def shown() -> "RenderableType":
+        cells = [
+            (
+                text(row["batch"]),
+                *(
+                    (
+                        number(row["sequences"]),
+                        text(row["schedule"]),
+                        seconds(row["step_time_s"]),
+                        quantity("gap", row["gap"]),
+                        f"{row['gain']:.3f}",
+                        f"{row['running_gain']:.3f}",
+                        seconds(row["solve_time_s"]),
+                    )
+                    if row["status"] != "infeasible"
+                    else ("", text("infeasible"), "", "", "", "", "")
+                ),
+            )
+            for row in rows
+        ]
+        heads = ("batch", "sequences", "schedule", "step", "gap", "gain", "running\ngain", "solved in")
+        return table("Batches", heads, cells, numbers=(1, 3, 4, 5, 6, 7))
+
+    write_answer(
+        form,
+        output,
+        table=shown,
+        data=lambda: {"kind": "sequence", "batches": [{key: row.get(key) for key in _COLUMNS} for row in rows]},
+        csv=lambda: to_csv(_COLUMNS, [[row.get(key) for key in _COLUMNS] for row in rows]),
+    )

@@ -1,0 +1,322 @@
+"""Time and memory of sequences of unequal length on sequence-parallel groups of every size.
+
+A group of d accelerators packs sequences into micro-steps. A sequence of s tokens costs its share of a full micro-step
+of sequences of its length: with T(n, s, d) the time of a micro-step of n sequences and n = d cap / s of them,
+
+    w(s, d) = (T(n, s, d) - c(d)) / n,      c(d) = 2 T(n/2, s', d) - T(n, s', d),
+
+so that a full micro-step of equal sequences takes T, and c is what does not shrink with the tokens: launches,
+latencies, kernels too small to fill the accelerator (the line through a full and a half micro-step, at s' = cap / 2).
+T is the time of a micro-step in `perfmodel.training`, with context-parallel groups of d neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware.topology import Level
+from perfmodel.job import Job
+from perfmodel.layer import embedding_cost, layer_cost, logits_cost
+from perfmodel.memory import available_bytes
+from perfmodel.parameters import stage_weights
+from perfmodel.plan import CHOICES, DEFAULTS, Plan, plan_from_rows
+from perfmodel.terms import Array, Term
+from perfmodel.training import predict_step, with_host
+
+Style = Literal["ulysses", "ring"]
+STYLES: tuple[Style, ...] = ("ulysses", "ring")
+
+KNOTS_PER_DOUBLING = 16
+"""Lengths at which costs are computed; between them they are interpolated. A quadratic is then 0.05 % high at most."""
+_SHORTEST = 16
+"""Shorter sequences cost their share of this one."""
+
+
+@dataclass(frozen=True)
+class SequenceCosts:
+    """What sequences cost on groups of every size.
+
+    Parameters
+    ----------
+    degrees : array of int, shape (D,)
+        Sizes of a group, ascending.
+    lengths : array, shape (L,)
+        Lengths at which costs are known, ascending [tokens].
+    seconds : mapping of str to array, shape (L, D)
+        Time of a sequence by style [s]; infinite where the style does not run.
+    parts : mapping of str to mapping of str to array
+        The same by style and part of a step [s].
+    fixed_s : array, shape (D,)
+        Time of a micro-step beside its sequences [s].
+    outside_s : mapping of str to float
+        Time of a step beside its micro-steps, by part [s].
+    capacity_tokens : float
+        Tokens that one accelerator holds.
+    state_bytes, token_bytes : float
+        Memory of an accelerator that does not depend on tokens, and of each token [bytes].
+    exact : AlphaBeta or None
+        Costs as a formula, instead of the tables.
+    """
+
+    degrees: NDArray[np.int64]
+    lengths: Array
+    seconds: Mapping[str, Array]
+    parts: Mapping[str, Mapping[str, Array]]
+    fixed_s: Array
+    outside_s: Mapping[str, float]
+    capacity_tokens: float
+    state_bytes: float
+    token_bytes: float
+    exact: AlphaBeta | None = None
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Ways to split a sequence."""
+        return tuple(self.seconds)
+
+    def of(self, lengths: Array, style: str | None = None) -> Array:
+        """Return the time of sequences on groups of every size in a style, or in the best of each pair [s]."""
+        if self.exact is not None:
+            return self.exact.seconds(np.asarray(lengths, float), self.degrees)
+        if style is None:
+            return np.asarray(np.minimum.reduce([self.of(lengths, one) for one in self.seconds]))
+        return self.interpolated(self.seconds[style], lengths)
+
+    def interpolated(self, table: Array, lengths: Array) -> Array:
+        """Return a table's values at some lengths; below the first one they are in proportion to it."""
+        wanted = np.maximum(np.asarray(lengths, float), self.lengths[0])
+        place = np.clip(np.searchsorted(self.lengths, wanted) - 1, 0, len(self.lengths) - 2)
+        share = (wanted - self.lengths[place]) / (self.lengths[place + 1] - self.lengths[place])
+        runs = np.isfinite(table[0])
+        known = np.where(runs, table, 0.0)
+        found = known[place] + share[:, None] * (known[place + 1] - known[place])
+        return np.where(runs, found * (np.asarray(lengths, float) / wanted)[:, None], np.inf)
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """Costs of the form (a1 s^2 + a2 s)/d + a3 s/(d v_d), and b1 + b2 a micro-step (b1 alone where d = 1).
+
+    FlexSP (Wang et al., arXiv 2412.01523), section 4.1: fitted compute and all-to-all.
+
+    Parameters
+    ----------
+    a1, a2 : float
+        Compute of a sequence [s/token^2, s/token].
+    a3 : float
+        All-to-all traffic [bytes/token].
+    b1, b2 : float
+        Fixed time of a micro-step, and of its all-to-all [s].
+    bandwidth : mapping of int to float
+        Rate of an accelerator in the all-to-all of a group of so many [bytes/s].
+    """
+
+    a1: float
+    a2: float
+    b1: float
+    a3: float
+    b2: float
+    bandwidth: Mapping[int, float]
+
+    def seconds(self, lengths: Array, degrees: NDArray[np.int64]) -> Array:
+        """Return the time of sequences on groups of every size [s]."""
+        rate = np.array([self.bandwidth.get(int(degree), np.inf) for degree in degrees])
+        s = lengths[:, None]
+        return np.asarray((self.a1 * s * s + self.a2 * s) / degrees + self.a3 * s / (degrees * rate))
+
+    def fixed_s(self, degrees: NDArray[np.int64]) -> Array:
+        """Return the fixed time of a micro-step on groups of every size [s]."""
+        return np.asarray(self.b1 + self.b2 * (degrees > 1), dtype=float)
+
+
+def all_to_all_bandwidth(levels: Sequence[Level], degree: int) -> float:
+    """Return the rate of an accelerator in the all-to-all of a group of neighbours [bytes/s].
+
+    Notes
+    -----
+    Of d shares all but those of the d_l ranks within the unit below cross level l: the least of B_l d / (d - d_l).
+    """
+    below, rate = 1, float("inf")
+    for level in levels:
+        if degree > below:
+            rate = min(rate, level.bandwidth * degree / (degree - below))
+        below = level.ranks
+    return rate
+
+
+def alpha_beta_costs(
+    form: AlphaBeta, degrees: Sequence[int], memory_bytes: float, state_bytes: float, token_bytes: float
+) -> SequenceCosts:
+    """Return costs of FlexSP's form.
+
+    Parameters
+    ----------
+    memory_bytes : float
+        Memory of an accelerator [bytes].
+    state_bytes, token_bytes : float
+        Of it for states, and for each token [bytes].
+    """
+    sizes = np.array(sorted(degrees), dtype=np.int64)
+    capacity = max((memory_bytes - state_bytes) / token_bytes, 0.0)
+    nothing = np.zeros(0)
+    fixed = form.fixed_s(sizes)
+    return SequenceCosts(
+        sizes, nothing, {"ulysses": nothing}, {}, fixed, {}, capacity, state_bytes, token_bytes, exact=form
+    )
+
+
+def memory_per_token(job: Job, row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return memory without tokens, of each token, and what an accelerator has [bytes].
+
+    Notes
+    -----
+    Reserved memory is a straight line in the tokens that an accelerator holds: the line through two numbers of them.
+    """
+    few, many = 1024, 2048
+    plan = plan_from_rows([{**row, "dp": job.ranks, "cp": 1, "micro_batch": count} for count in (1, 2)])
+    reserved = predict_step(replace(job, seq_len=few, global_batch=2 * job.ranks), plan, explain=False)
+    low, high = (float(value) for value in np.broadcast_to(reserved.memory.reserved_peak, (2,)))
+    slope = (high - low) / (many - few)
+    return low - few * slope, slope, available_bytes(job)
+
+
+def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layout: Mapping[str, Any]) -> SequenceCosts:
+    """Return what sequences cost on groups of every size, from the models of kernels, collectives and memory.
+
+    Parameters
+    ----------
+    job : Job
+        Model, machine and framework.
+    degrees : sequence of int
+        Sizes of a group.
+    styles : sequence of str
+        Ways to split a sequence.
+    layout : mapping
+        Fields of a training plan that all groups share: ZeRO stage, recomputation.
+
+    Notes
+    -----
+    Sharded weights (ZeRO-3) are gathered, and gradients scattered, in every micro-step: what of it does not hide behind
+    the work of a full micro-step is part of c(d). Otherwise gradients are reduced once a step, outside.
+    """
+    row = {**DEFAULTS, **layout}
+    sizes = np.array(sorted(degrees), dtype=np.int64)
+    state_bytes, token_bytes, available = memory_per_token(job, row)
+    capacity = max((available - state_bytes) / token_bytes, 0.0)
+    full = max(capacity, 1.0)
+    longest = max(full * sizes.max(), 2 * _SHORTEST)  # no group holds more
+    steps = math.ceil(math.log2(longest / _SHORTEST) * KNOTS_PER_DOUBLING)
+    lengths = np.geomspace(_SHORTEST, longest, steps + 1)
+    reference = np.full(1, full / 2)
+    seconds: dict[str, Array] = {}
+    parts: dict[str, dict[str, Array]] = {}
+    whole = np.full(len(sizes), np.inf)
+    half = whole.copy()
+    sharing = {style: _shared(job, style, sizes) for style in styles}
+    for style in styles:
+        runs = sharing[style]
+        times = [_leaf_seconds(micro_step(job, row, reference, sizes, full * fill, style)) for fill in (1.0, 0.5)]
+        totals = [np.asarray(sum(time.values()))[0] for time in times]
+        better = runs & (totals[0] < whole)
+        whole, half = np.where(better, totals[0], whole), np.where(better, totals[1], half)
+    constant = np.clip(np.where(np.isfinite(whole), 2 * half - whole, 0.0), 0.0, None)
+    for style in styles:
+        found = _leaf_seconds(micro_step(job, row, lengths, sizes, full, style))
+        count = np.maximum(full * sizes / lengths[:, None], 1e-300)
+        total = np.asarray(sum(found.values()))
+        # what is fixed is taken off every part alike: it is small, and a part must not become negative
+        share = np.maximum(total - constant, 0.0) / total / count
+        seconds[style] = np.where(sharing[style], total * share, np.inf)
+        parts[style] = {name: value * share for name, value in found.items()}
+    outside, each = _outside(job, row, full)
+    return SequenceCosts(sizes, lengths, seconds, parts, constant + each, outside, capacity, state_bytes, token_bytes)
+
+
+def _shared(job: Job, style: str, degrees: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which sizes of a group a style runs on: Ulysses deals the heads out over the group."""
+    heads = min(group.attention.heads for group in job.architecture.layers)
+    return heads % degrees == 0 if style == "ulysses" else np.ones(len(degrees), dtype=bool)
+
+
+def micro_step(
+    job: Job, row: Mapping[str, Any], lengths: Array, degrees: NDArray[np.int64], tokens: float, style: str
+) -> Term:
+    """Return the time of a micro-step of so many tokens an accelerator, in sequences of each length, on each size.
+
+    Parameters
+    ----------
+    row : mapping
+        Fields of a training plan.
+    lengths : array, shape (L,)
+        Length of all sequences of the micro-step [tokens].
+    degrees : array of int, shape (D,)
+        Accelerators of the group.
+    tokens : float
+        Tokens of the micro-step that each accelerator holds; sequences count in fractions.
+
+    Returns
+    -------
+    Term
+        Of arrays of shape (L, D) [s].
+    """
+    s, d = (grid.ravel() for grid in np.meshgrid(lengths, degrees, indexing="ij"))
+    first = plan_from_rows([{**row, "dp": 1, "cp": 1, "micro_batch": 1, "cp_style": style}]).taken(slice(None))
+    fields: dict[str, Any] = {
+        name: np.broadcast_to(getattr(first, name), s.shape) for name in (*first.__dataclass_fields__,)
+    }
+    fields |= {"cp": d, "dp": np.maximum(job.ranks // d, 1), "micro_batch": tokens * d / s}
+    plan = Plan(**fields)
+    varied: Any = s
+    asked = replace(job, seq_len=varied)
+    layers = [layer_cost(asked, layer, plan) for layer in job.architecture.layers]
+    costs = [*layers, embedding_cost(asked, plan), logits_cost(asked, plan)]
+    leading = float(job.architecture.leading)
+    weights = stage_weights(job.architecture, float(job.architecture.depth), leading, 1.0, 1.0)
+    stage = with_host(asked, costs, weights, job.constants.host_softness)
+    slowed = Term("slowdown under overlap", (job.constants.overlap_slowdown - 1) * np.asarray(stage.hidden_seconds))
+    return _shaped(
+        Term("micro-step", stage.seconds + slowed.seconds, children=(stage, slowed)), (len(lengths), len(degrees))
+    )
+
+
+def _shaped(term: Term, form: tuple[int, int]) -> Term:
+    def shape(value: Any) -> Array:
+        return np.broadcast_to(value, (form[0] * form[1],)).reshape(form)
+
+    children = tuple(_shaped(child, form) for child in term.children)
+    return Term(term.name, shape(term.seconds), children=children)
+
+
+def _leaf_seconds(term: Term) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+
+    def walk(node: Term) -> None:
+        if not node.children:
+            found[node.name] = found.get(node.name, 0.0) + np.asarray(node.seconds)
+        for child in node.children:
+            walk(child)
+
+    walk(term)
+    return found
+
+
+def _outside(job: Job, row: Mapping[str, Any], tokens: float) -> tuple[dict[str, float], float]:
+    """Return the time of a step beside its micro-steps by part, and what sharded weights add to each micro-step [s]."""
+    length = max(int(tokens), 1)
+    plan = plan_from_rows([{**row, "dp": job.ranks, "cp": 1, "micro_batch": 1}])
+    step = predict_step(replace(job, seq_len=length, global_batch=job.ranks), plan, explain=False).step
+    found = {child.name: float(np.asarray(child.seconds).reshape(-1)[0]) for child in step.children}
+    traffic = {name: found[name] for name in ("gradient traffic", "weight traffic")}
+    outside = {name: found[name] for name in ("optimizer", "host work per step")}
+    if row["zero_stage"] >= 3:
+        return outside, sum(traffic.values())
+    return outside | traffic, 0.0
+
+
+assert set(STYLES) == set(CHOICES["cp_style"])

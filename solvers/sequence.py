@@ -1,0 +1,366 @@
+"""Which group of accelerators computes which sequence, when; what it costs, and how far from the best it may be."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from solvers.backend import OPTIMAL_GAP, relative_gap
+from solvers.result import Result
+from solvers.sequence_accumulate import plan_splits
+from solvers.sequence_answer import described, infeasible_answer, objective, plan_dict, sequence_provenance
+from solvers.sequence_bounds import work_bound
+from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
+from solvers.sequence_scenario import SequenceScenario
+
+TIME_LIMIT_S = 10.0
+"""How long to search, where nothing else is said [s]."""
+
+Planner = Callable[[Case, float], tuple[Scatter, float, str]]
+
+PLANNERS: dict[Schedule, Planner] = {"splits": plan_splits}
+"""Schedule -> its planner: plan, bound [s] and the name of the bound."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan of one schedule.
+
+    Parameters
+    ----------
+    plan : Scatter
+        The plan.
+    makespan_s, bound_s : float
+        Its time, and what no plan of the schedule can beat [s].
+    bound_name : str
+        Which bound that is.
+    static_s : float
+        Time of the best plan whose groups all have one size [s]; infinite where none was found.
+    static_degree : int
+        That size.
+    static_bound_s : float
+        What no such plan can beat [s].
+    solve_time_s : float
+        Wall time of the planner, without the static plan [s].
+    """
+
+    plan: Scatter
+    makespan_s: float
+    bound_s: float
+    bound_name: str
+    static_s: float
+    static_degree: int
+    static_bound_s: float
+    solve_time_s: float
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """The plan of one batch of a stream.
+
+    Parameters
+    ----------
+    name : str
+        The batch.
+    case : Case
+        Its sequences and their costs.
+    best : Planned
+        The best plan among the schedules allowed.
+    bound_s : float
+        What no plan of any schedule allowed can beat [s].
+    solve_time_s : float
+        Wall time for costs, plan and bound [s].
+    """
+
+    name: str
+    case: Case
+    best: Planned
+    bound_s: float
+    solve_time_s: float
+
+
+def plan(
+    scenario: SequenceScenario,
+    *,
+    time_limit_s: float | None = None,
+    gap: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Find the scatter of least time among the schedules allowed, bound it, and predict it.
+
+    Parameters
+    ----------
+    scenario : SequenceScenario
+        The question.
+    time_limit_s : float
+        Wall time of the search; `TIME_LIMIT_S` if left out [s].
+    gap : float
+        Relative distance from the bound that is good enough; None for a proof.
+    progress : callable
+        Called with the share of the work that is done.
+
+    Returns
+    -------
+    Result
+        ``optimal``: the plan meets the bound; ``feasible``: it meets `gap`; ``time_limit``: with the bound and gap
+        reached; ``infeasible``: a sequence fits no group, or the batch not at once.
+    """
+    began = time.perf_counter()
+    case = scenario.case
+    refused = infeasible_answer(scenario, case, began)
+    if refused is not None:
+        return refused
+    found = planned(scenario, case, TIME_LIMIT_S if time_limit_s is None else time_limit_s, progress)
+    if not found:
+        return Result(
+            kind="sequence",
+            status="time_limit",
+            objective=objective(None),
+            solve_time_s=time.perf_counter() - began,
+            scenario=scenario.resolved,
+            provenance=sequence_provenance(scenario),
+        )
+    ordered = sorted(found, key=lambda one: one.makespan_s)
+    best = ordered[0]
+    bound = min(best.makespan_s, *(one.bound_s for one in found))
+    spent = time.perf_counter() - began
+    answers = [_described(scenario, case, one, found) for one in ordered]
+    (prediction, tree), outside = answers[0], sum(scenario.costs.outside_s.values())
+    value = prediction["step_time_s"]
+    limit = min(bound + outside, value)
+    reached = relative_gap(value, limit)
+    status: Any = "optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit"
+    return Result(
+        kind="sequence",
+        status=status,
+        objective=objective(value),
+        best_bound=limit,
+        gap=reached,
+        solve_time_s=spent,
+        plan=plan_dict(scenario, best.plan),
+        prediction=prediction,
+        breakdown=tree,
+        binding=_binding(case, best, bound),
+        alternatives=[
+            {"plan": plan_dict(scenario, one.plan), "prediction": said}
+            for one, (said, _) in zip(ordered[1:], answers[1:], strict=True)
+        ],
+        why_not=_left_out(scenario, case, found),
+        scenario=scenario.resolved,
+        provenance=sequence_provenance(scenario),
+        baseline=_baseline(scenario, case, value),
+    )
+
+
+def planned(
+    scenario: SequenceScenario,
+    case: Case,
+    time_limit_s: float,
+    progress: Callable[[float], None] | None = None,
+    *,
+    static: bool = True,
+) -> list[Planned]:
+    """Plan every schedule allowed that can hold the batch.
+
+    Parameters
+    ----------
+    scenario : SequenceScenario
+        The question.
+    case : Case
+        Its sequences and their costs.
+    time_limit_s : float
+        Wall time of all together [s].
+    progress : callable
+        Called with the share of the schedules that is done.
+    static : bool
+        Plan groups of one size beside.
+
+    Returns
+    -------
+    list of Planned
+        One for every schedule for which a plan was found.
+    """
+    wanted = [name for name in scenario.question.search.schedule if name in PLANNERS]
+    wanted = [name for name in wanted if math.isfinite(work_bound(case, name))]
+    found = []
+    for number, name in enumerate(wanted):
+        began = time.perf_counter()
+        try:
+            scatter, bound, bound_name = PLANNERS[name](case, time_limit_s / len(wanted))
+        except ValueError:  # the planner found none; where that is proved the work bound says so before
+            continue
+        spent = time.perf_counter() - began
+        value = makespan(case, scatter)
+        best, degree, floor = _static(case, name) if static else (math.inf, 0, 0.0)
+        found.append(Planned(scatter, value, min(bound, value), bound_name, best, degree, floor, spent))
+        if progress is not None:
+            progress((number + 1) / len(wanted))
+    return found
+
+
+def _static(case: Case, schedule: Schedule) -> tuple[float, int, float]:
+    """Return the time of the best plan with groups of one size, that size, and a bound of it."""
+    best, size, floor = math.inf, 0, math.inf
+    for column, degree in enumerate(case.degrees.tolist()):
+        alone = replace(
+            case,
+            degrees=case.degrees[column : column + 1],
+            work_s=case.work_s[:, column : column + 1],
+            fixed_s=case.fixed_s[column : column + 1],
+        )
+        bound = work_bound(alone, schedule)
+        if not math.isfinite(bound):
+            continue
+        floor = min(floor, bound)
+        if bound < best:
+            value = makespan(alone, PLANNERS[schedule](alone, 0.1)[0])
+            if value < best:
+                best, size = value, degree
+    return best, size, floor
+
+
+def predict(scenario: SequenceScenario) -> Result:
+    """Cost the plan that a scenario gives.
+
+    Raises
+    ------
+    ValueError
+        Where it gives none.
+    """
+    if scenario.given is None:
+        raise ValueError("the scenario has no plan to predict")
+    began = time.perf_counter()
+    case = styled_case(scenario)
+    refused = infeasible_answer(scenario, case, began)
+    if refused is not None:
+        return refused
+    prediction, tree = described(scenario, case, scenario.given)
+    return Result(
+        kind="sequence",
+        status="feasible",
+        objective=objective(prediction["step_time_s"]),
+        solve_time_s=time.perf_counter() - began,
+        plan=plan_dict(scenario, scenario.given),
+        prediction=prediction,
+        breakdown=tree,
+        scenario=scenario.resolved,
+        provenance=sequence_provenance(scenario),
+    )
+
+
+def styled_case(scenario: SequenceScenario) -> Case:
+    """Return the case with the styles of the plan given, where it states them."""
+    case, given, asked = scenario.case, scenario.given, scenario.question.plan
+    assert given is not None and asked is not None
+    column = np.searchsorted(case.degrees, given.degree)[given.group]
+    work = case.work_s.copy()
+    rows = np.arange(len(case.lengths))
+    styles = np.array([group.style for group in asked.groups])[given.group]
+    for style in scenario.costs.styles:
+        chosen = (styles == style) & np.isfinite(work[rows, column]) & (case.degrees[column] > 1)
+        table = scenario.costs.of(case.lengths.astype(float), style)
+        work[rows[chosen], column[chosen]] = table[rows[chosen], column[chosen]]
+    return replace(case, work_s=work)
+
+
+def plan_batches(
+    scenario: SequenceScenario, batches: Iterable[tuple[str, Integers]], *, time_limit_s: float, static: bool = True
+) -> Iterator[BatchAnswer | str]:
+    """Plan a stream of batches with the costs of one scenario.
+
+    Parameters
+    ----------
+    scenario : SequenceScenario
+        Where they run; its own lengths do not matter.
+    batches : iterable of (str, array of int)
+        Name of each batch and tokens of its sequences.
+    time_limit_s : float
+        Wall time for each batch [s].
+    static : bool
+        Plan groups of one size beside, for the gain.
+
+    Yields
+    ------
+    BatchAnswer or str
+        Plan of each batch; or why there is none.
+    """
+    for name, lengths in batches:
+        began = time.perf_counter()
+        asked = scenario.batch(lengths)
+        case = asked.case
+        if infeasible_answer(asked, case, began) is not None:
+            yield name
+            continue
+        found = planned(asked, case, time_limit_s, static=False)
+        spent = time.perf_counter() - began
+        if not found:
+            yield name
+            continue
+        best = min(found, key=lambda one: one.makespan_s)
+        bound = min(one.bound_s for one in found)
+        if static:
+            values = [_static(case, one.plan.schedule) for one in found]
+            value, degree, floor = min(values)
+            best = replace(best, static_s=value, static_degree=degree, static_bound_s=floor)
+        yield BatchAnswer(name, case, best, bound, spent)
+
+
+def _described(
+    scenario: SequenceScenario, case: Case, one: Planned, found: list[Planned]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return prediction and breakdown of a plan, beside the best static one of all schedules allowed."""
+    static = min(found, key=lambda other: other.static_s)
+    prediction, tree = described(
+        scenario, case, one.plan, static_s=static.static_s, static_degree=static.static_degree,
+        static_schedule=static.plan.schedule, static_bound_s=static.static_bound_s,
+    )  # fmt: skip
+    prediction["makespan_bound_s"] = one.bound_s
+    prediction["makespan_gap"] = relative_gap(one.makespan_s, one.bound_s)
+    return prediction, tree
+
+
+def _binding(case: Case, best: Planned, bound_s: float) -> list[dict[str, Any]]:
+    """Return what sets the bound, and what one more accelerator would change."""
+    price = -bound_s / case.gpus if best.bound_name == "work" else None
+    return [
+        {
+            "constraint": f"bound: {best.bound_name}",
+            "slack": best.makespan_s - bound_s,
+            "shadow_price": price,
+            "unit": "s",
+            "shadow_price_unit": "s per accelerator",
+        }
+    ]
+
+
+def _left_out(scenario: SequenceScenario, case: Case, found: list[Planned]) -> list[dict[str, Any]]:
+    there = {one.plan.schedule for one in found}
+    rows = []
+    for name in scenario.question.search.schedule:
+        if name in there or name not in PLANNERS:
+            continue
+        tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens
+        full = name == "one-shot" and tokens > room
+        reason = f"{name}: {tokens:,} tokens at once, room for {int(room):,}" if full else f"{name}: no plan was found"
+        rows.append({"reason": reason, "candidates": None, "nearest": None})
+    return rows
+
+
+def _baseline(scenario: SequenceScenario, case: Case, value: float) -> dict[str, Any] | None:
+    """Return what runs today beside the best."""
+    if scenario.given is None:
+        return None
+    today = styled_case(scenario)
+    if infeasible_answer(scenario, today, time.perf_counter()) is not None:
+        return None
+    prediction, _ = described(scenario, today, scenario.given)
+    return {
+        "plan": plan_dict(scenario, scenario.given),
+        "prediction": prediction,
+        "gain": prediction["step_time_s"] / value,
+    }

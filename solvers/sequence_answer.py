@@ -1,0 +1,298 @@
+"""Plans for unequal sequences written out: groups, assignment, prediction, and why there is none."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from perfmodel import provenance
+from perfmodel.intervals import gain_interval, step_interval
+from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Term, to_dict, total
+from solvers.result import Objective, Result
+from solvers.sequence_bounds import alone_s, work_bound
+from solvers.sequence_case import Case, Scatter, group_ends, makespan, step_times
+from solvers.sequence_scenario import SequenceScenario
+
+_BOUNDS = {
+    "projections": COMPUTE,
+    "attention core": COMPUTE,
+    "experts": COMPUTE,
+    "logits and loss": COMPUTE,
+    "kernel launches by the host": HOST,
+    "host work per step": HOST,
+    "sequences": COMPUTE,
+    "fixed time of micro-steps": HOST,
+    "waiting for other groups": IDLE,
+    "norms and activations": MEMORY,
+    "quantisation": MEMORY,
+    "embedding": MEMORY,
+    "optimizer": MEMORY,
+}
+"""What mostly holds a part of a step back; everything else waits for links."""
+
+
+def objective(value: float | None) -> Objective:
+    """Return the objective of the kind."""
+    return Objective("step_time_s", value, "s", "min")
+
+
+def sequence_provenance(scenario: SequenceScenario) -> dict[str, Any]:
+    """Return what an answer rests on."""
+    if scenario.job is not None:
+        return provenance.provenance(scenario.job)
+    machine = scenario.machine
+    return {
+        "version": provenance.release(),
+        "hardware": [machine.accelerator.name, machine.node.name, machine.cluster.name],
+        "calibration": ["costs of the scenario"],
+    }
+
+
+def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
+    """Return a plan as a plan JSON holds it.
+
+    Notes
+    -----
+    With ring attention a sequence on d accelerators is cut into 2 d chunks, of which the i-th takes i and 2 d - 1 - i,
+    so that all compute as many pairs of a causal mask; with Ulysses into d.
+    """
+    styles = _styles(scenario, plan)
+    steps = _from_zero(plan)
+    degrees = plan.degree[plan.group]
+    chunks = np.where(styles == "none", 1, np.where(styles == "ring", 2 * degrees, degrees))
+    groups = []
+    for number, (degree, first) in enumerate(zip(plan.degree.tolist(), plan.first_gpu.tolist(), strict=True)):
+        used = sorted(set(styles[plan.group == number].tolist()))
+        style = used[0] if len(used) == 1 else "mixed" if used else "none"
+        groups.append({"id": number, "degree": degree, "style": style, "gpus": list(range(first, first + degree))})
+    columns = (plan.group, steps, chunks, scenario.lengths, styles)
+    assignment = [
+        {"sequence": number, "group": group, "micro_step": step, "chunks": cut, "tokens": tokens, "style": style}
+        for number, (group, step, cut, tokens, style) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        )
+    ]
+    return {"schedule": plan.schedule, "groups": groups, "assignment": assignment}
+
+
+def _from_zero(plan: Scatter) -> np.ndarray:
+    """Return micro-steps numbered without gaps: within each group, or among all where there is a barrier."""
+    if plan.schedule == "barrier":
+        return np.unique(plan.step, return_inverse=True)[1]
+    steps = int(plan.step.max(initial=0)) + 1
+    used, inverse = np.unique(plan.group * steps + plan.step, return_inverse=True)
+    first = np.searchsorted(used // steps, np.arange(len(plan.degree)))
+    return np.asarray(np.arange(len(used)) - first[used // steps])[inverse]
+
+
+def _styles(scenario: SequenceScenario, plan: Scatter) -> np.ndarray:
+    """Return how each sequence is split: as the plan given says, else the style of least time."""
+    costs = scenario.costs
+    column = np.searchsorted(costs.degrees, plan.degree)[plan.group]
+    rows = np.arange(len(scenario.lengths))
+    names = np.array(costs.styles)
+    if len(names) > 1:
+        times = np.stack([costs.of(scenario.lengths.astype(float), style)[rows, column] for style in costs.styles])
+        best = names[times.argmin(axis=0)]
+    else:
+        best = np.repeat(names, len(rows))
+    asked = scenario.question.plan
+    if scenario.given is plan and asked is not None:
+        stated = np.array([group.style for group in asked.groups])[plan.group]
+        best = np.where(np.isin(stated, names), stated, best)
+    return np.where(plan.degree[plan.group] == 1, "none", best)
+
+
+def described(
+    scenario: SequenceScenario,
+    case: Case,
+    plan: Scatter,
+    *,
+    static_s: float = math.nan,
+    static_degree: int = 0,
+    static_schedule: str = "",
+    static_bound_s: float = math.nan,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return prediction and breakdown of a plan.
+
+    Parameters
+    ----------
+    static_s, static_bound_s : float
+        Time of the best plan with groups of one size beside it, and what none of them can beat [s].
+    static_degree : int
+        That size.
+    static_schedule : str
+        Its schedule.
+    """
+    costs = scenario.costs
+    outside = sum(costs.outside_s.values())
+    step = _tree(scenario, case, plan)
+    value = float(step.seconds)
+    group, _, seconds, tokens = step_times(case, plan)
+    low, high = (float("nan"),) * 2
+    if scenario.job is not None:
+        low, high = (float(factor) for factor in step_interval(scenario.job, step))
+    static = static_s + outside
+    gain, (gain_low, gain_high) = static / value, gain_interval()
+    work = seconds * plan.degree[group]
+    slowest = makespan(case, plan)
+    fullest = np.zeros(len(plan.degree))
+    np.maximum.at(fullest, group, tokens)
+    memory = costs.state_bytes + costs.token_bytes * fullest / plan.degree
+    prediction: dict[str, Any] = {
+        "step_time_s": value,
+        "step_time_s_p10": value * low,
+        "step_time_s_p90": value * high,
+        "makespan_s": slowest,
+        "best_static_step_time_s": static,
+        "best_static_step_time_s_p10": static * low,
+        "best_static_step_time_s_p90": static * high,
+        "best_static_degree": static_degree or None,
+        "best_static_schedule": static_schedule or None,
+        "best_static_bound_s": static_bound_s + outside,
+        "gain": gain,
+        "gain_p10": gain * gain_low,
+        "gain_p90": gain * gain_high,
+        "tokens": int(case.lengths.sum()),
+        "sequences": len(case.lengths),
+        "gpus": case.gpus,
+        "tokens_per_s_per_gpu": float(case.lengths.sum()) / value / case.gpus,
+        "busy_share": float(work.sum()) / (slowest * case.gpus),
+        "micro_steps": len(group),
+        "capacity_tokens": case.capacity_tokens,
+        "memory_bytes": {str(number): float(value) for number, value in enumerate(memory)},
+    }
+    return prediction, to_dict(step)
+
+
+def _tree(scenario: SequenceScenario, case: Case, plan: Scatter) -> Term:
+    """Return the step as a tree: the chain of micro-steps that ends last, and what lies outside."""
+    costs = scenario.costs
+    chain = _chain(case, plan)
+    steps = int(plan.step.max(initial=0)) + 1
+    member = np.isin(plan.group * steps + plan.step, [group * steps + step for group, step in chain])
+    column = np.searchsorted(case.degrees, plan.degree)
+    fixed = float(sum(case.fixed_s[column[group]] for group, _ in chain))
+    rows = np.flatnonzero(member)
+    work = case.work_s[rows, column[plan.group[rows]]]
+    parts: dict[str, float] = {}
+    if costs.exact is None:
+        styles = _styles(scenario, plan)[rows]
+        styles = np.where(styles == "none", costs.styles[0], styles)
+        for style in costs.styles:
+            chosen = rows[styles == style]
+            lengths = case.lengths[chosen].astype(float)
+            for name, table in costs.parts[style].items():
+                found = costs.interpolated(table, lengths)[np.arange(len(chosen)), column[plan.group[chosen]]]
+                parts[name] = parts.get(name, 0.0) + float(np.where(np.isfinite(found), found, 0.0).sum())
+        # parts and whole are interpolated alike; where the best style changes between, they differ by rounding
+        scale = float(work.sum()) / (math.fsum(parts.values()) or 1.0)
+        parts = {name: seconds * scale for name, seconds in parts.items()}
+    else:
+        parts["sequences"] = float(work.sum())
+    parts["fixed time of micro-steps"] = fixed
+    spent = total("micro-steps", [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in parts.items()])
+    outside = [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in costs.outside_s.items()]
+    return total("step", [spent, *outside])
+
+
+def _chain(case: Case, plan: Scatter) -> list[tuple[int, int]]:
+    """Return group and step of the micro-steps, one after another, whose times add up to the makespan."""
+    group, step, seconds, _ = step_times(case, plan)
+    if plan.schedule == "barrier":
+        order = np.lexsort((-seconds, step))
+        first = order[np.unique(step[order], return_index=True)[1]]
+        return [(int(group[one]), int(step[one])) for one in first]
+    ends = group_ends(case, plan)
+    current = int(ends.argmax())
+    chain = [current]
+    busy = np.bincount(group, seconds, len(plan.degree))
+    while True:
+        begin = ends[current] - busy[current]
+        if begin <= 1e-12 * ends.max():
+            break
+        low, high = plan.first_gpu[current], plan.first_gpu[current] + plan.degree[current]
+        before = np.flatnonzero(
+            (plan.first_gpu[:current] < high) & (plan.first_gpu[:current] + plan.degree[:current] > low)
+        )
+        current = int(before[ends[before].argmax()])
+        chain.append(current)
+    return [(int(g), int(s)) for g, s in zip(group, step, strict=True) if int(g) in chain]
+
+
+def infeasible_answer(scenario: SequenceScenario, case: Case, began: float) -> Result | None:
+    """Return the answer where a sequence fits no group, or the batch no schedule allowed; None where all is well."""
+    alone = alone_s(case).min(axis=1)
+    stuck = np.flatnonzero(~np.isfinite(alone))
+    if len(stuck):
+        worst = int(stuck[case.lengths[stuck].argmax()])
+        reason = _stuck_reason(scenario, case, worst, len(stuck))
+        return _refusal(scenario, reason, _relaxation(scenario, case, int(case.lengths[worst])), began)
+    schedules = scenario.question.search.schedule if scenario.given is None else (scenario.given.schedule,)
+    if scenario.given is None and not any(math.isfinite(work_bound(case, name)) for name in schedules):
+        tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens
+        per_node = scenario.machine.node.accelerators.count
+        nodes = math.ceil(tokens / case.capacity_tokens / per_node)
+        reason = f"one-shot: {tokens:,} tokens at once, and the cluster has room for {int(room):,}"
+        change = {"constraint": "nodes", "now": scenario.machine.nodes, "needed": nodes, "unit": ""}
+        return _refusal(scenario, reason, [change], began)
+    if scenario.given is not None:
+        group, step, _, held = step_times(case, scenario.given)
+        rooms = scenario.given.degree[group] * case.capacity_tokens
+        over = np.flatnonzero(held > rooms * (1 + 1e-9))
+        if len(over):
+            one = int(over[(held - rooms)[over].argmax()])
+            reason = f"group {group[one]} holds {int(held[one]):,} tokens in micro-step {step[one]}"
+            change = {"constraint": reason, "now": float(rooms[one]), "needed": float(held[one]), "unit": "tokens"}
+            return _refusal(scenario, f"out of memory: {reason}, with room for {int(rooms[one]):,}", [change], began)
+    return None
+
+
+def _stuck_reason(scenario: SequenceScenario, case: Case, sequence: int, count: int) -> str:
+    length = int(case.lengths[sequence])
+    others = f" (the longest of {count} such sequences)" if count > 1 else ""
+    if case.capacity_tokens <= 0:
+        return f"the model's states alone take {scenario.costs.state_bytes / 2**30:.1f} GiB of each accelerator"
+    largest = int(case.degrees.max())
+    room = int(largest * case.capacity_tokens)
+    said = f"sequence {sequence} has {length:,} tokens{others}"
+    if length > room:
+        return f"{said}; the largest group, {largest} accelerators, holds {room:,}"
+    return f"{said}, and no style allowed runs on a group that holds them"
+
+
+def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dict[str, Any]]:
+    """Return what would hold a sequence: a larger group, or more memory."""
+    costs = scenario.costs
+    largest = int(case.degrees.max())
+    changes: list[dict[str, Any]] = []
+    if case.capacity_tokens > 0:
+        needed = 2 ** math.ceil(math.log2(length / case.capacity_tokens))
+        if needed > largest:
+            changes.append({"constraint": "search.degrees", "now": largest, "needed": needed, "unit": "accelerators"})
+        if needed > case.gpus:
+            nodes = math.ceil(needed / scenario.machine.node.accelerators.count)
+            changes.append({"constraint": "nodes", "now": scenario.machine.nodes, "needed": nodes, "unit": ""})
+    memory = costs.state_bytes + costs.token_bytes * max(length / largest, 1.0)
+    now = costs.state_bytes + costs.token_bytes * costs.capacity_tokens
+    if memory > now:
+        changes.append({"constraint": "memory of an accelerator", "now": now, "needed": memory, "unit": "bytes"})
+    if not changes:
+        changes.append({"constraint": "search.styles", "now": None, "needed": None, "unit": ""})
+    return changes
+
+
+def _refusal(scenario: SequenceScenario, reason: str, changes: list[dict[str, Any]], began: float) -> Result:
+    return Result(
+        kind="sequence",
+        status="infeasible",
+        objective=objective(None),
+        solve_time_s=time.perf_counter() - began,
+        why_not=[{"reason": reason, "candidates": None, "nearest": None}],
+        relaxation=changes,
+        scenario=scenario.resolved,
+        provenance=sequence_provenance(scenario),
+    )

@@ -1,0 +1,436 @@
+"""The question how to scatter unequal sequences over sequence-parallel groups: lengths and costs, checked.
+
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.sequence.plan(solvers.sequence_scenario.load_sequence(source, Path(".")))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from hardware.catalogue import Machine, UnknownName, description, read_file, resolve_cluster, unknown_family
+from hardware.faults import Fault, InputError
+from hardware.topology import levels
+from hardware.yaml_source import Source, did_you_mean, validated
+from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.framework import frameworks
+from perfmodel.job import Job, job
+from perfmodel.sequence import (
+    STYLES,
+    AlphaBeta,
+    SequenceCosts,
+    Style,
+    all_to_all_bandwidth,
+    alpha_beta_costs,
+    sequence_costs,
+)
+from solvers.sequence_case import Case, Integers, Scatter, Schedule
+from solvers.sequence_lengths import drawn, lognormal, lognormal_faults, read_lengths
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Amount = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+SCHEDULES: tuple[Schedule, ...] = ("one-shot", "barrier", "fixed", "splits")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SequenceDistribution(_Strict):
+    """Lengths drawn from a distribution."""
+
+    distribution: Literal["lognormal"]
+    """Kind of distribution."""
+    median: Amount
+    """Median length [tokens]."""
+    sigma: NotNegative
+    """Standard deviation of the logarithm."""
+    max: Size
+    """Longer ones are cut to this [tokens]."""
+    min: Size = 1
+    """Shorter ones are padded to this [tokens]."""
+    count: Size
+    """Sequences."""
+    seed: Index = 0
+    """Of numpy.random.default_rng."""
+
+
+class SequenceHistogram(_Strict):
+    """Lengths with their counts."""
+
+    histogram: dict[Size, Size] = Field(min_length=1)
+    """Sequences of each length [tokens]."""
+
+
+class SequenceDraw(_Strict):
+    """A batch drawn from a long list."""
+
+    file: str
+    """A CSV or Parquet file with a column tokens."""
+    count: Size
+    """Sequences of the batch."""
+    seed: Index = 0
+    """Of numpy.random.default_rng."""
+
+
+class SequenceWorkload(_Strict):
+    """What a batch computes."""
+
+    lengths: str | tuple[Size, ...] | SequenceDistribution | SequenceHistogram | SequenceDraw
+    """A CSV or Parquet file with a column tokens, a list, a histogram, a distribution, or a draw from a file."""
+    precision: Literal["bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4"] = "bf16"
+    """Type of the matrix products."""
+
+
+class SequenceSearch(_Strict):
+    """What the planner may choose."""
+
+    degrees: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Sizes of a group; the powers of two up to the cluster if left out."""
+    styles: tuple[Style, ...] = Field(STYLES, min_length=1)
+    """Ways to split a sequence over a group."""
+    schedule: tuple[Schedule, ...] = Field(SCHEDULES, min_length=1)
+    """Everything at once; micro-batches with a barrier; groups that accumulate on their own; the same, splitting."""
+
+
+class SequenceLayout(_Strict):
+    """What all groups share."""
+
+    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 3
+    """0 nothing, 1 optimizer states, 2 and gradients, 3 and weights shared out over all accelerators."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation."""
+
+
+class SequenceFit(_Strict):
+    """Costs of FlexSP's form, instead of those of the models."""
+
+    a1: NotNegative
+    """Compute of a sequence, by its length squared [s/token^2]."""
+    a2: NotNegative
+    """Compute of a sequence, by its length [s/token]."""
+    b1: NotNegative
+    """Fixed time of a micro-step [s]."""
+    a3: NotNegative
+    """All-to-all traffic [bytes/token]."""
+    b2: NotNegative
+    """Fixed time of a micro-step's all-to-all [s]."""
+    memory_per_token_bytes: Amount
+    """Memory of a token [bytes]."""
+    memory_state_bytes: NotNegative
+    """Memory that does not depend on tokens [bytes]."""
+    memory_bytes: Amount | None = None
+    """Memory of an accelerator; the cluster's if left out [bytes]."""
+    bandwidth: dict[Size, Amount] | None = None
+    """Rate of an accelerator in the all-to-all of a group of each size; the cluster's where left out [bytes/s]."""
+
+
+class SequenceGroup(_Strict):
+    """A group of accelerators."""
+
+    id: Index
+    """Number of the group."""
+    degree: Size
+    """Accelerators."""
+    style: str = "best"
+    """ulysses, ring, mixed (each sequence its own), or none of a single accelerator."""
+    gpus: tuple[Index, ...]
+    """Its accelerators, neighbours."""
+
+
+class SequenceAssignment(_Strict):
+    """Where a sequence is computed."""
+
+    sequence: Index
+    """Number of the sequence."""
+    group: Index
+    """Number of its group."""
+    micro_step: Index
+    """Micro-step of the group, or micro-batch."""
+    chunks: Size | None = None
+    """Pieces it is cut into."""
+    tokens: Size | None = None
+    """Its length."""
+    style: str | None = None
+    """How it is split."""
+
+
+class SequencePlan(_Strict):
+    """A scatter of sequences."""
+
+    schedule: Schedule
+    """How micro-steps follow one another."""
+    groups: tuple[SequenceGroup, ...]
+    """Groups, in the order in which they begin."""
+    assignment: tuple[SequenceAssignment, ...]
+    """Each sequence once."""
+
+
+class SequenceQuestion(_Strict):
+    """How to scatter unequal sequences over groups of accelerators."""
+
+    kind: Literal["sequence"]
+    """Kind of question."""
+    cluster: str | dict[str, Any]
+    """A cluster or node of the catalogue, a path, or the description itself."""
+    nodes: Size | None = None
+    """Nodes to use; all of a cluster if left out."""
+    model: str | dict[str, Any] | None = None
+    """A bundled model, the path of a config.json, or its content; not needed where costs are given."""
+    workload: SequenceWorkload
+    """What is computed."""
+    framework: str = "deepspeed"
+    """Training framework: its kernels, memory and overheads."""
+    layout: SequenceLayout = SequenceLayout()
+    """What all groups share."""
+    search: SequenceSearch = SequenceSearch()
+    """What the planner may choose."""
+    costs: SequenceFit | None = None
+    """Costs of FlexSP's form, instead of those of the models."""
+    plan: SequencePlan | None = None
+    """What `predict` costs; for `plan`, what runs today."""
+
+
+@dataclass(frozen=True)
+class SequenceScenario:
+    """A checked question about unequal sequences.
+
+    Parameters
+    ----------
+    question : SequenceQuestion
+        As asked.
+    lengths : array of int
+        Tokens of every sequence.
+    costs : SequenceCosts
+        What they cost.
+    machine : Machine
+        Where they run.
+    job : Job or None
+        Of the models; None where costs are given.
+    source : Source
+        Where it was written.
+    resolved : dict
+        The scenario with files and defaults written out; reading it again asks the same.
+    given : Scatter or None
+        The plan given.
+    """
+
+    question: SequenceQuestion
+    lengths: Integers
+    costs: SequenceCosts
+    machine: Machine
+    job: Job | None
+    source: Source
+    resolved: dict[str, Any]
+    given: Scatter | None
+
+    @property
+    def case(self) -> Case:
+        """What the planners take."""
+        costs = self.costs
+        work = costs.of(self.lengths.astype(float))
+        work[self.lengths[:, None] > costs.degrees * costs.capacity_tokens] = np.inf
+        return Case(self.lengths, costs.degrees, work, costs.fixed_s, costs.capacity_tokens, self.machine.accelerators)
+
+    def batch(self, lengths: Integers) -> SequenceScenario:
+        """Return the same question about another batch, at no cost: what a data loader calls.
+
+        Parameters
+        ----------
+        lengths : array of int
+            Tokens of every sequence; one that no group holds makes the answer infeasible.
+        """
+        return replace(self, lengths=np.asarray(lengths, dtype=np.int64), given=None)
+
+
+def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
+    """Check a scenario about unequal sequences.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    base_dir : Path
+        Folder that paths in it are relative to.
+
+    Returns
+    -------
+    SequenceScenario
+        The question with everything it names read, and its costs.
+
+    Raises
+    ------
+    InputError
+        With every fault that was found.
+    """
+    faults: list[Fault] = []
+    question = validated(SequenceQuestion, source)
+    machine: Machine | None = None
+    architecture: Architecture | None = None
+    lengths: Integers | None = None
+    try:
+        machine = resolve_cluster(question.cluster, base_dir, question.nodes, source=source, at=("cluster",))
+    except InputError as error:
+        faults += error.faults
+    if question.costs is None:
+        if question.model is None:
+            faults.append(source.fault(("model",), "missing; it is needed unless costs are given"))
+        else:
+            try:
+                architecture = load_architecture(question.model, base_dir, source, ("model",))
+            except InputError as error:
+                faults += error.faults
+    framework = frameworks().get(question.framework)
+    if framework is None:
+        message = f"unknown framework; {did_you_mean(question.framework, frameworks())} [got {question.framework!r}]"
+        faults.append(source.fault(("framework",), message))
+    try:
+        lengths = _lengths(question.workload, source, base_dir)
+    except InputError as error:
+        faults += error.faults
+    if faults or machine is None or lengths is None or framework is None:
+        raise InputError(faults)
+
+    degrees = question.search.degrees or tuple(2**power for power in range(machine.accelerators.bit_length()))
+    large = [degree for degree in degrees if degree > machine.accelerators]
+    if large:
+        message = f"the cluster has {machine.accelerators} accelerators [got {large[0]}]"
+        faults.append(source.fault(("search", "degrees", degrees.index(large[0])), message))
+    if architecture and architecture.learned_positions and lengths.max() > architecture.learned_positions:
+        message = (
+            f"{architecture.name} has {architecture.learned_positions} learned positions "
+            f"[got a sequence of {lengths.max()}]"
+        )
+        faults.append(source.fault(("model",), message))
+    if faults:
+        raise InputError(faults)
+    sizes = tuple(sorted(set(degrees)))
+    found: Job | None = None
+    if question.costs is not None:
+        costs = _fitted(question.costs, machine, sizes)
+    else:
+        assert architecture is not None
+        try:
+            found = job(
+                architecture,
+                machine,
+                ranks=machine.accelerators,
+                seq_len=int(lengths.max()),
+                global_batch=machine.accelerators,
+                precision=question.workload.precision,
+                framework=framework,
+            )
+        except ValueError as error:
+            raise InputError([source.fault(("workload", "precision"), str(error))]) from None
+        except UnknownName:
+            message = unknown_family(machine.accelerator.architecture)
+            raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
+        costs = sequence_costs(found, sizes, question.search.styles, question.layout.model_dump())
+    given = _given(question.plan, lengths, costs, machine.accelerators, source) if question.plan is not None else None
+    return SequenceScenario(
+        question, lengths, costs, machine, found, source, _resolved(question, base_dir, machine, lengths, sizes), given
+    )
+
+
+def _lengths(workload: SequenceWorkload, source: Source, base_dir: FilePath) -> Integers:
+    asked, at = workload.lengths, ("workload", "lengths")
+    if isinstance(asked, str | SequenceDraw):
+        name = asked if isinstance(asked, str) else asked.file
+        path = base_dir / name
+        if not path.is_file():
+            key = at if isinstance(asked, str) else (*at, "file")
+            raise InputError([source.fault(key, f"there is no file {path}")])
+        if isinstance(asked, str):
+            return read_lengths(path)
+        return drawn(path, asked.count, asked.seed)
+    if isinstance(asked, SequenceHistogram):
+        return np.repeat(np.array(list(asked.histogram)), list(asked.histogram.values())).astype(np.int64)
+    if isinstance(asked, SequenceDistribution):
+        wrong = lognormal_faults(asked.median, asked.min, asked.max)
+        if wrong:
+            raise InputError([source.fault((*at, key), message) for key, message in wrong])
+        return lognormal(asked.median, asked.sigma, asked.min, asked.max, asked.count, asked.seed)
+    if not asked:
+        raise InputError([source.fault(at, "there is no sequence in it")])
+    return np.array(asked, dtype=np.int64)
+
+
+def _fitted(fit: SequenceFit, machine: Machine, degrees: tuple[int, ...]) -> SequenceCosts:
+    tower = levels(machine)
+    rates = {degree: all_to_all_bandwidth(tower, degree) for degree in degrees if degree > 1} | (fit.bandwidth or {})
+    form = AlphaBeta(fit.a1, fit.a2, fit.b1, fit.a3, fit.b2, rates)
+    memory = fit.memory_bytes or machine.accelerator.memory.capacity
+    return alpha_beta_costs(form, degrees, memory, fit.memory_state_bytes, fit.memory_per_token_bytes)
+
+
+def _given(plan: SequencePlan, lengths: Integers, costs: SequenceCosts, gpus: int, source: Source) -> Scatter:
+    """Return the plan as planners know it, or say what is wrong with it."""
+    wrong: list[tuple[tuple[str | int, ...], str]] = []
+    place = {group.id: number for number, group in enumerate(plan.groups)}
+    if len(place) < len(plan.groups):
+        wrong.append((("groups",), "two groups have the same id"))
+    for number, one in enumerate(plan.groups):
+        if one.degree not in costs.degrees:
+            allowed = ", ".join(map(str, costs.degrees))
+            wrong.append((("groups", number, "degree"), f"should be one of {allowed} [got {one.degree}]"))
+        first = one.gpus[0] if one.gpus else 0
+        if one.gpus != tuple(range(first, first + one.degree)) or first + one.degree > gpus:
+            said = f"should be {one.degree} neighbours among 0 to {gpus - 1}"
+            wrong.append((("groups", number, "gpus"), said))
+        if one.style not in (*costs.styles, "mixed", "best", "none"):
+            allowed = ", ".join((*costs.styles, "mixed", "none"))
+            wrong.append((("groups", number, "style"), f"should be one of {allowed} [got {one.style!r}]"))
+    seen: set[int] = set()
+    for number, entry in enumerate(plan.assignment):
+        at = ("assignment", number)
+        if entry.sequence in seen:
+            wrong.append(((*at, "sequence"), f"sequence {entry.sequence} is assigned already"))
+        elif entry.sequence >= len(lengths):
+            said = f"sequences are numbered 0 to {len(lengths) - 1} [got {entry.sequence}]"
+            wrong.append(((*at, "sequence"), said))
+        seen.add(entry.sequence)
+        if entry.group not in place:
+            wrong.append(((*at, "group"), f"there is no group {entry.group}"))
+    missing = sorted(set(range(len(lengths))) - seen)
+    if missing:
+        wrong.append((("assignment",), f"sequence {missing[0]} is not assigned ({len(missing)} are not)"))
+    if wrong:
+        raise InputError(source.fault(("plan", *path), message) for path, message in wrong)
+    group, step = (np.zeros(len(lengths), dtype=np.int64) for _ in range(2))
+    index = [entry.sequence for entry in plan.assignment]
+    group[index] = [place[entry.group] for entry in plan.assignment]
+    step[index] = [entry.micro_step for entry in plan.assignment]
+    return Scatter(
+        plan.schedule,
+        np.array([one.degree for one in plan.groups], dtype=np.int64),
+        np.array([one.gpus[0] for one in plan.groups], dtype=np.int64),
+        group,
+        step,
+    )
+
+
+def _resolved(
+    question: SequenceQuestion, base_dir: FilePath, machine: Machine, lengths: Integers, degrees: tuple[int, ...]
+) -> dict[str, Any]:
+    """Write the question out so that it can be asked again anywhere."""
+    written: dict[str, Any] = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
+    written["cluster"] = description(machine)
+    written["nodes"] = machine.nodes
+    written["search"]["degrees"] = list(degrees)
+    written["workload"]["lengths"] = lengths.tolist()
+    if isinstance(question.model, str) and (base_dir / question.model).exists():
+        path = base_dir / question.model
+        written["model"] = read_file(path / "config.json" if path.is_dir() else path).data
+    return written
+
+
+def sequence_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a scenario about unequal sequences."""
+    return SequenceQuestion.model_json_schema()
