@@ -1,0 +1,110 @@
+"""How many groups of every size unequal sequences want, and which sequences in which size.
+
+Groups of one size are pooled (`FlexSP <https://arxiv.org/abs/2412.01523>`_'s formulation, aggregated): whole numbers
+of groups, shares of sequences, time and memory of all groups of a size together. A starting point for plans, no proof.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.sequence_case import Case, Integers
+from solvers.sequence_fill import Filled, eligible
+
+_ALONE, _BUCKETS = 40, 60
+"""Longest sequences kept apart, and buckets of equal work for all others."""
+
+
+def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: float, seconds: float) -> Filled | None:
+    """Return groups that hold all sequences within a limit if those of one size were one.
+
+    Parameters
+    ----------
+    case : Case
+        Sequences and costs.
+    limit_s : float
+        When every group has to end [s].
+    time_share, room_share : float
+        Share of the groups' time and memory to use [1].
+    seconds : float
+        Time limit of the solver [s].
+
+    Returns
+    -------
+    Filled or None
+        Groups, in which the sequences are spread evenly; None where they do not suffice.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_matrix
+
+    order = np.argsort(-case.lengths, kind="stable")
+    degrees, columns = case.degrees, len(case.degrees)
+    bucket = _buckets(case.lengths[order].astype(float))
+    number = int(bucket[-1]) + 1
+    allowed = np.ones((number, columns), dtype=bool)
+    np.logical_and.at(allowed, bucket, eligible(case, limit_s)[order])
+    if not allowed.any(axis=1).all():
+        return None
+    work = np.zeros((number, columns))
+    np.add.at(work, bucket, np.where(np.isfinite(case.work_s), case.work_s, 0.0)[order])
+    tokens = np.bincount(bucket, case.lengths[order].astype(float))
+    row, kind = np.nonzero(allowed)
+    shares, every = len(row), np.arange(columns)
+    where = np.concatenate([np.arange(shares), shares + every])
+    whole = coo_matrix((np.ones(shares), (row, np.arange(shares))), shape=(number, shares + columns))
+    usable = time_share * np.maximum(limit_s - case.fixed_s, 0.0) / limit_s
+    busy = np.concatenate([work[row, kind] / limit_s, -usable])
+    held = np.concatenate([tokens[row] / case.capacity_tokens, -room_share * degrees])
+    place = (np.concatenate([kind, every]), where)
+    shape = (columns, shares + columns)
+    answer = milp(
+        np.concatenate([np.zeros(shares), degrees]),
+        constraints=[
+            LinearConstraint(whole, 1, 1),
+            LinearConstraint(coo_matrix((busy, place), shape=shape), -np.inf, 0),
+            LinearConstraint(coo_matrix((held, place), shape=shape), -np.inf, 0),
+            LinearConstraint(np.concatenate([np.zeros(shares), degrees])[None, :], -np.inf, case.gpus),
+        ],
+        integrality=np.concatenate([np.zeros(shares), np.ones(columns)]),
+        bounds=Bounds(0, np.concatenate([np.ones(shares), case.gpus // degrees])),
+        options={"time_limit": seconds, "mip_rel_gap": 1e-3},
+    )
+    if answer.x is None:
+        return None
+    share = np.zeros((number, columns))
+    share[row, kind] = answer.x[:shares]
+    count = np.round(answer.x[shares:]).astype(np.int64)
+    rank = np.arange(len(order)) - np.searchsorted(bucket, bucket)
+    size = np.bincount(bucket)[bucket]
+    reached = np.cumsum(share, axis=1) / share.sum(axis=1, keepdims=True)
+    wanted = (reached[bucket] < ((rank + 0.5) / size)[:, None]).sum(axis=1)
+    return _spread(case, limit_s, np.repeat(every, count), order, wanted)
+
+
+def _buckets(lengths: Array) -> Integers:
+    """Return the bucket of each sequence, longest first."""
+    alone = min(_ALONE, len(lengths))
+    rest = np.cumsum(lengths[alone:])
+    bucket = np.minimum((rest / rest[-1] * _BUCKETS).astype(np.int64), _BUCKETS - 1) if len(rest) else rest.astype(int)
+    return np.unique(np.concatenate([np.arange(alone), alone + bucket]), return_inverse=True)[1]
+
+
+def _spread(case: Case, limit_s: float, column: Integers, order: Integers, wanted: Integers) -> Filled:
+    """Put each sequence on that group of its size which has most left of what the sequence needs most."""
+    group = np.full(len(order), -1, dtype=np.int64)
+    time = case.fixed_s[column] / limit_s
+    held = np.zeros(len(column))
+    room = case.degrees[column] * case.capacity_tokens
+    of_size = [np.flatnonzero(column == kind) for kind in range(len(case.degrees))]
+    for sequence, kind in zip(order.tolist(), wanted.tolist(), strict=True):
+        here = of_size[kind]
+        if not len(here):
+            continue
+        work = case.work_s[sequence, kind] / limit_s
+        share = case.lengths[sequence] / room[here[0]]
+        best = here[int((time[here] * work + held[here] * share).argmin())]
+        time[best] += work
+        held[best] += share
+        group[sequence] = best
+    return Filled(column, group)
