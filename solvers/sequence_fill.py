@@ -65,7 +65,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
     may = np.asarray(eligible(case, limit_s))[:, order]
     area = case.work_s * case.degrees
     cheapest = np.where(may, area[order], np.inf).argmin(axis=2)
-    possible = may.any(axis=2)
+    possible = np.asarray(may.any(axis=2))
     column = np.zeros((trials, gpus), dtype=np.int64)
     degree = np.zeros((trials, gpus))
     time_left = np.full((trials, gpus), -1e300)

@@ -56,11 +56,11 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     if not np.isfinite(bound):
         raise ValueError("the sequences exceed the memory, or one of them fits no group")
     if not len(case.lengths):
-        return _scatter(case, Filled(np.zeros(0, np.int64), np.zeros(0, np.int64))), bound, name
+        return placed(case, Filled(np.zeros(0, np.int64), np.zeros(0, np.int64))), bound, name
     best = _filled(case, bound, perf_counter() + 0.3 * time_limit_s)
     if len(case.lengths) <= _SMALL:
         start = makespan(case, best) if best else np.inf
-        found, complete = _search(case, start, perf_counter() + 0.5 * time_limit_s)
+        found, complete = searched(case, start, perf_counter() + 0.5 * time_limit_s)
         best = found or best
         if complete and best is None:
             raise ValueError("no grouping of the sequences fits the memory")
@@ -76,7 +76,7 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     return best, bound, name
 
 
-def _scatter(case: Case, groups: Filled) -> Scatter:
+def placed(case: Case, groups: Filled) -> Scatter:
     """Place groups on accelerators, largest first, so that powers of two are aligned."""
     used = np.unique(groups.group)
     used = used[np.argsort(-case.degrees[groups.column[used]], kind="stable")]
@@ -97,7 +97,7 @@ def _filled(case: Case, bound_s: float, deadline: float) -> Scatter | None:
         limits = bound_s * (1 + over)
         for groups in fill(case, limits, np.full(trials, 0.3), order, leave=False):
             if groups is not None:
-                plan = _scatter(case, groups)
+                plan = placed(case, groups)
                 end = makespan(case, plan)
                 if end < reached:
                     best, reached = plan, end
@@ -135,14 +135,14 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
             continue
         repair = Repair(case, start, limit, rng)
         if repair.run(min(deadline, perf_counter() + patience * (1 + rng.exponential(2.0)))):
-            plan = _scatter(case, Filled(repair.column, repair.group))
+            plan = placed(case, Filled(repair.column, repair.group))
             end = makespan(case, plan)
             if end < reached:
                 best, reached = plan, end
     return best
 
 
-def _search(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | None, bool]:
+def searched(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | None, bool]:
     """Search all plans that take less than a limit.
 
     Returns
@@ -210,4 +210,4 @@ def _search(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | None
         return None, complete
     group = np.zeros(len(order), dtype=np.int64)
     group[order] = found[0][1]
-    return _scatter(case, Filled(np.array(found[0][0]), group)), complete
+    return placed(case, Filled(np.array(found[0][0]), group)), complete

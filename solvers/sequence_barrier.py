@@ -1,0 +1,206 @@
+"""Plans for unequal sequences in micro-batches one after another: the next begins when the slowest group has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.sequence_bounds import alone_s, area_gpu_s, named_work_bound
+from solvers.sequence_case import Case, Integers, Scatter, makespan
+from solvers.sequence_fill import Filled, fill
+from solvers.sequence_oneshot import ENOUGH, searched
+
+_SMALL = 8
+"""Sequences up to which all plans are searched."""
+_FACTORS = np.array([1.0, 1.15, 1.6])
+"""Trial ends of a micro-batch, over the time of its longest sequence alone [1]."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A micro-batch: its groups, the sequences it has, when it ends [s]."""
+
+    groups: Filled
+    members: Integers
+    end_s: float
+
+
+def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
+    """Plan micro-batches with a barrier after each.
+
+    Parameters
+    ----------
+    case : Case
+        Sequences and their costs.
+    time_limit_s : float
+        When the search ends [s]; a first plan takes what it takes.
+
+    Returns
+    -------
+    plan : Scatter
+        The best plan found.
+    bound_s : float
+        What no plan can beat [s].
+    bound_name : str
+        Which bound that is.
+
+    Raises
+    ------
+    ValueError
+        A sequence fits no group.
+
+    Notes
+    -----
+    Few sequences: all plans. Otherwise micro-batches one by one. The longest sequence that is left, on the smallest
+    group that holds it or the next, gives trial ends; groups are filled for each, and the micro-batch stays that uses
+    the accelerators best. Then a few micro-batches at a time are dissolved and filled anew with other trial ends.
+    """
+    deadline = perf_counter() + 0.95 * time_limit_s
+    bound, name = named_work_bound(case, "barrier")
+    if not np.isfinite(bound):
+        raise ValueError("a sequence fits no group")
+    if len(case.lengths) <= _SMALL:
+        found = _searched(case, deadline)
+        if found is not None:
+            return found, makespan(case, found), "all plans"
+    order = np.argsort(-case.lengths, kind="stable")
+    level = _Levels(case)
+    batches = level.batches(order, np.inf, None)
+    assert batches is not None
+    batches = level.improved(batches, bound, deadline)
+    return _scatter(case, batches), bound, name
+
+
+def _scatter(case: Case, batches: list[_Batch]) -> Scatter:
+    """Place the groups of every micro-batch on accelerators, largest first."""
+    degree, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    group, step = np.zeros(len(case.lengths), np.int64), np.zeros(len(case.lengths), np.int64)
+    offset = 0
+    for number, batch in enumerate(batches):
+        owner = batch.groups.group[batch.members]
+        used = np.unique(owner)
+        used = used[np.argsort(-case.degrees[batch.groups.column[used]], kind="stable")]
+        place = np.zeros(len(batch.groups.column), np.int64)
+        place[used] = offset + np.arange(len(used))
+        sizes = case.degrees[batch.groups.column[used]]
+        degree.append(sizes)
+        first.append(np.cumsum(sizes) - sizes)
+        group[batch.members], step[batch.members] = place[owner], number
+        offset += len(used)
+    return Scatter("barrier", np.concatenate(degree), np.concatenate(first), group, step)
+
+
+class _Levels:
+    """Micro-batches filled one by one.
+
+    Parameters
+    ----------
+    case : Case
+        Sequences and costs.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.alone = alone_s(case)
+        possible = np.isfinite(self.alone)
+        self.worth: Array = np.where(possible, area_gpu_s(case, "one-shot"), np.inf).min(axis=1)
+        self.rng = np.random.default_rng(0)
+
+    def batches(self, order: Integers, limit_s: float, chance: np.random.Generator | None) -> list[_Batch] | None:
+        """Fill micro-batches until no sequence is left; None once they take longer than a limit."""
+        done: list[_Batch] = []
+        total = 0.0
+        while len(order):
+            batch = self._next(order, chance)
+            done.append(batch)
+            order = order[batch.groups.group[order] < 0]
+            total += batch.end_s
+            if total + self.worth[order].sum() / self.case.gpus >= limit_s:
+                return None
+        return done
+
+    def _next(self, order: Integers, chance: np.random.Generator | None) -> _Batch:
+        """Return the micro-batch that uses the accelerators best among several trial ends."""
+        case = self.case
+        open_s = self.alone[order[0]]
+        kinds = np.flatnonzero(np.isfinite(open_s))[:2]
+        factors = _FACTORS if chance is None else _FACTORS * np.append(1.0, chance.uniform(0.9, 1.25, 2))
+        limits = np.unique(np.outer(open_s[kinds], factors))
+        balance = np.full(len(limits), 0.3) if chance is None else chance.uniform(0.03, 1.0, len(limits))
+        best, most = None, -np.inf
+        for groups in fill(case, limits, balance, order, leave=True):
+            assert groups is not None
+            members = order[groups.group[order] >= 0]
+            owner = groups.group[members]
+            column = groups.column[owner]
+            time = np.bincount(owner, case.work_s[members, column], len(groups.column))
+            end = float((time + case.fixed_s[groups.column])[np.unique(owner)].max())
+            score = float(self.worth[members].sum()) / (case.gpus * end)
+            if len(members) == len(order):
+                score = 1.0 / end + 1e3
+            elif chance is not None:
+                score *= 1 + 0.01 * chance.standard_normal()
+            if score > most:
+                best, most = _Batch(groups, members, end), score
+        assert best is not None
+        return best
+
+    def improved(self, batches: list[_Batch], bound_s: float, deadline: float) -> list[_Batch]:
+        """Dissolve a few micro-batches at a time and fill them anew, as long as the time lasts."""
+        rng, lengths = self.rng, self.case.lengths
+        while perf_counter() < deadline and len(batches):
+            ends = np.array([batch.end_s for batch in batches])
+            if ends.sum() <= bound_s * (1 + ENOUGH):
+                break
+            work = np.array([self.worth[batch.members].sum() for batch in batches])
+            loss = np.maximum(ends - work / self.case.gpus, 0.0) + 1e-3 * ends
+            number = min(int(rng.integers(2, 5)), len(batches))
+            chosen = rng.choice(len(batches), number, replace=False, p=loss / loss.sum())
+            order = np.concatenate([batches[index].members for index in chosen])
+            order = order[np.argsort(-lengths[order], kind="stable")]
+            new = self.batches(order, float(ends[chosen].sum()), rng)
+            if new is not None:
+                batches = [batch for index, batch in enumerate(batches) if index not in chosen] + new
+        return batches
+
+
+def _searched(case: Case, deadline: float) -> Scatter | None:
+    """Search all plans: every set of sequences as a micro-batch, and every way to take the sets apart."""
+    number = len(case.lengths)
+    order = np.argsort(-case.lengths, kind="stable")
+    single: dict[int, tuple[float, Scatter]] = {}
+    for chosen in range(1, 2**number):
+        members = order[[place for place in range(number) if chosen >> place & 1]]
+        part = replace(case, lengths=case.lengths[members], work_s=case.work_s[members])
+        if part.lengths.sum() > case.gpus * case.capacity_tokens * (1 + 1e-12):
+            continue
+        plan, complete = searched(part, np.inf, deadline)
+        if not complete:
+            return None
+        if plan is not None:
+            single[chosen] = makespan(part, plan), plan
+    least: list[tuple[float, int]] = [(0.0, 0)]
+    for left in range(1, 2**number):
+        first, best = left & -left, (np.inf, 0)
+        chosen = left
+        while chosen:
+            if chosen & first and chosen in single:
+                best = min(best, (single[chosen][0] + least[left ^ chosen][0], chosen))
+            chosen = (chosen - 1) & left
+        least.append(best)
+    left = 2**number - 1
+    batches = []
+    while left:
+        chosen = least[left][1]
+        if not chosen:
+            return None
+        end, plan = single[chosen]
+        members = order[[place for place in range(number) if chosen >> place & 1]]
+        group = np.full(number, -1, dtype=np.int64)
+        group[members] = plan.group
+        batches.append(_Batch(Filled(np.searchsorted(case.degrees, plan.degree), group), members, end))
+        left ^= chosen
+    return _scatter(case, batches)

@@ -1,0 +1,128 @@
+"""Small cases of unequal sequences and their optima by exhaustive search and by a MILP, apart from the planners."""
+
+from itertools import combinations_with_replacement, product
+from math import inf
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from solvers.sequence_case import Case
+
+
+def costs(gpus, degrees, lengths, square, linear, exchange, rates, steps, capacity):
+    """cost = (a1 s^2 + a2 s)/d + a3 s/(d v_d) + b1 + b2 [d > 1]: the form that FlexSP (arXiv 2412.01523) fits."""
+    s = np.array(lengths, dtype=float)[:, None]
+    d = np.array(degrees)
+    work = (square * s**2 + linear * s + exchange * s / np.array(rates, dtype=float)) / d
+    return Case(np.array(lengths), d, work, steps[0] + steps[1] * (d > 1.0), capacity, gpus)
+
+
+def small(seed):
+    """Return a random case small enough for every plan to be tried."""
+    rng = np.random.default_rng(seed)
+    gpus = int(rng.choice([2, 3, 4]))
+    degrees = np.array([d for d in (1, 2, 3, 4) if d <= gpus and (d != 3 or rng.random() < 0.5)])
+    lengths = rng.integers(1, 20, int(rng.integers(1, 6)))
+    fill = rng.uniform(0.3, 1.0)
+    capacity = float(max(lengths.sum() / (fill * gpus), lengths.max() / degrees[-1]))
+    rates = np.where(degrees == 1, inf, rng.uniform(1, 20, len(degrees)))
+    return costs(gpus, degrees, lengths, rng.uniform(0.1, 1), rng.uniform(1, 5), 10.0, rates, (1, 1), capacity)
+
+
+def layouts(case):
+    """Return all choices of groups that fit the accelerators."""
+    sizes = case.degrees.tolist()
+    for number in range(1, case.gpus + 1):
+        for layout in combinations_with_replacement(range(len(sizes)), number):
+            if sum(sizes[kind] for kind in layout) <= case.gpus:
+                yield layout
+
+
+def brute_force(case):
+    """Return the least makespan over all layouts and all assignments; infinite where nothing fits."""
+    best = inf
+    lengths, work, fixed = case.lengths.tolist(), case.work_s.tolist(), case.fixed_s.tolist()
+    for layout in layouts(case):
+        room = [case.degrees[kind] * case.capacity_tokens * (1 + 1e-12) for kind in layout]
+        for assignment in product(range(len(layout)), repeat=len(lengths)):
+            held, time = [0] * len(layout), [0.0] * len(layout)
+            for sequence, group in enumerate(assignment):
+                held[group] += lengths[sequence]
+                time[group] += work[sequence][layout[group]]
+            if all(tokens <= space for tokens, space in zip(held, room, strict=True)):
+                used = set(assignment)
+                best = min(best, max(time[group] + fixed[layout[group]] for group in used))
+    return best
+
+
+def whole_numbers(case):
+    """Return the least makespan by FlexSP's MILP over virtual groups; infinite where nothing fits."""
+    kinds = [kind for kind, d in enumerate(case.degrees) for _ in range(case.gpus // int(d))]
+    groups, sequences = len(kinds), len(case.lengths)
+    count = 1 + groups + groups * sequences
+    rows, low, high = [], [], []
+
+    def row(entries, least, most):
+        line = np.zeros(count)
+        for place, value in entries:
+            line[place] = value
+        rows.append(line)
+        low.append(least)
+        high.append(most)
+
+    def taken(k, g):
+        return 1 + groups + k * groups + g
+
+    for g, kind in enumerate(kinds):
+        time = [(taken(k, g), case.work_s[k, kind]) for k in range(sequences)]
+        row([*time, (1 + g, case.fixed_s[kind]), (0, -1.0)], -inf, 0)
+        tokens = [(taken(k, g), case.lengths[k]) for k in range(sequences)]
+        row([*tokens, (1 + g, -case.degrees[kind] * case.capacity_tokens * (1 + 1e-12))], -inf, 0)
+        for k in range(sequences):
+            row([(taken(k, g), 1.0), (1 + g, -1.0)], -inf, 0)
+    for k in range(sequences):
+        row([(taken(k, g), 1.0) for g in range(groups)], 1, 1)
+    row([(1 + g, case.degrees[kind]) for g, kind in enumerate(kinds)], 0, case.gpus)
+    integral = np.ones(count)
+    integral[0] = 0
+    upper = np.ones(count)
+    upper[0] = inf
+    answer = milp(
+        np.eye(count)[0],
+        integrality=integral,
+        bounds=Bounds(0, upper),
+        constraints=LinearConstraint(np.array(rows), low, high),
+        options={"mip_rel_gap": 0.0},
+    )
+    return inf if answer.x is None else answer.fun
+
+
+def part(case, members):
+    """Return the case of some of the sequences."""
+    chosen = list(members)
+    return Case(case.lengths[chosen], case.degrees, case.work_s[chosen], case.fixed_s, case.capacity_tokens, case.gpus)
+
+
+def partitions(items):
+    """Return all ways to cut a list into sets."""
+    if not items:
+        yield []
+        return
+    for smaller in partitions(items[1:]):
+        yield [[items[0]], *smaller]
+        for number, members in enumerate(smaller):
+            yield [*smaller[:number], [items[0], *members], *smaller[number + 1 :]]
+
+
+def brute_force_barrier(case):
+    """Return the least sum of makespans over all ways to cut the sequences into micro-batches."""
+    known = {}
+    best = inf
+    for sets in partitions(list(range(len(case.lengths)))):
+        total = 0.0
+        for members in map(tuple, map(sorted, sets)):
+            if members not in known:
+                known[members] = brute_force(part(case, members))
+            total += known[members]
+        best = min(best, total)
+    return best
