@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from solvers.sequence_accumulate import plan_splits
+from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_case import Case, Scatter, makespan, step_times
 
 HIDDEN, LAYERS, WEIGHTS, RATE = 4096, 32, 6.7e9, 156e12
@@ -53,9 +53,7 @@ def instance(gpus: int, seed: int, fill: float | None = None, sequences: int | N
     return Case(lengths, degrees, work, fixed, capacity, gpus)
 
 
-PLANNERS = {
-    "splits": plan_splits,
-}
+PLANNERS = {"splits": plan_splits, "fixed": plan_fixed}
 
 
 def held(case: Case, plan: Scatter) -> float:

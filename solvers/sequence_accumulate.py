@@ -6,18 +6,30 @@ Two schedules: groups that split into halves in the course of the batch, and gro
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from bisect import bisect_left, insort
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.terms import Array
-from solvers.sequence_bounds import alone_s, area_gpu_s, named_work_bound
+from solvers.sequence_bounds import alone_s, area_gpu_s, integer_bound, named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 
 ENOUGH = 2e-3
 """Gap at which a plan is good enough to stop the search [1]."""
+_BETWEEN = (0.0, 0.5, 0.25, 0.75)
+"""Makespans to fill groups to, between the bound and the best plan [1]."""
+_REACHES = (4.0, 2.0, float("inf"))
+"""How much larger a group may be than its sequence needs while accelerators remain [1]."""
+_PATIENCE = 12
+"""Fillings in a row without a better plan after which to stop."""
+_BOUND_SHARE = 0.8
+"""Part of the time left that a better bound may take [1]."""
+_TIGHTNESS = 0.3
+"""Price of accelerator time that stays free in a group against time that is used [1]."""
 _SHARES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2)
 """How much of the makespan a sequence may take by itself, tried in turn [1]."""
 
@@ -77,6 +89,71 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         if reached <= bound * (1 + ENOUGH) or time.perf_counter() - started > time_limit_s:
             break
     assert best is not None
+    return best, bound, name
+
+
+def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
+    """Plan with groups that stay as they are for the batch, each with its own micro-steps.
+
+    Parameters
+    ----------
+    case : Case
+        Sequences and their costs.
+    time_limit_s : float
+        Time after which no other plan is tried and no better bound sought [s]; the first plan takes what it takes.
+
+    Returns
+    -------
+    plan : Scatter
+        The best plan found.
+    bound_s : float
+        What no plan can beat [s].
+    bound_name : str
+        Which bound that is.
+
+    Raises
+    ------
+    ValueError
+        A sequence fits no group, or no groups at a time hold every sequence.
+
+    Notes
+    -----
+    Groups are filled to a trial makespan, which is not monotone: several are tried between the bound and the best plan,
+    each with several limits on how much larger a group may be than its sequence needs. Then whole numbers of groups
+    raise the bound, and the makespans above it are tried again.
+    """
+    started = time.perf_counter()
+    bound, name = named_work_bound(case, "fixed")
+    if not np.isfinite(bound):
+        raise ValueError("a sequence fits no group")
+    listed = _listed(case)
+    best = _uniform(case)
+    reached = np.inf if best is None else makespan(case, best)
+
+    def improve() -> None:
+        nonlocal best, reached
+        useless = 0
+        for share, reach in itertools.cycle(itertools.product(_BETWEEN, _REACHES)):
+            if reached <= bound * (1 + ENOUGH) or useless >= _PATIENCE:
+                return
+            limit = bound + share * (min(reached, 2 * bound) - bound)
+            found = _filled(listed, limit * (1 + 1e-9), reach)
+            end = np.inf if found is None else makespan(case, found)
+            useless = 0 if end < reached * (1 - 1e-4) else useless + 1
+            if found is not None and end < reached:
+                best, reached = found, end
+            if time.perf_counter() - started > time_limit_s:
+                return
+
+    improve()
+    left = time_limit_s - (time.perf_counter() - started)
+    if reached > bound * (1 + ENOUGH) and left > 0:
+        whole = integer_bound(case, "fixed", reached, _BOUND_SHARE * left)
+        if whole > bound:
+            bound, name = whole, "whole numbers of groups"
+            improve()
+    if best is None:
+        raise ValueError("no fixed groups hold every sequence")
     return best, bound, name
 
 
@@ -157,3 +234,151 @@ def _packed(block: Integers, lengths: Integers, room: float, blocks: int) -> tup
         steps[last] = count
     step[order] = packed
     return step, steps
+
+
+def _uniform(case: Case) -> Scatter | None:
+    """Return groups of the least size that holds every sequence, longest first; None where there is no such size."""
+    holding = np.flatnonzero(np.isfinite(alone_s(case)).all(axis=0))
+    if len(holding) == 0:
+        return None
+    column = np.full(len(case.lengths), holding[0], np.int64)
+    return replace(_split(case, area_gpu_s(case, "fixed"), column), schedule="fixed")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A case as plain lists, longest sequence first: what the loop below reads, sequence by sequence."""
+
+    order: list[int]
+    lengths: list[int]
+    alone: list[list[float]]
+    work: list[list[float]]
+    area: list[list[float]]
+    degrees: list[int]
+    fixed: list[float]
+    rooms: list[float]
+    gpus: int
+
+
+def _listed(case: Case) -> _Listed:
+    alone, area = alone_s(case), area_gpu_s(case, "fixed")
+    order = np.argsort(-alone.min(axis=1), kind="stable")
+    return _Listed(
+        order.tolist(),
+        case.lengths[order].tolist(),
+        alone[order].tolist(),
+        case.work_s[order].tolist(),
+        area[order].tolist(),
+        case.degrees.tolist(),
+        case.fixed_s.tolist(),
+        (case.degrees * case.capacity_tokens).tolist(),
+        case.gpus,
+    )
+
+
+def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
+    """Fill groups that are to end by a limit, longest sequence first; what does not fit goes where it ends first.
+
+    A sequence goes to an open group where it fits, at the least cost in accelerator time: what a larger group takes
+    more, the fixed time of another micro-step, and part of what stays free. While accelerators remain, only
+    groups of at most `reach` times the size it needs may take it; where none does, a group opens.
+    """
+    degrees, fixed, rooms, lengths = listed.degrees, listed.fixed, listed.rooms, listed.lengths
+    sizes = range(len(degrees))
+    open_groups: list[list[tuple[float, int]]] = [[] for _ in sizes]
+    column: list[int] = []
+    steps: list[list[tuple[float, int]]] = []
+    counts: list[int] = []
+    group, step = [0] * len(lengths), [0] * len(lengths)
+    late: list[int] = []
+    spare = listed.gpus
+
+    def put(item: int, size: int, place: int) -> None:
+        free, number = open_groups[size].pop(place)
+        length, free = lengths[item], free - listed.work[item][size]
+        held = steps[number]
+        at = bisect_left(held, (length, -1))
+        if at < len(held):
+            room, chosen = held.pop(at)
+        else:
+            room, chosen = rooms[size], counts[number]
+            counts[number] += 1
+            free -= fixed[size]
+        insort(held, (room - length, chosen))
+        insort(open_groups[size], (free, number))
+        group[item], step[item] = number, chosen
+
+    def opened(size: int) -> None:
+        column.append(size)
+        steps.append([])
+        counts.append(0)
+        open_groups[size].append((limit_s, len(column) - 1))
+        open_groups[size].sort()
+
+    for item, alone in enumerate(listed.alone):
+        area, work, length = listed.area[item], listed.work[item], lengths[item]
+        needed = -1
+        for size in sizes:
+            if alone[size] <= limit_s and (needed < 0 or area[size] < area[needed]):
+                needed = size
+        if needed < 0:
+            late.append(item)
+            continue
+        most = reach * degrees[needed] if spare >= degrees[needed] else listed.gpus
+        least, best, where = float("inf"), -1, -1
+        for size in sizes:
+            if alone[size] > limit_s or degrees[size] > most:
+                continue
+            ready = open_groups[size]
+            place = bisect_left(ready, (work[size], -1))
+            for at in range(place, min(place + 3, len(ready))):
+                free, number = ready[at]
+                left, cost = free - work[size], area[size]
+                held = steps[number]
+                if not held or held[-1][0] < length:
+                    left -= fixed[size]
+                    cost += degrees[size] * fixed[size]
+                    if left < 0:
+                        continue
+                cost += _TIGHTNESS * degrees[size] * left
+                if cost < least:
+                    least, best, where = cost, size, at
+        if best >= 0:
+            put(item, best, where)
+        elif spare >= degrees[needed]:
+            spare -= degrees[needed]
+            opened(needed)
+            place = len(open_groups[needed]) - 1
+            put(item, needed, place)
+        else:
+            late.append(item)
+    for item in late:
+        work, length = listed.work[item], lengths[item]
+        most_left, best = -float("inf"), -1
+        for size in sizes:
+            if listed.alone[item][size] == float("inf"):
+                continue
+            if degrees[size] <= spare and limit_s - listed.alone[item][size] > most_left:
+                most_left, best = limit_s - listed.alone[item][size], -2 - size
+            if open_groups[size] and open_groups[size][-1][0] - work[size] - fixed[size] > most_left:
+                most_left, best = open_groups[size][-1][0] - work[size] - fixed[size], size
+        if best == -1:
+            return None
+        if best <= -2:
+            best = -2 - best
+            spare -= degrees[best]
+            opened(best)
+        put(item, best, len(open_groups[best]) - 1)
+    return _placed(listed, column, group, step)
+
+
+def _placed(listed: _Listed, column: list[int], group: list[int], step: list[int]) -> Scatter:
+    """Lay fixed groups out, the largest first."""
+    degree = np.array(listed.degrees, np.int64)[column]
+    order = np.argsort(-degree, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    degree = degree[order]
+    groups, steps = np.empty(len(group), np.int64), np.empty(len(group), np.int64)
+    groups[listed.order], steps[listed.order] = rank[group], step
+    return Scatter("fixed", degree, np.concatenate([[0], degree.cumsum()[:-1]]), groups, steps)

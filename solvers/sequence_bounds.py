@@ -20,10 +20,20 @@ _RESOLUTION = 1e-12
 """Relative width at which a bisection stops [1]."""
 _WIDTH = 3e-4
 """The same where every step solves programs [1]."""
+_STEP = 4e-3
+"""First step down from a known plan, about how far good plans are from the best bound [1]."""
 _TOLERANCE = 1e-5
 """What HiGHS may be off in whole numbers and rows [1]."""
 _ALONE, _BUCKETS = 48, 48
 """The longest sequences stand for themselves where prices are sought, the others in so many buckets."""
+_INFEASIBLE = 2
+"""What SciPy says of a program that has no solution."""
+_LOOSE = 0.05
+"""Gap at which to stop looking for whole numbers with more room [1]."""
+_BRIEF_S = 0.03
+"""Time to look for them with more room than enough [s]."""
+_ROOM = 10.0
+"""The most room of whole numbers of groups that is told apart, against what is needed [1]."""
 _CUTS = 40
 """Prices tried at one makespan."""
 
@@ -269,7 +279,7 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
     """
     if schedule not in ("one-shot", "fixed"):
         raise ValueError(f"groups change with the schedule {schedule}")
-    started = time.perf_counter()
+    until = time.perf_counter() + time_limit_s
     floor = work_bound(case, schedule)
     if not np.isfinite(floor) or len(case.lengths) == 0:
         return floor
@@ -284,10 +294,10 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
         bucketed = _bucketed(trial, order)
         rows = [row for prices in known if (row := trial.row(prices)) is not None]
         for _ in range(_CUTS):
-            groups, most = _counts(rows, trial)
-            if most < 1 - _TOLERANCE:
+            groups = _counts(rows, trial, until - time.perf_counter())
+            if groups is None:
                 return True
-            if time.perf_counter() - started > time_limit_s:
+            if len(groups) == 0 or time.perf_counter() > until:
                 return False
             found = _prices(bucketed, groups + 0.02) or _prices(bucketed, groups)
             if found is None or found[1] <= 1:
@@ -301,33 +311,42 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
             rows.append(row)
         return False
 
-    return _raised(refuted, floor, ceiling_s, started + time_limit_s)
+    return _raised(refuted, floor, ceiling_s, until)
 
 
-def _counts(rows: list[Array], trial: _Trial) -> tuple[Array, float]:
-    """Return the whole numbers of groups that have the most room under all prices, and a bound of that room."""
+def _counts(rows: list[Array], trial: _Trial, time_limit_s: float) -> Array | None:
+    """Return whole numbers of groups that have room enough under all prices; None if proved that there are none.
+
+    Empty where the time did not suffice to tell. Numbers with much room are wanted, but not at any price.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     sizes = len(trial.degrees)
-    matrix = np.column_stack([np.array(rows), -np.ones(len(rows))])
-    answer = milp(
-        np.concatenate([np.zeros(sizes), [-1.0]]),
-        integrality=np.concatenate([np.ones(sizes), [0.0]]),
-        bounds=Bounds(0, np.concatenate([trial.gpus // trial.degrees, [10.0]])),
-        constraints=[
-            LinearConstraint(matrix, 0, np.inf),
-            LinearConstraint(np.concatenate([trial.degrees, [0.0]])[None, :], 0, trial.gpus),
-        ],
-    )
-    if answer.x is None:
-        return np.zeros(sizes), 10.0
-    return np.round(answer.x[:sizes]), -float(answer.mip_dual_bound)
+    for limit in (_BRIEF_S, max(time_limit_s, _BRIEF_S)):
+        answer = milp(
+            np.append(np.zeros(sizes), -1.0),
+            integrality=np.append(np.ones(sizes), 0.0),
+            bounds=Bounds(np.append(np.zeros(sizes), 1 - _TOLERANCE), np.append(trial.gpus // trial.degrees, _ROOM)),
+            constraints=[
+                LinearConstraint(np.column_stack([np.array(rows), -np.ones(len(rows))]), 0, np.inf),
+                LinearConstraint(np.append(trial.degrees, 0.0)[None, :], 0, trial.gpus),
+            ],
+            options={"mip_rel_gap": _LOOSE, "time_limit": limit},
+        )
+        if answer.status == _INFEASIBLE:
+            return None
+        if answer.x is not None:
+            return np.round(answer.x[:sizes])
+    return np.zeros(0)
 
 
 def _raised(refuted: Callable[[float], bool], floor_s: float, ceiling_s: float, until: float) -> float:
-    """Return the largest makespan that bisection refutes, above a floor that holds [s]."""
-    low, high = floor_s, ceiling_s
+    """Return the largest makespan that a search refutes, from a ceiling down, above a floor that holds [s]."""
+    low, high, step = floor_s, ceiling_s, _STEP * ceiling_s
     while high - low > _WIDTH * low and time.perf_counter() < until:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if refuted(middle) else (low, middle)
+        middle = max(high - step, 0.5 * (low + high))
+        if refuted(middle):
+            low = middle
+        else:
+            high, step = middle, 2 * step
     return low

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from test_sequence_bounds import drawn, least
 
-from solvers.sequence_accumulate import plan_splits
+from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_bounds import work_bound
 from solvers.sequence_case import Case, makespan
 
@@ -54,9 +55,59 @@ def test_splitting_plans_hold(seed, gpus):
     assert name in ("work", "longest sequence")
 
 
-def test_a_sequence_alone_reaches_its_bound():
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("gpus", [16, 24, 17])
+def test_fixed_plans_hold_and_are_no_better_than_splits_can_be(seed, gpus):
+    case = case_of(seed, gpus)
+    plan, bound, name = plan_fixed(case, 0.2)
+    end = recomputed(case, plan)
+    assert plan.schedule == "fixed"
+    assert end == pytest.approx(makespan(case, plan), rel=1e-12)
+    assert work_bound(case, "splits") <= bound <= end
+    assert name in ("work", "longest sequence", "whole numbers of groups")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_plans_of_small_cases_stand_above_the_optimum_and_bounds_below(seed):
+    """The optimum of fixed groups from a search through all layouts, assignments and cuts into micro-steps."""
+    case = drawn(seed, capacity=7)
+    optimum = least(case, "fixed")
+    plan, bound, _ = plan_fixed(case, 0.3)
+    end = recomputed(case, plan)
+    assert bound <= optimum * (1 + 1e-9)
+    assert optimum <= end * (1 + 1e-9)
+    assert work_bound(case, "splits") <= recomputed(case, plan_splits(case, 0.1)[0])
+
+
+def test_fixed_plans_beat_one_size_for_all():
+    case = case_of(2, gpus=32, sequences=200, longest=20_000)
+    plan, _, _ = plan_fixed(case, 0.5)
+    holding = np.flatnonzero((case.lengths.max() <= case.degrees * case.capacity_tokens) & (case.degrees <= case.gpus))
+    work = (case.degrees * case.work_s).sum(axis=0)[holding] / case.gpus  # what one size takes at least
+    assert recomputed(case, plan) < work.min()
+
+
+@pytest.mark.parametrize("planner", [plan_splits, plan_fixed])
+def test_no_sequences_take_no_time(planner):
+    case = case_of(0)
+    none = Case(case.lengths[:0], case.degrees, case.work_s[:0], case.fixed_s, case.capacity_tokens, case.gpus)
+    plan, bound, _ = planner(none, 0.1)
+    assert bound == makespan(none, plan) == 0.0
+
+
+def test_fixed_groups_that_exclude_each_other_are_refused():
+    """One sequence runs on one accelerator alone, the other on two: three in all, and there are two."""
+    work = np.array([[1.0, np.inf], [np.inf, 1.0]])
+    case = Case(np.array([1, 1]), np.array([1, 2]), work, np.zeros(2), 4.0, 2)
+    with pytest.raises(ValueError, match="no fixed groups"):
+        plan_fixed(case, 0.1)
+    assert makespan(case, plan_splits(case, 0.1)[0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("planner", [plan_splits, plan_fixed])
+def test_a_sequence_alone_reaches_its_bound(planner):
     case = case_of(0, sequences=1)
-    plan, bound, name = plan_splits(case, 1.0)
+    plan, bound, name = planner(case, 1.0)
     assert makespan(case, plan) == pytest.approx(bound, rel=1e-9)
     assert name == "longest sequence"
 
@@ -75,9 +126,10 @@ def test_a_size_outside_the_nest_is_used_where_only_it_holds_a_sequence():
     assert 15 in plan.degree
 
 
-def test_a_sequence_that_fits_nowhere_is_refused():
+@pytest.mark.parametrize("planner", [plan_splits, plan_fixed])
+def test_a_sequence_that_fits_nowhere_is_refused(planner):
     with pytest.raises(ValueError, match="fits no group"):
-        plan_splits(case_of(0, capacity=100.0), 1.0)
+        planner(case_of(0, capacity=100.0), 1.0)
 
 
 def test_costs_in_other_units_change_nothing_but_the_units():
