@@ -172,9 +172,11 @@ def _stream(
         if isinstance(answer, str):
             rows.append({"batch": answer, "status": "infeasible"})
             continue
-        time_s, static_s = answer.best.makespan_s + outside, answer.best.static_s + outside
-        bound = min(answer.bound_s + outside, time_s)
-        spent, saved = spent + time_s, saved + static_s
+        time_s, bound = answer.best.makespan_s + outside, answer.bound_s + outside
+        static_s = None
+        if answer.static is not None:  # the running gain is over the batches that some single size can hold
+            static_s = answer.static.makespan_s + outside
+            spent, saved = spent + time_s, saved + static_s
         gap = relative_gap(time_s, bound)
         rows.append(
             {
@@ -187,8 +189,8 @@ def _stream(
                 "best_bound": bound,
                 "gap": gap,
                 "best_static_step_time_s": static_s,
-                "gain": static_s / time_s,
-                "running_gain": saved / spent,
+                "gain": static_s and static_s / time_s,
+                "running_gain": saved / spent if spent else None,
                 "solve_time_s": answer.solve_time_s,
             }
         )
@@ -209,8 +211,7 @@ def _write_rows(rows: "Sequence[Mapping[str, Any]]", form: "Format | None", outp
                         text(row["schedule"]),
                         seconds(row["step_time_s"]),
                         quantity("gap", row["gap"]),
-                        f"{row['gain']:.3f}",
-                        f"{row['running_gain']:.3f}",
+                        *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("gain", "running_gain")),
                         seconds(row["solve_time_s"]),
                     )
                     if row["status"] != "infeasible"

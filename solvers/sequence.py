@@ -14,22 +14,29 @@ from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.result import Result
 from solvers.sequence_accumulate import plan_splits
 from solvers.sequence_answer import described, infeasible_answer, objective, plan_dict, sequence_provenance
+from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_bounds import work_bound
 from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
+from solvers.sequence_oneshot import plan_oneshot
 from solvers.sequence_scenario import SequenceScenario
+from solvers.sequence_static import plan_static
 
 TIME_LIMIT_S = 10.0
 """How long to search, where nothing else is said [s]."""
 
 Planner = Callable[[Case, float], tuple[Scatter, float, str]]
 
-PLANNERS: dict[Schedule, Planner] = {"splits": plan_splits}
+PLANNERS: dict[Schedule, Planner] = {
+    "one-shot": plan_oneshot,
+    "barrier": plan_barrier,
+    "splits": plan_splits,
+}
 """Schedule -> its planner: plan, bound [s] and the name of the bound."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan of one schedule.
+    """The plan of one schedule.
 
     Parameters
     ----------
@@ -39,24 +46,12 @@ class Planned:
         Its time, and what no plan of the schedule can beat [s].
     bound_name : str
         Which bound that is.
-    static_s : float
-        Time of the best plan whose groups all have one size [s]; infinite where none was found.
-    static_degree : int
-        That size.
-    static_bound_s : float
-        What no such plan can beat [s].
-    solve_time_s : float
-        Wall time of the planner, without the static plan [s].
     """
 
     plan: Scatter
     makespan_s: float
     bound_s: float
     bound_name: str
-    static_s: float
-    static_degree: int
-    static_bound_s: float
-    solve_time_s: float
 
 
 @dataclass(frozen=True)
@@ -73,14 +68,17 @@ class BatchAnswer:
         The best plan among the schedules allowed.
     bound_s : float
         What no plan of any schedule allowed can beat [s].
+    static : Planned or None
+        The best plan with groups of one size, and what no such plan can beat; None where no size holds the batch.
     solve_time_s : float
-        Wall time for costs, plan and bound [s].
+        Wall time for costs, plan and bound, without the static plan [s].
     """
 
     name: str
     case: Case
     best: Planned
     bound_s: float
+    static: Planned | None
     solve_time_s: float
 
 
@@ -129,7 +127,8 @@ def plan(
     best = ordered[0]
     bound = min(best.makespan_s, *(one.bound_s for one in found))
     spent = time.perf_counter() - began
-    answers = [_described(scenario, case, one, found) for one in ordered]
+    static = best_static(case, [one.plan.schedule for one in found])
+    answers = [_described(scenario, case, one, static) for one in ordered]
     (prediction, tree), outside = answers[0], sum(scenario.costs.outside_s.values())
     value = prediction["step_time_s"]
     limit = min(bound + outside, value)
@@ -162,8 +161,6 @@ def planned(
     case: Case,
     time_limit_s: float,
     progress: Callable[[float], None] | None = None,
-    *,
-    static: bool = True,
 ) -> list[Planned]:
     """Plan every schedule allowed that can hold the batch.
 
@@ -177,8 +174,6 @@ def planned(
         Wall time of all together [s].
     progress : callable
         Called with the share of the schedules that is done.
-    static : bool
-        Plan groups of one size beside.
 
     Returns
     -------
@@ -189,39 +184,30 @@ def planned(
     wanted = [name for name in wanted if math.isfinite(work_bound(case, name))]
     found = []
     for number, name in enumerate(wanted):
-        began = time.perf_counter()
         try:
             scatter, bound, bound_name = PLANNERS[name](case, time_limit_s / len(wanted))
         except ValueError:  # the planner found none; where that is proved the work bound says so before
             continue
-        spent = time.perf_counter() - began
         value = makespan(case, scatter)
-        best, degree, floor = _static(case, name) if static else (math.inf, 0, 0.0)
-        found.append(Planned(scatter, value, min(bound, value), bound_name, best, degree, floor, spent))
+        found.append(Planned(scatter, value, min(bound, value), bound_name))
         if progress is not None:
             progress((number + 1) / len(wanted))
     return found
 
 
-def _static(case: Case, schedule: Schedule) -> tuple[float, int, float]:
-    """Return the time of the best plan with groups of one size, that size, and a bound of it."""
-    best, size, floor = math.inf, 0, math.inf
-    for column, degree in enumerate(case.degrees.tolist()):
-        alone = replace(
-            case,
-            degrees=case.degrees[column : column + 1],
-            work_s=case.work_s[:, column : column + 1],
-            fixed_s=case.fixed_s[column : column + 1],
-        )
-        bound = work_bound(alone, schedule)
-        if not math.isfinite(bound):
+def best_static(case: Case, schedules: Iterable[Schedule]) -> Planned | None:
+    """Return the best plan with groups of one size among some schedules, and the least bound of them."""
+    found = []
+    for name in schedules:
+        try:
+            scatter, bound, bound_name = plan_static(case, name)
+        except ValueError:  # no size holds the batch
             continue
-        floor = min(floor, bound)
-        if bound < best:
-            value = makespan(alone, PLANNERS[schedule](alone, 0.1)[0])
-            if value < best:
-                best, size = value, degree
-    return best, size, floor
+        found.append(Planned(scatter, makespan(case, scatter), bound, bound_name))
+    if not found:
+        return None
+    best = min(found, key=lambda one: one.makespan_s)
+    return replace(best, bound_s=min(one.bound_s for one in found))
 
 
 def predict(scenario: SequenceScenario) -> Result:
@@ -296,29 +282,23 @@ def plan_batches(
         if infeasible_answer(asked, case, began) is not None:
             yield name
             continue
-        found = planned(asked, case, time_limit_s, static=False)
+        found = planned(asked, case, time_limit_s)
         spent = time.perf_counter() - began
         if not found:
             yield name
             continue
         best = min(found, key=lambda one: one.makespan_s)
         bound = min(one.bound_s for one in found)
-        if static:
-            values = [_static(case, one.plan.schedule) for one in found]
-            value, degree, floor = min(values)
-            best = replace(best, static_s=value, static_degree=degree, static_bound_s=floor)
-        yield BatchAnswer(name, case, best, bound, spent)
+        beside = best_static(case, [one.plan.schedule for one in found]) if static else None
+        yield BatchAnswer(name, case, best, bound, beside, spent)
 
 
 def _described(
-    scenario: SequenceScenario, case: Case, one: Planned, found: list[Planned]
+    scenario: SequenceScenario, case: Case, one: Planned, static: Planned | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return prediction and breakdown of a plan, beside the best static one of all schedules allowed."""
-    static = min(found, key=lambda other: other.static_s)
-    prediction, tree = described(
-        scenario, case, one.plan, static_s=static.static_s, static_degree=static.static_degree,
-        static_schedule=static.plan.schedule, static_bound_s=static.static_bound_s,
-    )  # fmt: skip
+    beside = None if static is None else (static.plan, static.makespan_s, static.bound_s)
+    prediction, tree = described(scenario, case, one.plan, beside)
     prediction["makespan_bound_s"] = one.bound_s
     prediction["makespan_gap"] = relative_gap(one.makespan_s, one.bound_s)
     return prediction, tree

@@ -107,25 +107,14 @@ def _styles(scenario: SequenceScenario, plan: Scatter) -> np.ndarray:
 
 
 def described(
-    scenario: SequenceScenario,
-    case: Case,
-    plan: Scatter,
-    *,
-    static_s: float = math.nan,
-    static_degree: int = 0,
-    static_schedule: str = "",
-    static_bound_s: float = math.nan,
+    scenario: SequenceScenario, case: Case, plan: Scatter, static: tuple[Scatter, float, float] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return prediction and breakdown of a plan.
 
     Parameters
     ----------
-    static_s, static_bound_s : float
-        Time of the best plan with groups of one size beside it, and what none of them can beat [s].
-    static_degree : int
-        That size.
-    static_schedule : str
-        Its schedule.
+    static : tuple of Scatter, float and float
+        The best plan with groups of one size, its makespan, and what no such plan can beat [s].
     """
     costs = scenario.costs
     outside = sum(costs.outside_s.values())
@@ -135,27 +124,32 @@ def described(
     low, high = (float("nan"),) * 2
     if scenario.job is not None:
         low, high = (float(factor) for factor in step_interval(scenario.job, step))
-    static = static_s + outside
-    gain, (gain_low, gain_high) = static / value, gain_interval()
     work = seconds * plan.degree[group]
     slowest = makespan(case, plan)
     fullest = np.zeros(len(plan.degree))
     np.maximum.at(fullest, group, tokens)
     memory = costs.state_bytes + costs.token_bytes * fullest / plan.degree
+    beside: dict[str, Any] = {}
+    if static is not None:
+        other, static_s = static[0], static[1] + outside
+        gain, (gain_low, gain_high) = static_s / value, gain_interval() if scenario.job is not None else (low, high)
+        beside = {
+            "best_static_step_time_s": static_s,
+            "best_static_step_time_s_p10": static_s * low,
+            "best_static_step_time_s_p90": static_s * high,
+            "best_static_degree": int(other.degree[0]),
+            "best_static_schedule": other.schedule,
+            "best_static_bound_s": static[2] + outside,
+            "gain": gain,
+            "gain_p10": gain * gain_low,
+            "gain_p90": gain * gain_high,
+        }
     prediction: dict[str, Any] = {
         "step_time_s": value,
         "step_time_s_p10": value * low,
         "step_time_s_p90": value * high,
         "makespan_s": slowest,
-        "best_static_step_time_s": static,
-        "best_static_step_time_s_p10": static * low,
-        "best_static_step_time_s_p90": static * high,
-        "best_static_degree": static_degree or None,
-        "best_static_schedule": static_schedule or None,
-        "best_static_bound_s": static_bound_s + outside,
-        "gain": gain,
-        "gain_p10": gain * gain_low,
-        "gain_p90": gain * gain_high,
+        **beside,
         "tokens": int(case.lengths.sum()),
         "sequences": len(case.lengths),
         "gpus": case.gpus,

@@ -6,12 +6,13 @@ result = solvers.sequence.plan(solvers.sequence_scenario.load_sequence(source, P
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from hardware.catalogue import Machine, UnknownName, description, read_file, resolve_cluster, unknown_family
 from hardware.faults import Fault, InputError
@@ -80,10 +81,24 @@ class SequenceDraw(_Strict):
     """Of numpy.random.default_rng."""
 
 
+def _form_of(value: Any) -> str:
+    """Tell how lengths are given, so that a fault is told of that form alone."""
+    if isinstance(value, Mapping):
+        return next((f"of a {name}" for name in ("distribution", "histogram") if name in value), "of a file")
+    return "of a list" if isinstance(value, list | tuple) else "of a text"
+
+
 class SequenceWorkload(_Strict):
     """What a batch computes."""
 
-    lengths: str | tuple[Size, ...] | SequenceDistribution | SequenceHistogram | SequenceDraw
+    lengths: Annotated[
+        Annotated[str, Tag("of a text")]
+        | Annotated[tuple[Size, ...], Tag("of a list")]
+        | Annotated[SequenceDistribution, Tag("of a distribution")]
+        | Annotated[SequenceHistogram, Tag("of a histogram")]
+        | Annotated[SequenceDraw, Tag("of a file")],
+        Discriminator(_form_of),
+    ]
     """A CSV or Parquet file with a column tokens, a list, a histogram, a distribution, or a draw from a file."""
     precision: Literal["bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4"] = "bf16"
     """Type of the matrix products."""
@@ -420,7 +435,9 @@ def _resolved(
     question: SequenceQuestion, base_dir: FilePath, machine: Machine, lengths: Integers, degrees: tuple[int, ...]
 ) -> dict[str, Any]:
     """Write the question out so that it can be asked again anywhere."""
-    written: dict[str, Any] = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
+    written: dict[str, Any] = question.model_dump(
+        mode="json", exclude_none=True, exclude={"plan": True, "workload": {"lengths"}}
+    )
     written["cluster"] = description(machine)
     written["nodes"] = machine.nodes
     written["search"]["degrees"] = list(degrees)
