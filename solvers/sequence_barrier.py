@@ -68,7 +68,7 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
             return found, makespan(case, found), "all plans"
     order = np.argsort(-case.lengths, kind="stable")
     level = _Levels(case)
-    batches = level.batches(order, np.inf, None)
+    batches = level.batches(order, np.inf, None, np.inf)
     assert batches is not None
     batches = level.improved(batches, bound, deadline)
     return _scatter(case, batches), bound, name
@@ -109,8 +109,10 @@ class _Levels:
         self.worth: Array = np.where(possible, area_gpu_s(case, "one-shot"), np.inf).min(axis=1)
         self.rng = np.random.default_rng(0)
 
-    def batches(self, order: Integers, limit_s: float, chance: np.random.Generator | None) -> list[_Batch] | None:
-        """Fill micro-batches until no sequence is left; None once they take longer than a limit."""
+    def batches(
+        self, order: Integers, limit_s: float, chance: np.random.Generator | None, deadline: float
+    ) -> list[_Batch] | None:
+        """Fill micro-batches until no sequence is left; None once they take longer than a limit, or the search does."""
         done: list[_Batch] = []
         total = 0.0
         while len(order):
@@ -118,7 +120,7 @@ class _Levels:
             done.append(batch)
             order = order[batch.groups.group[order] < 0]
             total += batch.end_s
-            if total + self.worth[order].sum() / self.case.gpus >= limit_s:
+            if total + self.worth[order].sum() / self.case.gpus >= limit_s or perf_counter() > deadline:
                 return None
         return done
 
@@ -161,7 +163,7 @@ class _Levels:
             chosen = rng.choice(len(batches), number, replace=False, p=loss / loss.sum())
             order = np.concatenate([batches[index].members for index in chosen])
             order = order[np.argsort(-lengths[order], kind="stable")]
-            new = self.batches(order, float(ends[chosen].sum()), rng)
+            new = self.batches(order, float(ends[chosen].sum()), rng, deadline)
             if new is not None:
                 batches = [batch for index, batch in enumerate(batches) if index not in chosen] + new
         return batches

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from perfmodel.terms import Array
 from solvers.sequence_case import Case, Integers
 
+_AHEAD = 64
+"""Sequences looked at together once one was left over in all trials."""
+
 
 @dataclass(frozen=True)
 class Filled:
@@ -59,62 +62,93 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
     list
         What became of every trial; None where it failed.
     """
-    trials = len(limit_s)
-    gpus, capacity = case.gpus, case.capacity_tokens
+    number, gpus = np.arange(len(limit_s)), case.gpus
     limit = limit_s * (1 + 1e-12)
     may = np.asarray(eligible(case, limit_s))[:, order]
-    area = case.work_s * case.degrees
-    cheapest = np.where(may, area[order], np.inf).argmin(axis=2)
     possible = np.asarray(may.any(axis=2))
-    column = np.zeros((trials, gpus), dtype=np.int64)
-    degree = np.zeros((trials, gpus))
-    time_left = np.full((trials, gpus), -1e300)
-    room_left = np.zeros((trials, gpus))
-    per_room = np.zeros((trials, gpus))
-    group = np.full((trials, len(case.lengths)), -1, dtype=np.int64)
-    opened = np.zeros(trials, dtype=np.int64)
-    spare = np.full(trials, gpus)
-    alive = np.arange(trials)
-    per_limit = (1 / limit)[:, None]
-    weight = balance[:, None]
-    sizes = case.degrees
-    for position, sequence in enumerate(order):
-        if not len(alive):
-            break
-        first = cheapest[alive, position]
-        wanted = sizes[first]
-        fits_in = possible[alive, position]
-        width = max(int(opened.max()), 1)
-        here = slice(0, width)
-        kinds, large = column[alive, here], degree[alive, here]
-        tokens = case.lengths[sequence]
-        time_after = time_left[alive, here] - case.work_s[sequence][kinds]
-        room_after = room_left[alive, here] - tokens
-        extra = area[sequence][kinds] - area[sequence][first][:, None]
-        cost = extra * per_limit[alive]
-        cost += weight[alive] * large * np.abs(time_after * per_limit[alive] - room_after * per_room[alive, here])
-        reach = np.where(spare[alive] >= wanted, 2 * wanted, gpus)[:, None]
-        cost[(time_after < 0) | (room_after < 0) | (large > reach)] = np.inf
+    cheapest = np.where(may, (case.work_s * case.degrees)[order], np.inf).argmin(axis=2)
+    works, lengths = case.work_s, case.lengths[order]
+    wanted = case.degrees[cheapest]
+    state = _State(len(limit_s), gpus)
+    group = np.full((len(limit_s), len(order)), -1, dtype=np.int64)
+    row, per_limit = number, (1 / limit)[:, None]
+    width, position = 1, -1
+    while len(number) and (position := position + 1) < len(order):
+        sequence, tokens = order[position], lengths[position]
+        column, degree = state.column[:, :width], state.degree[:, :width]
+        work = works[sequence][column]
+        time_after = state.time_left[:, :width] - work
+        room_after = state.room_left[:, :width] - tokens
+        cost = time_after * per_limit
+        cost -= room_after * state.per_room[:, :width]
+        np.abs(cost, out=cost)
+        cost *= balance[:, None]
+        cost += work * per_limit
+        cost *= degree
+        opens = state.spare >= wanted[:, position]
+        reach = np.where(opens, 2 * wanted[:, position], gpus)[:, None]
+        cost[(time_after < 0) | (room_after < 0) | (degree > reach)] = np.inf
         best = cost.argmin(axis=1)
-        found = cost[np.arange(len(alive)), best] < np.inf
-        opening = ~found & fits_in & (spare[alive] >= wanted)
+        found = cost[row, best] < np.inf
+        opening = opens & ~found & possible[:, position]
         if opening.any():
-            rows, kind = alive[opening], first[opening]
-            new = opened[rows]
-            column[rows, new] = kind
-            degree[rows, new] = sizes[kind]
-            time_left[rows, new] = limit[rows] - case.fixed_s[kind]
-            room_left[rows, new] = sizes[kind] * capacity * (1 + 1e-12)
-            per_room[rows, new] = 1 / (sizes[kind] * capacity)
-            opened[rows] += 1
-            spare[rows] -= sizes[kind]
-            best[opening] = new
+            rows = np.flatnonzero(opening)
+            best[rows] = state.open(rows, cheapest[rows, position], case, limit[rows])
+            width = max(width, int(state.opened.max()))
             found |= opening
-        rows, to = alive[found], best[found]
-        time_left[rows, to] -= case.work_s[sequence][column[rows, to]]
-        room_left[rows, to] -= tokens
-        group[rows, sequence] = to
-        if not leave and not found.all():
-            alive = alive[found]
-    done = set(alive.tolist())
-    return [Filled(column[s, : opened[s]], group[s]) if s in done else None for s in range(trials)]
+        rows = np.flatnonzero(found)
+        to = best[rows]
+        state.time_left[rows, to] -= works[sequence][state.column[rows, to]]
+        state.room_left[rows, to] -= tokens
+        group[number[rows], position] = to
+        if len(rows) == len(number):
+            continue
+        if not leave:
+            number, limit, balance, per_limit = number[rows], limit[rows], balance[rows], per_limit[rows]
+            possible, cheapest, wanted = possible[rows], cheapest[rows], wanted[rows]
+            state.keep(rows)
+            row = np.arange(len(number))
+        elif not len(rows):
+            ahead = slice(position + 1, position + 1 + _AHEAD)
+            works_there = works[order[ahead]][:, state.column[:, :width].ravel()]
+            fits = works_there <= state.time_left[:, :width].ravel()
+            fits &= lengths[ahead, None] <= state.room_left[:, :width].ravel()
+            useful = fits.any(axis=1) | (possible[:, ahead] & (wanted[:, ahead] <= state.spare[:, None])).any(axis=0)
+            position += int(useful.argmax()) if useful.any() else len(useful)
+    done: list[Filled | None] = [None] * len(limit_s)
+    for place, trial in enumerate(number.tolist()):
+        owner = np.full(len(case.lengths), -1, dtype=np.int64)
+        owner[order] = group[trial]
+        done[trial] = Filled(state.column[place, : state.opened[place]].copy(), owner)
+    return done
+
+
+class _State:
+    """Groups of every trial: rows are trials, columns groups in the order they were opened."""
+
+    def __init__(self, trials: int, gpus: int) -> None:
+        self.column = np.zeros((trials, gpus), dtype=np.int64)
+        self.degree = np.zeros((trials, gpus))
+        self.time_left = np.full((trials, gpus), -1e300)
+        self.room_left = np.zeros((trials, gpus))
+        self.per_room = np.zeros((trials, gpus))
+        self.opened = np.zeros(trials, dtype=np.int64)
+        self.spare = np.full(trials, gpus)
+
+    def open(self, rows: Integers, kind: Integers, case: Case, limit_s: Array) -> Integers:
+        """Open a group in each of some trials; return which."""
+        new: Integers = self.opened[rows]
+        size = case.degrees[kind]
+        self.column[rows, new] = kind
+        self.degree[rows, new] = size
+        self.time_left[rows, new] = limit_s - case.fixed_s[kind]
+        self.room_left[rows, new] = size * case.capacity_tokens * (1 + 1e-12)
+        self.per_room[rows, new] = 1 / (size * case.capacity_tokens)
+        self.opened[rows] += 1
+        self.spare[rows] -= size
+        return new
+
+    def keep(self, rows: Integers) -> None:
+        """Drop all other trials."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
