@@ -202,15 +202,17 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
 
     Notes
     -----
-    Sharded weights (ZeRO-3) are gathered, and gradients scattered, in every micro-step: what of it does not hide behind
-    the work of a full micro-step is part of c(d). Otherwise gradients are reduced once a step, outside.
+    Sizes on which no style runs are left out; the costs have no size at all where none is left. Sharded weights
+    (ZeRO-3) are gathered, and gradients scattered, in every micro-step: what of it does not hide behind the work of a
+    full micro-step is part of c(d). Otherwise gradients are reduced once a step, outside.
     """
     row = {**DEFAULTS, **layout}
     sizes = np.array(sorted(degrees), dtype=np.int64)
+    sizes = sizes[np.logical_or.reduce([_shared(job, style, sizes) for style in styles])]
     state_bytes, token_bytes, available = memory_per_token(job, row)
     capacity = max((available - state_bytes) / token_bytes, 0.0)
     full = max(capacity, 1.0)
-    longest = max(full * sizes.max(), 2 * _SHORTEST)  # no group holds more
+    longest = max(full * sizes.max(initial=1), 2 * _SHORTEST)  # no group holds more
     steps = math.ceil(math.log2(longest / _SHORTEST) * KNOTS_PER_DOUBLING)
     lengths = np.geomspace(_SHORTEST, longest, steps + 1)
     reference = np.full(1, full / 2)

@@ -12,7 +12,7 @@ import numpy as np
 
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.result import Result
-from solvers.sequence_accumulate import plan_splits
+from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_answer import described, infeasible_answer, objective, plan_dict, sequence_provenance
 from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_bounds import work_bound
@@ -29,6 +29,7 @@ Planner = Callable[[Case, float], tuple[Scatter, float, str]]
 PLANNERS: dict[Schedule, Planner] = {
     "one-shot": plan_oneshot,
     "barrier": plan_barrier,
+    "fixed": plan_fixed,
     "splits": plan_splits,
 }
 """Schedule -> its planner: plan, bound [s] and the name of the bound."""

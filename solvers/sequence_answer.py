@@ -253,9 +253,7 @@ def _stuck_reason(scenario: SequenceScenario, case: Case, sequence: int, count: 
     largest = int(case.degrees.max())
     room = int(largest * case.capacity_tokens)
     said = f"sequence {sequence} has {length:,} tokens{others}"
-    if length > room:
-        return f"{said}; the largest group, {largest} accelerators, holds {room:,}"
-    return f"{said}, and no style allowed runs on a group that holds them"
+    return f"{said}; the largest group, {largest} accelerators, holds {room:,}"
 
 
 def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dict[str, Any]]:
@@ -274,8 +272,6 @@ def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dic
     now = costs.state_bytes + costs.token_bytes * costs.capacity_tokens
     if memory > now:
         changes.append({"constraint": "memory of an accelerator", "now": now, "needed": memory, "unit": "bytes"})
-    if not changes:
-        changes.append({"constraint": "search.styles", "now": None, "needed": None, "unit": ""})
     return changes
 
 

@@ -105,7 +105,7 @@ class SequenceWorkload(_Strict):
 
 
 class SequenceSearch(_Strict):
-    """What the planner may choose."""
+    """What the planner may choose; a list left out means everything."""
 
     degrees: tuple[Size, ...] | None = Field(None, min_length=1)
     """Sizes of a group; the powers of two up to the cluster if left out."""
@@ -116,7 +116,7 @@ class SequenceSearch(_Strict):
 
 
 class SequenceLayout(_Strict):
-    """What all groups share."""
+    """What all groups share: states of the model and recomputation."""
 
     zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 3
     """0 nothing, 1 optimizer states, 2 and gradients, 3 and weights shared out over all accelerators."""
@@ -251,7 +251,6 @@ class SequenceScenario:
         """What the planners take."""
         costs = self.costs
         work = costs.of(self.lengths.astype(float))
-        work[self.lengths[:, None] > costs.degrees * costs.capacity_tokens] = np.inf
         return Case(self.lengths, costs.degrees, work, costs.fixed_s, costs.capacity_tokens, self.machine.accelerators)
 
     def batch(self, lengths: Integers) -> SequenceScenario:
@@ -348,6 +347,12 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
             message = unknown_family(machine.accelerator.architecture)
             raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
         costs = sequence_costs(found, sizes, question.search.styles, question.layout.model_dump())
+        if not len(costs.degrees):
+            heads = min(group.attention.heads for group in architecture.layers)
+            message = (
+                f"ulysses deals {heads} heads out; they divide over none of the degrees {', '.join(map(str, sizes))}"
+            )
+            raise InputError([source.fault(("search", "degrees"), message)])
     given = _given(question.plan, lengths, costs, machine.accelerators, source) if question.plan is not None else None
     return SequenceScenario(
         question, lengths, costs, machine, found, source, _resolved(question, base_dir, machine, lengths, sizes), given
