@@ -20,11 +20,15 @@ from solvers.sequence_case import Case, Integers, Scatter, makespan
 
 ENOUGH = 2e-3
 """Gap at which a plan is good enough to stop the search [1]."""
-_BETWEEN = (0.0, 0.5, 0.25, 0.75)
+GOOD = 1e-2
+"""Gap above which plans that split are searched beyond a few passes [1]."""
+_MOVES, _MOVES_SHARE = 300, 0.7
+"""Moves in a row without a better plan after which to stop; part of the time left that they may take [1]."""
+_BETWEEN = (0.0, 0.5, 0.25, 0.75, 0.9)
 """Makespans to fill groups to, between the bound and the best plan [1]."""
 _REACHES = (4.0, 2.0, float("inf"))
 """How much larger a group may be than its sequence needs while accelerators remain [1]."""
-_PATIENCE = 12
+_PATIENCE = 15
 """Fillings in a row without a better plan after which to stop."""
 _BOUND_SHARE = 0.8
 """Part of the time left that a better bound may take [1]."""
@@ -63,7 +67,7 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     Every sequence takes the size that costs the least accelerator time among those that finish it by the bound. Sizes
     are filled from the largest down, longest sequence first, each on the block that is free first; then blocks split.
     The short sequences come last, on the smallest groups, and level everything. Where the long ones do not pack, a
-    shorter time for each is asked for.
+    shorter time for each is asked for, then single sequences are moved to other sizes, then groups are left fixed.
     """
     started = time.perf_counter()
     bound, name = named_work_bound(case, "splits")
@@ -74,7 +78,7 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     if np.isfinite(alone[:, nested]).any(axis=1).all():
         alone[:, ~nested] = np.inf
     shortest = alone.min(axis=1, initial=np.inf)
-    best, reached = None, np.inf
+    best, reached, taken = None, np.inf, alone.argmin(axis=1)
     tried: set[bytes] = set()
     for share in _SHARES:
         allowed = np.maximum(share * bound, shortest) * (1 + 1e-9)
@@ -85,10 +89,17 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         found = _split(case, area, column)
         end = makespan(case, found)
         if best is None or end < reached:
-            best, reached = found, end
-        if reached <= bound * (1 + ENOUGH) or time.perf_counter() - started > time_limit_s:
+            best, reached, taken = found, end, column
+        if reached <= bound * (1 + GOOD) or time.perf_counter() - started > time_limit_s:
             break
     assert best is not None
+    left = time_limit_s - (time.perf_counter() - started)
+    if reached > bound * (1 + GOOD) and left > 0:
+        best, reached = _moved(case, area, alone, taken, best, bound * (1 + GOOD), _MOVES_SHARE * left)
+    left = time_limit_s - (time.perf_counter() - started)
+    if reached > bound * (1 + GOOD) and left > 0:
+        fixed = _best_filling(case, bound, reached, GOOD, left)
+        best = best if fixed is None else replace(fixed, schedule="splits")
     return best, bound, name
 
 
@@ -126,35 +137,63 @@ def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     bound, name = named_work_bound(case, "fixed")
     if not np.isfinite(bound):
         raise ValueError("a sequence fits no group")
-    listed = _listed(case)
     best = _uniform(case)
     reached = np.inf if best is None else makespan(case, best)
-
-    def improve() -> None:
-        nonlocal best, reached
-        useless = 0
-        for share, reach in itertools.cycle(itertools.product(_BETWEEN, _REACHES)):
-            if reached <= bound * (1 + ENOUGH) or useless >= _PATIENCE:
-                return
-            limit = bound + share * (min(reached, 2 * bound) - bound)
-            found = _filled(listed, limit * (1 + 1e-9), reach)
-            end = np.inf if found is None else makespan(case, found)
-            useless = 0 if end < reached * (1 - 1e-4) else useless + 1
-            if found is not None and end < reached:
-                best, reached = found, end
-            if time.perf_counter() - started > time_limit_s:
-                return
-
-    improve()
+    found = _best_filling(case, bound, reached, ENOUGH, time_limit_s)
+    if found is not None:
+        best, reached = found, makespan(case, found)
     left = time_limit_s - (time.perf_counter() - started)
     if reached > bound * (1 + ENOUGH) and left > 0:
         whole = integer_bound(case, "fixed", reached, _BOUND_SHARE * left)
         if whole > bound:
             bound, name = whole, "whole numbers of groups"
-            improve()
+            left = time_limit_s - (time.perf_counter() - started)
+            best = _best_filling(case, bound, reached, ENOUGH, left) or best
     if best is None:
         raise ValueError("no fixed groups hold every sequence")
     return best, bound, name
+
+
+def _best_filling(case: Case, bound: float, known: float, enough: float, time_limit_s: float) -> Scatter | None:
+    """Return the best plan with fixed groups that several fillings find; None where none is better than is known."""
+    started = time.perf_counter()
+    listed = _listed(case)
+    best, reached, useless = None, known, 0
+    for share, reach in itertools.cycle(itertools.product(_BETWEEN, _REACHES)):
+        if reached <= bound * (1 + enough) or useless >= _PATIENCE:
+            break
+        limit = bound + share * (min(reached, 2 * bound) - bound)
+        found = _filled(listed, limit * (1 + 1e-9), reach)
+        end = np.inf if found is None else makespan(case, found)
+        useless = 0 if end < reached * (1 - 1e-4) else useless + 1
+        if found is not None and end < reached:
+            best, reached = found, end
+        if time.perf_counter() - started > time_limit_s:
+            break
+    return best
+
+
+def _moved(
+    case: Case, area: Array, alone: Array, column: Integers, plan: Scatter, goal: float, time_limit_s: float
+) -> tuple[Scatter, float]:
+    """Move single sequences to other sizes while the plan gets no worse, at random but the same every time."""
+    started = time.perf_counter()
+    random = np.random.default_rng(0)
+    reached = makespan(case, plan)
+    every = np.arange(len(column))
+    heavy = area[every, column] / area[every, column].sum()
+    useless = 0
+    while reached > goal and useless < _MOVES and time.perf_counter() - started < time_limit_s:
+        item = int(random.choice(len(column), p=heavy))
+        size = int(random.choice(np.flatnonzero(alone[item] < reached)))
+        tried = column.copy()
+        tried[item] = size
+        found = _split(case, area, tried)
+        end = makespan(case, found)
+        useless = 0 if end < reached * (1 - 1e-4) else useless + 1
+        if end <= reached:
+            column, plan, reached = tried, found, end
+    return plan, reached
 
 
 def _nested(degrees: Integers) -> NDArray[np.bool_]:

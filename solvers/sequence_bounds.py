@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import csr_array
 
 from perfmodel.terms import Array
 from solvers.sequence_case import Case, Schedule
@@ -197,9 +199,6 @@ def _prices(trial: _Trial, groups: Array | None) -> tuple[_Prices, float] | None
     With `groups` of every size given, the least factor by which their room has to grow until the sequences fit in
     fractions; without, the least accelerators over those there are. None where there is no solution.
     """
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array
-
     sizes = len(trial.degrees)
     bucket, size = np.nonzero(np.isfinite(trial.area))
     pairs = len(bucket)
@@ -319,8 +318,6 @@ def _counts(rows: list[Array], trial: _Trial, time_limit_s: float) -> Array | No
 
     Empty where the time did not suffice to tell. Numbers with much room are wanted, but not at any price.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     sizes = len(trial.degrees)
     for limit in (_BRIEF_S, max(time_limit_s, _BRIEF_S)):
         answer = milp(
