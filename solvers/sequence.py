@@ -181,7 +181,7 @@ def planned(
     list of Planned
         One for every schedule for which a plan was found.
     """
-    wanted = [name for name in scenario.question.search.schedule if name in PLANNERS]
+    wanted = [name for name in scenario.schedules if name in PLANNERS]
     wanted = [name for name in wanted if math.isfinite(work_bound(case, name))]
     found = []
     for number, name in enumerate(wanted):
@@ -322,7 +322,7 @@ def _binding(case: Case, best: Planned, bound_s: float) -> list[dict[str, Any]]:
 def _left_out(scenario: SequenceScenario, case: Case, found: list[Planned]) -> list[dict[str, Any]]:
     there = {one.plan.schedule for one in found}
     rows = []
-    for name in scenario.question.search.schedule:
+    for name in scenario.schedules:
         if name in there or name not in PLANNERS:
             continue
         tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens

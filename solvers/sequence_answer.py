@@ -225,7 +225,7 @@ def infeasible_answer(scenario: SequenceScenario, case: Case, began: float) -> R
         worst = int(stuck[case.lengths[stuck].argmax()])
         reason = _stuck_reason(scenario, case, worst, len(stuck))
         return _refusal(scenario, reason, _relaxation(scenario, case, int(case.lengths[worst])), began)
-    schedules = scenario.question.search.schedule if scenario.given is None else (scenario.given.schedule,)
+    schedules = scenario.schedules if scenario.given is None else (scenario.given.schedule,)
     if scenario.given is None and not any(math.isfinite(work_bound(case, name)) for name in schedules):
         tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens
         per_node = scenario.machine.node.accelerators.count

@@ -111,7 +111,7 @@ class SequenceSearch(_Strict):
     """Sizes of a group; the powers of two up to the cluster if left out."""
     styles: tuple[Style, ...] = Field(STYLES, min_length=1)
     """Ways to split a sequence over a group."""
-    schedule: tuple[Schedule, ...] = Field(SCHEDULES, min_length=1)
+    schedule: tuple[Schedule, ...] | None = Field(None, min_length=1)
     """Everything at once; micro-batches with a barrier; groups that accumulate on their own; the same, splitting."""
 
 
@@ -247,6 +247,16 @@ class SequenceScenario:
     given: Scatter | None
 
     @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """Schedules allowed; all if nothing is said, but with sharded weights those in which all gather them together.
+
+        Weights that are sharded over all accelerators (ZeRO-3) are gathered by all at a time, layer by layer, which
+        groups that accumulate on their own do not do.
+        """
+        together = self.question.costs is None and self.question.layout.zero_stage >= 3
+        return self.question.search.schedule or (SCHEDULES[:2] if together else SCHEDULES)
+
+    @property
     def case(self) -> Case:
         """What the planners take."""
         costs = self.costs
@@ -354,9 +364,10 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
             )
             raise InputError([source.fault(("search", "degrees"), message)])
     given = _given(question.plan, lengths, costs, machine.accelerators, source) if question.plan is not None else None
-    return SequenceScenario(
-        question, lengths, costs, machine, found, source, _resolved(question, base_dir, machine, lengths, sizes), given
-    )
+    resolved = _resolved(question, base_dir, machine, lengths, sizes)
+    scenario = SequenceScenario(question, lengths, costs, machine, found, source, resolved, given)
+    resolved["search"]["schedule"] = list(scenario.schedules)
+    return scenario
 
 
 def _lengths(workload: SequenceWorkload, source: Source, base_dir: FilePath) -> Integers:
