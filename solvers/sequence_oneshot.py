@@ -11,11 +11,14 @@ from solvers.sequence_case import Case, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
 from solvers.sequence_pool import pooled_groups
 from solvers.sequence_repair import Repair
+from solvers.sequence_static import plan_static
 
 ENOUGH = 1e-4
 """Gap at which the search ends [1]."""
 _SMALL = 14
 """Sequences up to which all plans are searched."""
+_CLOSE = 0.02
+"""Excess over time and memory that is worth a longer search [GPUs]."""
 _CELLS = 2**26
 """Sequences times accelerators that the trials of a filling may have together."""
 
@@ -57,7 +60,7 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         raise ValueError("the sequences exceed the memory, or one of them fits no group")
     if not len(case.lengths):
         return placed(case, Filled(np.zeros(0, np.int64), np.zeros(0, np.int64))), bound, name
-    best = _filled(case, bound, perf_counter() + 0.3 * time_limit_s)
+    best = _first(case, bound, perf_counter() + 0.1 * time_limit_s)
     if len(case.lengths) <= _SMALL:
         start = makespan(case, best) if best else np.inf
         found, complete = searched(case, start, perf_counter() + 0.5 * time_limit_s)
@@ -68,7 +71,7 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
             return best, makespan(case, best), "all plans"
     ceiling = makespan(case, best) if best is not None else 1.5 * bound
     if ceiling > bound * (1 + ENOUGH):
-        counted = integer_bound(case, "one-shot", ceiling, 0.3 * time_limit_s)
+        counted = integer_bound(case, "one-shot", ceiling, 0.25 * time_limit_s)
         bound, name = max((bound, name), (counted, "whole numbers of groups"))
     best = _improved(case, bound, best, deadline)
     if best is None:
@@ -85,6 +88,16 @@ def placed(case: Case, groups: Filled) -> Scatter:
     degree = case.degrees[groups.column[used]]
     step = np.zeros(len(groups.group), dtype=np.int64)
     return Scatter("one-shot", degree, np.cumsum(degree) - degree, number[groups.group], step)
+
+
+def _first(case: Case, bound_s: float, deadline: float) -> Scatter | None:
+    """Return the better of groups filled and groups of one size; None where neither holds the sequences."""
+    filled = _filled(case, bound_s, deadline)
+    try:
+        single, _, _ = plan_static(case, "one-shot")
+    except ValueError:
+        return filled
+    return single if filled is None or makespan(case, single) < makespan(case, filled) else filled
 
 
 def _filled(case: Case, bound_s: float, deadline: float) -> Scatter | None:
@@ -115,26 +128,31 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
     rng = np.random.default_rng(0)
     alone = np.unique(alone_s(case))
     alone = alone[np.isfinite(alone)]
-    floor = bound_s
+    floor, tried = bound_s, set()
     reached = makespan(case, best) if best is not None else np.inf
-    patience = 0.04 * max(deadline - perf_counter(), 0.0)
+    patience = max(0.02 * (deadline - perf_counter()), 0.1)
     while (now := perf_counter()) < deadline and reached > bound_s * (1 + ENOUGH):
         ceiling = min(reached, 1.5 * floor)
         if ceiling < floor * (1 + ENOUGH):
             floor = bound_s
         limit = floor + rng.uniform(0.3, 0.95) * (ceiling - floor)
         at = int(np.searchsorted(alone, limit, side="right")) - 1
-        if rng.random() < 0.5 and at >= 0 and alone[at] > floor:
+        if rng.random() < 0.5 and at >= 0 and alone[at] > floor and at not in tried:
+            tried.add(at)
             limit = float(alone[at]) * (1 + 1e-9)
         loose = rng.random() < 0.7
         time_share, room_share = rng.uniform(0.98, 1.0, 2) if loose else (1.0, 1.0)
-        start = pooled_groups(case, limit, time_share, room_share, min(1.0, deadline - now))
+        group_cost = rng.choice([0.0, 1.0, 10.0])
+        start = pooled_groups(case, limit, time_share, room_share, group_cost, min(1.0, deadline - now))
         if start is None:
             if not loose and perf_counter() < now + 0.9:
                 floor = limit
             continue
         repair = Repair(case, start, limit, rng)
-        if repair.run(min(deadline, perf_counter() + patience * (1 + rng.exponential(2.0)))):
+        repair.run(min(deadline, perf_counter() + patience * (1 + rng.exponential(2.0))))
+        if 0 < repair.excess.sum() < _CLOSE:
+            repair.run(min(deadline, perf_counter() + 10 * patience))
+        if repair.holds():
             plan = placed(case, Filled(repair.column, repair.group))
             end = makespan(case, plan)
             if end < reached:

@@ -16,7 +16,9 @@ _ALONE, _BUCKETS = 40, 60
 """Longest sequences kept apart, and buckets of equal work for all others."""
 
 
-def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: float, seconds: float) -> Filled | None:
+def pooled_groups(
+    case: Case, limit_s: float, time_share: float, room_share: float, group_cost: float, seconds: float
+) -> Filled | None:
     """Return groups that hold all sequences within a limit if those of one size were one.
 
     Parameters
@@ -27,6 +29,8 @@ def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: flo
         When every group has to end [s].
     time_share, room_share : float
         Share of the groups' time and memory to use [1].
+    group_cost : float
+        What a group costs beside its accelerators: few large groups leave less to chance [GPUs].
     seconds : float
         Time limit of the solver [s].
 
@@ -59,7 +63,7 @@ def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: flo
     place = (np.concatenate([kind, every]), where)
     shape = (columns, shares + columns)
     answer = milp(
-        np.concatenate([np.zeros(shares), degrees]),
+        np.concatenate([np.zeros(shares), degrees + group_cost]),
         constraints=[
             LinearConstraint(whole, 1, 1),
             LinearConstraint(coo_matrix((busy, place), shape=shape), -np.inf, 0),

@@ -171,14 +171,33 @@ class Repair:
         self._sum()
         self._place(inside, np.arange(len(keep), len(self.column)))
 
-    def run(self, deadline: float) -> bool:
-        """Search until nothing breaks a limit or the time is over; say whether nothing does."""
+    def _kick(self) -> None:
+        """Exchange a few sequences at random between a group that exceeds a limit and another."""
+        rng, number = self.rng, len(self.column)
+        broken = int(rng.choice(number, p=self.excess / self.excess.sum()))
+        other = int((broken + rng.integers(1, number)) % number)
+        for source, target in ((broken, other), (other, broken)):
+            inside = np.flatnonzero(self.group == source)
+            for sequence in rng.permutation(inside)[: int(rng.integers(0, 4))].tolist():
+                if np.isfinite(self.case.work_s[sequence, self.column[target]]):
+                    self._shift(sequence, source, target)
+        self._sum()
+
+    def run(self, deadline: float) -> None:
+        """Search until nothing exceeds a limit or the time is over."""
         self._descend(deadline)
         while self.excess.sum() > _NONE and perf_counter() < deadline:
             before = self.column, self.group.copy(), float(self.excess.sum())
-            self._restructure()
+            if self.rng.random() < 0.7 and len(self.column) > 1:
+                self._kick()
+            else:
+                self._restructure()
             self._descend(deadline)
             if self.excess.sum() > before[2] + 1e-3 * self.rng.exponential():
                 self.column, self.group = before[0], before[1]
                 self._sum()
-        return bool(self.excess.sum() <= _NONE)
+
+    def holds(self) -> bool:
+        """Return whether the memory of all groups does, and no sequence is where it may not run."""
+        room = self.size * self.case.capacity_tokens * (1 + 1e-12)
+        return bool((self.held <= room).all() and np.isfinite(self.time).all())
