@@ -30,6 +30,8 @@ _ALONE, _BUCKETS = 48, 48
 """The longest sequences stand for themselves where prices are sought, the others in so many buckets."""
 _INFEASIBLE = 2
 """What SciPy says of a program that has no solution."""
+_LAYOUTS = 100_000
+"""The most numbers of groups by size that are listed one by one; beyond, an integer program looks for them."""
 _LOOSE = 0.05
 """Gap at which to stop looking for whole numbers with more room [1]."""
 _BRIEF_S = 0.03
@@ -284,6 +286,7 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
         return floor
     alone, area = alone_s(case), area_gpu_s(case, schedule)
     order = np.argsort(-case.lengths, kind="stable")
+    layouts = _layouts(case)
     known = [_Prices(np.ones(len(case.degrees)), np.zeros(len(case.degrees)))]
     if schedule == "one-shot":
         known.append(_Prices(np.zeros(len(case.degrees)), np.ones(len(case.degrees))))
@@ -293,7 +296,7 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
         bucketed = _bucketed(trial, order)
         rows = [row for prices in known if (row := trial.row(prices)) is not None]
         for _ in range(_CUTS):
-            groups = _counts(rows, trial, until - time.perf_counter())
+            groups = _counts(rows, trial, layouts, until - time.perf_counter())
             if groups is None:
                 return True
             if len(groups) == 0 or time.perf_counter() > until:
@@ -304,7 +307,7 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
             if found is None or found[1] <= 1:
                 return False
             row = trial.row(found[0])
-            if row is None or float(row @ groups) >= 1:
+            if row is None or float(row @ groups) >= 1 - _TOLERANCE:
                 return False
             known.append(found[0])
             rows.append(row)
@@ -313,11 +316,30 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
     return _raised(refuted, floor, ceiling_s, until)
 
 
-def _counts(rows: list[Array], trial: _Trial, time_limit_s: float) -> Array | None:
+def _layouts(case: Case) -> Array | None:
+    """List all numbers of groups by size that leave no room for another, shape (layouts, D); None where too many."""
+    counts, left = np.zeros((1, 0)), np.array([case.gpus])
+    for degree in case.degrees[::-1].tolist():
+        most = left // degree
+        least = most if degree == case.degrees[0] else np.zeros_like(most)
+        choices = most - least + 1
+        if choices.sum() > _LAYOUTS:
+            return None
+        number = np.arange(choices.sum()) - np.repeat(choices.cumsum() - choices, choices) + np.repeat(least, choices)
+        counts = np.column_stack([number, np.repeat(counts, choices, axis=0)])
+        left = np.repeat(left, choices) - number * degree
+    return counts
+
+
+def _counts(rows: list[Array], trial: _Trial, layouts: Array | None, time_limit_s: float) -> Array | None:
     """Return whole numbers of groups that have room enough under all prices; None if proved that there are none.
 
     Empty where the time did not suffice to tell. Numbers with much room are wanted, but not at any price.
     """
+    if layouts is not None:
+        room = (layouts @ np.array(rows).T).min(axis=1)
+        most = int(room.argmax())
+        return layouts[most] if room[most] >= 1 - _TOLERANCE else None
     sizes = len(trial.degrees)
     for limit in (_BRIEF_S, max(time_limit_s, _BRIEF_S)):
         answer = milp(

@@ -137,3 +137,12 @@ def test_without_a_plan_the_bound_is_infinite():
 def test_groups_that_change_have_no_whole_numbers():
     with pytest.raises(ValueError, match="splits"):
         integer_bound(FOUR, "splits", 100.0, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_listed_numbers_of_groups_and_an_integer_program_prove_the_same(seed, monkeypatch):
+    case = drawn(seed, sequences=14, gpus=16, capacity=7)
+    ceiling = 1.5 * work_bound(case, "fixed")
+    listed = integer_bound(case, "fixed", ceiling, 5.0)
+    monkeypatch.setattr("solvers.sequence_bounds._LAYOUTS", 0)
+    assert integer_bound(case, "fixed", ceiling, 5.0) == pytest.approx(listed, rel=1e-3)
