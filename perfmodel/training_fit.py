@@ -30,7 +30,7 @@ COVERED = 0.77
 often, over nine in ten, so that 80 % of left-out ones would make the interval too wide for machines and frameworks
 that are known."""
 
-MOST_JOBS = 60
+MOST_JOBS = 40
 """Jobs of a source that a fit uses at most, evenly spread: vTrain's 270 differ little from one to the next."""
 
 LARGEST_COUNTED_ERROR = 0.7
@@ -63,7 +63,7 @@ PARAMETERS = (
     Parameter("constants", "sustained", 0.9, 0.6, 1.1),
     Parameter("constants", "expert_products", 0.8, 0.2, 1.5),
     Parameter("constants", "host_softness", 3.0, 1.0, 8.0),
-    Parameter("*", "host_per_kernel", 10e-6, 1e-6, 60e-6),
+    Parameter("*", "host_per_kernel", 10e-6, 1e-6, 25e-6),
     Parameter("*", "step_overhead", 0.02, 0.0, 0.3),
     Parameter("megatron-deepspeed", "host_per_kernel", 35e-6, 1e-6, 100e-6),
     Parameter("megatron-deepspeed", "sharded_bandwidth_share", 0.2, 0.02, 1.0),
