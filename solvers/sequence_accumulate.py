@@ -30,7 +30,7 @@ _REACHES = (4.0, 2.0, float("inf"))
 """How much larger a group may be than its sequence needs while accelerators remain [1]."""
 _PATIENCE = 15
 """Fillings in a row without a better plan after which to stop."""
-_BOUND_SHARE = 0.8
+_BOUND_SHARE = 0.5
 """Part of the time left that a better bound may take [1]."""
 _TIGHTNESS = 0.3
 """Price of accelerator time that stays free in a group against time that is used [1]."""

@@ -281,12 +281,12 @@ def integer_bound(case: Case, schedule: Schedule, ceiling_s: float, time_limit_s
     if schedule not in ("one-shot", "fixed"):
         raise ValueError(f"groups change with the schedule {schedule}")
     until = time.perf_counter() + time_limit_s
-    floor = work_bound(case, schedule)
+    layouts = _layouts(case)
+    floor = work_bound(case, schedule) if layouts is not None else certificate(case, schedule)
     if not np.isfinite(floor) or len(case.lengths) == 0:
         return floor
     alone, area = alone_s(case), area_gpu_s(case, schedule)
     order = np.argsort(-case.lengths, kind="stable")
-    layouts = _layouts(case)
     known = [_Prices(np.ones(len(case.degrees)), np.zeros(len(case.degrees)))]
     if schedule == "one-shot":
         known.append(_Prices(np.zeros(len(case.degrees)), np.ones(len(case.degrees))))
