@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, write_answer
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,12 +40,15 @@ def plan_sequence(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """Which group of accelerators computes which of a batch's unequal sequences."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
 
+    extras.check(None, plot)
     source = load(scenario, overrides or ())
     with working("searching") as progress:
         from solvers.backend import OPTIMAL_GAP
@@ -58,6 +61,7 @@ def plan_sequence(
         else:
             rows = _stream(question, batches, _BATCH_TIME_LIMIT_S if time_limit is None else time_limit, progress)
     if batches is None:
+        _draw(question, result, plot)
         _answer(result, written(scenario, overrides or ()), form, output, top)
     else:
         _write_rows(rows, form, output)
@@ -71,13 +75,16 @@ def predict_sequence(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """What a scatter of sequences costs."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
     from hardware.faults import InputError
 
+    extras.check(None, plot)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.sequence import predict
@@ -87,7 +94,24 @@ def predict_sequence(
         if question.given is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
         result = predict(question)
+    _draw(question, result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _draw(question: "SequenceScenario", result: "Result", plot: Path | None) -> None:
+    """Draw the answer, if that was asked for."""
+    if plot is None:
+        return
+    if result.plan is None:
+        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
+        return
+    from cli import sequence_plot
+    from hardware.faults import Fault, InputError
+
+    try:
+        sequence_plot.draw(question, result, plot)
+    except OSError as error:
+        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

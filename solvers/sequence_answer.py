@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from perfmodel import provenance
 from perfmodel.intervals import gain_interval, step_interval
-from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Term, to_dict, total
+from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Array, Term, to_dict, total
 from solvers.result import Objective, Result
 from solvers.sequence_bounds import alone_s, work_bound
-from solvers.sequence_case import Case, Scatter, group_ends, makespan, step_times
+from solvers.sequence_case import Case, Integers, Scatter, group_ends, makespan, step_times
 from solvers.sequence_scenario import SequenceScenario
 
 _BOUNDS = {
@@ -76,6 +77,29 @@ def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
         )
     ]
     return {"schedule": plan.schedule, "groups": groups, "assignment": assignment}
+
+
+def scatter_of(told: Mapping[str, Any]) -> Scatter:
+    """Return the plan that `plan_dict` wrote."""
+    groups, assignment = told["groups"], told["assignment"]
+    columns = ([one["degree"] for one in groups], [one["gpus"][0] for one in groups])
+    places = ([one["group"] for one in assignment], [one["micro_step"] for one in assignment])
+    return Scatter(told["schedule"], *(np.array(column, dtype=np.int64) for column in (*columns, *places)))
+
+
+def timeline(case: Case, plan: Scatter) -> tuple[Integers, Array, Array]:
+    """Return group, begin and end of every micro-step [s]."""
+    group, step, seconds, _ = step_times(case, plan)
+    if plan.schedule == "barrier":
+        slowest = np.zeros(int(step.max(initial=0)) + 1)
+        np.maximum.at(slowest, step, seconds)
+        begin = (np.cumsum(slowest) - slowest)[step]
+        return group, begin, begin + seconds
+    # micro-steps are listed by group, in their order: those of a group follow one another until it ends
+    until = np.cumsum(seconds)
+    last = np.searchsorted(group, group, side="right") - 1
+    end = group_ends(case, plan)[group] - (until[last] - until)
+    return group, end - seconds, end
 
 
 def _from_zero(plan: Scatter) -> np.ndarray:

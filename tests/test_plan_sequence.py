@@ -14,6 +14,8 @@ from hardware.faults import InputError
 from hardware.yaml_source import Source, read_yaml
 from solvers import sequence_lengths
 from solvers.sequence import best_static, plan, plan_batches, predict
+from solvers.sequence_answer import scatter_of as scatter_of_plan
+from solvers.sequence_answer import timeline
 from solvers.sequence_case import Scatter
 from solvers.sequence_lengths import drawn, read_lengths
 from solvers.sequence_scenario import SequenceScenario, load_sequence, sequence_schema
@@ -493,3 +495,27 @@ def test_the_call_of_a_data_loader_runs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_scenarios_of_the_page_are_scenarios() -> None:
     page = (ROOT / "docs" / "sequence.md").read_text(encoding="utf-8")
     assert asked(page.partition("```yaml\n")[2].partition("```")[0]).lengths.size == 512
+
+
+@pytest.mark.parametrize("schedule", ["barrier", "fixed", "splits"])
+def test_a_timeline_keeps_accelerators_apart(schedule: str) -> None:
+    scenario = asked(SMALL.replace("[splits]", f"[{schedule}]"))
+    found = plan(scenario, time_limit_s=0.5)
+    assert found.plan is not None and found.prediction is not None
+    scatter = scatter_of_plan(found.plan)
+    group, begin, end = timeline(scenario.case, scatter)
+    assert begin.min() >= -1e-9 and end.max() == pytest.approx(found.prediction["makespan_s"])
+    for gpu in range(64):
+        on = (scatter.first_gpu[group] <= gpu) & (gpu < scatter.first_gpu[group] + scatter.degree[group])
+        order = np.argsort(begin[on])
+        assert np.all(begin[on][order][1:] >= end[on][order][:-1] - 1e-9)
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_a_plan_is_drawn(ending: str, tmp_path: Path) -> None:
+    path, picture = tmp_path / "small.yaml", tmp_path / f"plan.{ending}"
+    path.write_text(SMALL)
+    run("plan", "sequence", str(path), "--plot", str(picture))
+    assert picture.stat().st_size > 1000
+    none = run("plan", "sequence", str(path), "--set", "workload.lengths=[9000000]", "--plot", str(tmp_path / "no.svg"))
+    assert "nothing to draw" in none.stderr and not (tmp_path / "no.svg").exists()
