@@ -17,6 +17,8 @@ ENOUGH = 1e-4
 """Gap at which the search ends [1]."""
 _SMALL = 14
 """Sequences up to which all plans are searched."""
+_GROUP_COSTS = (None, 0.0, 1.0, 0.3)
+"""What a group costs beside its accelerators in the pooled problem, in turn [GPUs]; None for groups filled in order."""
 _CLOSE = 0.02
 """Excess over time and memory that is worth a longer search [GPUs]."""
 _CELLS = 2**26
@@ -128,30 +130,38 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
     rng = np.random.default_rng(0)
     alone = np.unique(alone_s(case))
     alone = alone[np.isfinite(alone)]
-    floor, tried = bound_s, set()
+    order = np.argsort(-case.lengths, kind="stable")
+    floor, tried, missing = bound_s, set(), np.zeros(len(_GROUP_COSTS))
     reached = makespan(case, best) if best is not None else np.inf
-    patience = max(0.02 * (deadline - perf_counter()), 0.1)
+    patience = max(0.02 * (deadline - perf_counter()), 0.1) * max(1.0, len(order) / 2048)
     while (now := perf_counter()) < deadline and reached > bound_s * (1 + ENOUGH):
         ceiling = min(reached, 1.5 * floor)
         if ceiling < floor * (1 + ENOUGH):
             floor = bound_s
-        limit = floor + rng.uniform(0.3, 0.95) * (ceiling - floor)
+        limit = floor + rng.uniform(0.4, 0.95) * (ceiling - floor)
         at = int(np.searchsorted(alone, limit, side="right")) - 1
         if rng.random() < 0.5 and at >= 0 and alone[at] > floor and at not in tried:
             tried.add(at)
             limit = float(alone[at]) * (1 + 1e-9)
         loose = rng.random() < 0.7
         time_share, room_share = rng.uniform(0.98, 1.0, 2) if loose else (1.0, 1.0)
-        group_cost = rng.choice([0.0, 1.0, 10.0])
-        start = pooled_groups(case, limit, time_share, room_share, group_cost, min(1.0, deadline - now))
-        if start is None:
-            if not loose and perf_counter() < now + 0.9:
+        way = int(missing.argmin()) if rng.random() < 0.6 else int(rng.integers(len(missing)))
+        group_cost = _GROUP_COSTS[way]
+        if group_cost is None:
+            share, balance = rng.uniform(0.96, 1.0, 1), rng.uniform(0.1, 0.6, 1)
+            start = fill(case, limit * share, balance, order, leave=True)[0]
+        else:
+            start = pooled_groups(case, limit, time_share, room_share, group_cost, min(1.0, deadline - now))
+            if start is None and not loose and perf_counter() < now + 0.9:
                 floor = limit
+        if start is None:
+            missing[way] += 0.1 * case.gpus
             continue
         repair = Repair(case, start, limit, rng)
         repair.run(min(deadline, perf_counter() + patience * (1 + rng.exponential(2.0))))
         if 0 < repair.excess.sum() < _CLOSE:
             repair.run(min(deadline, perf_counter() + 10 * patience))
+        missing[way] = 0.5 * (missing[way] + repair.excess.sum())
         if repair.holds():
             plan = placed(case, Filled(repair.column, repair.group))
             end = makespan(case, plan)
