@@ -133,6 +133,7 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
     order = np.argsort(-case.lengths, kind="stable")
     floor, tried, missing = bound_s, set(), np.zeros(len(_GROUP_COSTS))
     reached = makespan(case, best) if best is not None else np.inf
+    trials = int(np.clip(_CELLS // 16 // (len(order) * case.gpus), 1, 8))
     patience = max(0.02 * (deadline - perf_counter()), 0.1) * max(1.0, len(order) / 2048)
     while (now := perf_counter()) < deadline and reached > bound_s * (1 + ENOUGH):
         ceiling = min(reached, 1.5 * floor)
@@ -148,8 +149,9 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
         way = int(missing.argmin()) if rng.random() < 0.6 else int(rng.integers(len(missing)))
         group_cost = _GROUP_COSTS[way]
         if group_cost is None:
-            share, balance = rng.uniform(0.96, 1.0, 1), rng.uniform(0.1, 0.6, 1)
-            start = fill(case, limit * share, balance, order, leave=True)[0]
+            share, balance = rng.uniform(0.96, 1.0, trials), rng.uniform(0.1, 0.6, trials)
+            filled = fill(case, limit * share, balance, order, leave=True)
+            start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
         else:
             start = pooled_groups(case, limit, time_share, room_share, group_cost, min(1.0, deadline - now))
             if start is None and not loose and perf_counter() < now + 0.9:
