@@ -28,9 +28,9 @@ _BETWEEN = (0.0, 0.5, 0.25, 0.75, 0.9)
 """Makespans to fill groups to, between the bound and the best plan [1]."""
 _REACHES = (4.0, 2.0, float("inf"))
 """How much larger a group may be than its sequence needs while accelerators remain [1]."""
-_PATIENCE = 15
-"""Fillings in a row without a better plan after which to stop."""
-_BOUND_SHARE = 0.5
+_SOON, _PATIENCE = 5, 15
+"""Fillings in a row without a better plan after which to look for a better bound, and after which to stop."""
+_BOUND_SHARE = 0.6
 """Part of the time left that a better bound may take [1]."""
 _TIGHTNESS = 0.3
 """Price of accelerator time that stays free in a group against time that is used [1]."""
@@ -98,7 +98,7 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         best, reached = _moved(case, area, alone, taken, best, bound * (1 + GOOD), _MOVES_SHARE * left)
     left = time_limit_s - (time.perf_counter() - started)
     if reached > bound * (1 + GOOD) and left > 0:
-        fixed = _best_filling(case, bound, reached, GOOD, left)
+        fixed = _best_filling(case, bound, reached, GOOD, _PATIENCE, left)
         best = best if fixed is None else replace(fixed, schedule="splits")
     return best, bound, name
 
@@ -139,7 +139,7 @@ def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         raise ValueError("a sequence fits no group")
     best = _uniform(case)
     reached = np.inf if best is None else makespan(case, best)
-    found = _best_filling(case, bound, reached, ENOUGH, time_limit_s)
+    found = _best_filling(case, bound, reached, ENOUGH, _SOON, time_limit_s)
     if found is not None:
         best, reached = found, makespan(case, found)
     left = time_limit_s - (time.perf_counter() - started)
@@ -147,20 +147,22 @@ def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         whole = integer_bound(case, "fixed", reached, _BOUND_SHARE * left)
         if whole > bound:
             bound, name = whole, "whole numbers of groups"
-            left = time_limit_s - (time.perf_counter() - started)
-            best = _best_filling(case, bound, reached, ENOUGH, left) or best
+        left = time_limit_s - (time.perf_counter() - started)
+        best = _best_filling(case, bound, reached, ENOUGH, _PATIENCE, left) or best
     if best is None:
         raise ValueError("no fixed groups hold every sequence")
     return best, bound, name
 
 
-def _best_filling(case: Case, bound: float, known: float, enough: float, time_limit_s: float) -> Scatter | None:
+def _best_filling(
+    case: Case, bound: float, known: float, enough: float, patience: int, time_limit_s: float
+) -> Scatter | None:
     """Return the best plan with fixed groups that several fillings find; None where none is better than is known."""
     started = time.perf_counter()
     listed = _listed(case)
     best, reached, useless = None, known, 0
     for share, reach in itertools.cycle(itertools.product(_BETWEEN, _REACHES)):
-        if reached <= bound * (1 + enough) or useless >= _PATIENCE:
+        if reached <= bound * (1 + enough) or useless >= patience:
             break
         limit = bound + share * (min(reached, 2 * bound) - bound)
         found = _filled(listed, limit * (1 + 1e-9), reach)
