@@ -12,6 +12,7 @@ from solvers.sequence_bounds import alone_s, area_gpu_s, named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
 from solvers.sequence_oneshot import ENOUGH, searched
+from solvers.sequence_static import plan_static
 
 _SMALL = 8
 """Sequences up to which all plans are searched."""
@@ -70,6 +71,7 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     level = _Levels(case)
     batches = level.batches(order, np.inf, None, np.inf)
     assert batches is not None
+    batches = min(batches, _static(case), key=_total)
     batches = level.improved(batches, bound, deadline)
     return _scatter(case, batches), bound, name
 
@@ -91,6 +93,34 @@ def _scatter(case: Case, batches: list[_Batch]) -> Scatter:
         group[batch.members], step[batch.members] = place[owner], number
         offset += len(used)
     return Scatter("barrier", np.concatenate(degree), np.concatenate(first), group, step)
+
+
+def _static(case: Case) -> list[_Batch]:
+    """Return the micro-batches of the best plan with groups of one size; none where there is no such plan."""
+    try:
+        plan, _, _ = plan_static(case, "barrier")
+    except ValueError:
+        return []
+    column = np.searchsorted(case.degrees, plan.degree)
+    batches = []
+    for number in np.unique(plan.step).tolist():
+        members = np.flatnonzero(plan.step == number)
+        group = np.full(len(plan.group), -1, dtype=np.int64)
+        group[members] = plan.group[members]
+        batches.append(_Batch(Filled(column, group), members, _end_s(case, column, plan.group, members)))
+    return batches
+
+
+def _total(batches: list[_Batch]) -> float:
+    """Return the time of all micro-batches [s]; infinite where there is none."""
+    return sum(batch.end_s for batch in batches) if batches else np.inf
+
+
+def _end_s(case: Case, column: Integers, group: Integers, members: Integers) -> float:
+    """Return when the slowest group of a micro-batch ends [s]."""
+    owner = group[members]
+    time = np.bincount(owner, case.work_s[members, column[owner]], len(column)) + case.fixed_s[column]
+    return float(time[np.unique(owner)].max())
 
 
 class _Levels:
@@ -136,10 +166,7 @@ class _Levels:
         for groups in fill(case, limits, balance, order, leave=True):
             assert groups is not None
             members = order[groups.group[order] >= 0]
-            owner = groups.group[members]
-            column = groups.column[owner]
-            time = np.bincount(owner, case.work_s[members, column], len(groups.column))
-            end = float((time + case.fixed_s[groups.column])[np.unique(owner)].max())
+            end = _end_s(case, groups.column, groups.group, members)
             score = float(self.worth[members].sum()) / (case.gpus * end)
             if len(members) == len(order):
                 score = 1.0 / end + 1e3

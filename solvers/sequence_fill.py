@@ -17,6 +17,9 @@ from solvers.sequence_case import Case, Integers
 _AHEAD = 64
 """Sequences looked at together once one was left over in all trials."""
 
+_NEVER = 1e200
+"""Stands for the time of a sequence where it may not run [s]: finite, so that it may be subtracted."""
+
 
 @dataclass(frozen=True)
 class Filled:
@@ -37,7 +40,7 @@ class Filled:
 def eligible(case: Case, limit_s: float | Array) -> NDArray[np.bool_]:
     """Return on which degrees each sequence ends within the limit and finds room; limits of shape (S,) lead."""
     limit = np.asarray(limit_s, dtype=float)[..., None, None]
-    room = case.lengths[:, None] <= case.degrees * case.capacity_tokens
+    room = (case.lengths[:, None] <= case.degrees * case.capacity_tokens) & (case.degrees <= case.gpus)
     return np.asarray(room & (case.work_s + case.fixed_s <= limit * (1 + 1e-12)))
 
 
@@ -67,7 +70,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
     may = np.asarray(eligible(case, limit_s))[:, order]
     possible = np.asarray(may.any(axis=2))
     cheapest = np.where(may, (case.work_s * case.degrees)[order], np.inf).argmin(axis=2)
-    works, lengths = case.work_s, case.lengths[order]
+    works, lengths = np.where(np.isfinite(case.work_s), case.work_s, _NEVER), case.lengths[order]
     wanted = case.degrees[cheapest]
     state = _State(len(limit_s), gpus)
     group = np.full((len(limit_s), len(order)), -1, dtype=np.int64)
@@ -129,7 +132,7 @@ class _State:
     def __init__(self, trials: int, gpus: int) -> None:
         self.column = np.zeros((trials, gpus), dtype=np.int64)
         self.degree = np.zeros((trials, gpus))
-        self.time_left = np.full((trials, gpus), -1e300)
+        self.time_left = np.full((trials, gpus), -_NEVER)
         self.room_left = np.zeros((trials, gpus))
         self.per_room = np.zeros((trials, gpus))
         self.opened = np.zeros(trials, dtype=np.int64)

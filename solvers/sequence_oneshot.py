@@ -135,7 +135,7 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
     reached = makespan(case, best) if best is not None else np.inf
     trials = int(np.clip(_CELLS // 16 // (len(order) * case.gpus), 1, 8))
     patience = max(0.02 * (deadline - perf_counter()), 0.1) * max(1.0, len(order) / 2048)
-    while (now := perf_counter()) < deadline and reached > bound_s * (1 + ENOUGH):
+    while perf_counter() < deadline and reached > bound_s * (1 + ENOUGH):
         ceiling = min(reached, 1.5 * floor)
         if ceiling < floor * (1 + ENOUGH):
             floor = bound_s
@@ -153,8 +153,8 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
             filled = fill(case, limit * share, balance, order, leave=True)
             start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
         else:
-            start = pooled_groups(case, limit, time_share, room_share, group_cost, min(1.0, deadline - now))
-            if start is None and not loose and perf_counter() < now + 0.9:
+            start = pooled_groups(case, limit, time_share, room_share, group_cost)
+            if start is None and not loose:
                 floor = limit
         if start is None:
             missing[way] += 0.1 * case.gpus

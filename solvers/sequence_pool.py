@@ -15,10 +15,11 @@ from solvers.sequence_fill import Filled, eligible
 _ALONE, _BUCKETS = 40, 60
 """Longest sequences kept apart, and buckets of equal work for all others."""
 
+_NODES = 200
+"""Nodes after which the solver gives what it has."""
 
-def pooled_groups(
-    case: Case, limit_s: float, time_share: float, room_share: float, group_cost: float, seconds: float
-) -> Filled | None:
+
+def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: float, group_cost: float) -> Filled | None:
     """Return groups that hold all sequences within a limit if those of one size were one.
 
     Parameters
@@ -31,8 +32,6 @@ def pooled_groups(
         Share of the groups' time and memory to use [1].
     group_cost : float
         What a group costs beside its accelerators: few large groups leave less to chance [GPUs].
-    seconds : float
-        Time limit of the solver [s].
 
     Returns
     -------
@@ -72,7 +71,7 @@ def pooled_groups(
         ],
         integrality=np.concatenate([np.zeros(shares), np.ones(columns)]),
         bounds=Bounds(0, np.concatenate([np.ones(shares), case.gpus // degrees])),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-3},
+        options={"node_limit": _NODES, "mip_rel_gap": 1e-3},
     )
     if answer.x is None:
         return None

@@ -13,6 +13,9 @@ from solvers.sequence_fill import Filled
 _SWAPS = 1024
 """Sequences tried at most as partners of a swap, drawn anew every time."""
 
+_NEVER = 1e4
+"""Stands for the time of a sequence where it may not run, over the limit [1]: finite, so that it may be subtracted."""
+
 _NONE = 1e-9
 """Excess that counts as none [GPUs]."""
 
@@ -37,6 +40,7 @@ class Repair:
     def __init__(self, case: Case, start: Filled, limit_s: float, rng: np.random.Generator) -> None:
         self.case, self.limit, self.rng = case, limit_s, rng
         self.tokens = case.lengths.astype(float)
+        self.work = np.where(np.isfinite(case.work_s), case.work_s, _NEVER * limit_s)
         spare = case.gpus - int(case.degrees[start.column].sum())
         self.column = np.concatenate([start.column, self._split(spare)])
         self.group = start.group.copy()
@@ -60,7 +64,7 @@ class Repair:
         inside = np.flatnonzero(self.group >= 0)
         owner = self.group[inside]
         self.size = case.degrees[self.column].astype(float)
-        self.time = np.bincount(owner, case.work_s[inside, self.column[owner]], number) + case.fixed_s[self.column]
+        self.time = np.bincount(owner, self.work[inside, self.column[owner]], number) + case.fixed_s[self.column]
         self.held = np.bincount(owner, self.tokens[inside], number)
         self.excess = self._excess(self.time, self.held, self.size)
 
@@ -76,7 +80,7 @@ class Repair:
         time, held = self.time[groups], self.held[groups]
         before = self.excess[groups]
         for sequence in sequences:
-            time_after = time + case.work_s[sequence, column]
+            time_after = time + self.work[sequence, column]
             held_after = held + self.tokens[sequence]
             after = self._excess(time_after, held_after, size)
             lean = size * (time_after / self.limit) - held_after / case.capacity_tokens
@@ -87,12 +91,12 @@ class Repair:
 
     def _improve(self, broken: int) -> bool:
         """Make the best move or swap out of a group that breaks a limit; say whether there was one."""
-        case, group, column = self.case, self.group, self.column
+        group, column = self.group, self.column
         mine = np.flatnonzero(group == broken)
-        own = case.work_s[mine, column[broken]]
+        own = self.work[mine, column[broken]]
         size = self.size[broken]
         time_left, held_left = self.time[broken] - own, self.held[broken] - self.tokens[mine]
-        work = case.work_s[mine][:, column]
+        work = self.work[mine][:, column]
         moved = self._excess(self.time + work, self.held + self.tokens[mine][:, None], self.size) - self.excess
         moved += self._excess(time_left, held_left, size)[:, None]
         moved[:, broken] = np.inf
@@ -103,10 +107,10 @@ class Repair:
         if len(others) > _SWAPS:
             others = self.rng.choice(others, _SWAPS, replace=False)
         owner = group[others]
-        time_there = self.time[owner] - case.work_s[others, column[owner]] + work[:, owner]
+        time_there = self.time[owner] - self.work[others, column[owner]] + work[:, owner]
         held_there = self.held[owner] - self.tokens[others] + self.tokens[mine][:, None]
         swapped = self._excess(time_there, held_there, self.size[owner]) - self.excess[owner]
-        time_here = time_left[:, None] + case.work_s[others, column[broken]]
+        time_here = time_left[:, None] + self.work[others, column[broken]]
         swapped += self._excess(time_here, held_left[:, None] + self.tokens[others], size)
         if swapped.size and swapped.min() < gain:
             best = int(swapped.argmin())
@@ -125,7 +129,7 @@ class Repair:
         return True
 
     def _shift(self, sequence: int, source: int, target: int) -> None:
-        work = self.case.work_s[sequence]
+        work = self.work[sequence]
         self.time[source] -= work[self.column[source]]
         self.held[source] -= self.tokens[sequence]
         self.time[target] += work[self.column[target]]
@@ -200,4 +204,5 @@ class Repair:
     def holds(self) -> bool:
         """Return whether the memory of all groups does, and no sequence is where it may not run."""
         room = self.size * self.case.capacity_tokens * (1 + 1e-12)
-        return bool((self.held <= room).all() and np.isfinite(self.time).all())
+        where = self.case.work_s[np.arange(len(self.group)), self.column[self.group]]
+        return bool((self.held <= room).all() and np.isfinite(where).all())
