@@ -57,8 +57,8 @@ def main_oneshot_barrier(parts: list[str], seeds: list[int]) -> None:
             except ValueError:
                 static = "    none"
             print(
-                f"{schedule:9} {gpus:6} {fill or '-':>6} {seed:5} {wall:7.2f} {cpu:7.2f} {found:8.3f} {bound:8.3f} {gaps[-1]:6.2f}"
-                f"  {static}  {name}",
+                f"{schedule:9} {gpus:6} {fill or '-':>6} {seed:5} {wall:7.2f} {cpu:7.2f} {found:8.3f} {bound:8.3f} "
+                f"{gaps[-1]:6.2f}  {static}  {name}",
                 flush=True,
             )
         print(f"{part}: worst {max(gaps):.2f} %, bar {bar} %, {limit} s", flush=True)
@@ -77,7 +77,8 @@ def stream(seeds: list[int], limit_s: float = 0.19) -> None:
     middle = len(gaps) // 2
     print(
         f"stream of {len(gaps)} batches, barrier, 64: median {1e3 * sorted(walls)[middle]:.0f} ms (worst "
-        f"{1e3 * max(walls):.0f}; of the processor {1e3 * sorted(busy)[middle]:.0f}), gap median {sorted(gaps)[middle]:.2f} % (worst {max(gaps):.2f})"
+        f"{1e3 * max(walls):.0f}; of the processor {1e3 * sorted(busy)[middle]:.0f}), "
+        f"gap median {sorted(gaps)[middle]:.2f} % (worst {max(gaps):.2f})"
     )
 
 
