@@ -144,20 +144,18 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
         if rng.random() < 0.5 and at >= 0 and alone[at] > floor and at not in tried:
             tried.add(at)
             limit = float(alone[at]) * (1 + 1e-9)
-        loose = rng.random() < 0.7
-        time_share, room_share = rng.uniform(0.98, 1.0, 2) if loose else (1.0, 1.0)
-        way = int(missing.argmin()) if rng.random() < 0.6 else int(rng.integers(len(missing)))
+        way = int(missing.argmin()) if rng.random() < 0.75 else int(rng.integers(len(missing)))
         group_cost = _GROUP_COSTS[way]
         if group_cost is None:
             share, balance = rng.uniform(0.96, 1.0, trials), rng.uniform(0.1, 0.6, trials)
             filled = fill(case, limit * share, balance, order, leave=True)
             start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
         else:
+            time_share, room_share = rng.uniform(0.98, 1.0, 2)
             start = pooled_groups(case, limit, time_share, room_share, group_cost)
-            if start is None and not loose:
-                floor = limit
+            start = start or pooled_groups(case, limit, 1.0, 1.0, group_cost)
+            floor = floor if start else limit
         if start is None:
-            missing[way] += 0.1 * case.gpus
             continue
         repair = Repair(case, start, limit, rng)
         repair.run(min(deadline, perf_counter() + patience * (1 + rng.exponential(2.0))))
