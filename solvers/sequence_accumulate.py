@@ -9,6 +9,7 @@ import heapq
 import itertools
 import time
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +61,7 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     Raises
     ------
     ValueError
-        A sequence fits no group.
+        A sequence fits no group, or none of the sizes that divide one another and no fixed groups hold every one.
 
     Notes
     -----
@@ -74,9 +75,10 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     if not np.isfinite(bound):
         raise ValueError("a sequence fits no group")
     alone, area = alone_s(case), area_gpu_s(case, "splits")
-    nested = _nested(case.degrees)
-    if np.isfinite(alone[:, nested]).any(axis=1).all():
-        alone[:, ~nested] = np.inf
+    nested = next((nest for nest in _nests(case.degrees) if np.isfinite(alone[:, nest]).any(axis=1).all()), None)
+    if nested is None:
+        return replace(plan_fixed(case, time_limit_s)[0], schedule="splits"), bound, name
+    alone[:, ~nested] = np.inf
     shortest = alone.min(axis=1, initial=np.inf)
     best, reached, taken = None, np.inf, alone.argmin(axis=1)
     tried: set[bytes] = set()
@@ -198,13 +200,15 @@ def _moved(
     return plan, reached
 
 
-def _nested(degrees: Integers) -> NDArray[np.bool_]:
-    """Return which sizes to use such that every one is a multiple of the one before."""
-    chosen, last = np.zeros(len(degrees), bool), 1
-    for number, degree in enumerate(degrees.tolist()):
-        if degree % last == 0:
-            chosen[number], last = True, degree
-    return chosen
+def _nests(degrees: Integers) -> Iterator[NDArray[np.bool_]]:
+    """Yield which sizes to use such that each divides the next: from the smallest up, then from every one down."""
+    sizes = degrees.tolist()
+    for start, turn in [(0, 1), *((top, -1) for top in range(len(sizes) - 1, -1, -1))]:
+        chosen, last = np.zeros(len(sizes), bool), sizes[start]
+        for number in range(start, len(sizes) if turn > 0 else -1, turn):
+            if max(last, sizes[number]) % min(last, sizes[number]) == 0:
+                chosen[number], last = True, sizes[number]
+        yield chosen
 
 
 def _split(case: Case, area: Array, column: Integers) -> Scatter:

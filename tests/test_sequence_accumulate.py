@@ -108,6 +108,14 @@ def test_a_size_outside_the_nest_is_used_where_only_it_holds_a_sequence():
     assert 15 in plan.degree
 
 
+def test_sizes_of_which_none_divides_another_are_not_split():
+    """One sequence runs on two accelerators alone, the other on three."""
+    work = np.array([[1.0, np.inf], [np.inf, 1.0]])
+    case = Case(np.array([1, 1]), np.array([2, 3]), work, np.zeros(2), 4.0, 5)
+    plan, bound, _ = plan_splits(case, 0.1)
+    assert bound <= checked(case, plan) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("planner", [plan_splits, plan_fixed])
 def test_a_sequence_that_fits_nowhere_is_refused(planner):
     with pytest.raises(ValueError, match="fits no group"):
