@@ -122,8 +122,21 @@ def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None",
         output,
         table=lambda: _shown(result, top),
         data=result.to_dict,
-        csv=lambda: result_csv(result, given),
+        csv=lambda: result_csv(_one_cell(result), given),
     )
+
+
+def _one_cell(result: "Result") -> "Result":
+    """Return the answer with the memory of all groups as a list: one cell of a row, not a column for each group."""
+    from dataclasses import replace
+
+    def listed(prediction: "Mapping[str, Any]") -> dict[str, Any]:
+        return {**prediction, "memory_bytes": list(prediction["memory_bytes"].values())}
+
+    if result.prediction is None:
+        return result
+    others = [{**other, "prediction": listed(other["prediction"])} for other in result.alternatives]
+    return replace(result, prediction=listed(result.prediction), alternatives=others)
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":

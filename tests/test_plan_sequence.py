@@ -442,6 +442,7 @@ def test_an_example_prints_gain_and_gap(path: Path) -> None:
     rows = run(*words, "--format", "csv").stdout.splitlines()
     assert rows[0].startswith("rank,status,objective,best_bound,gap,plan_schedule,plan_groups,plan_assignment")
     assert len(rows) == 1 + 1 + len(told["alternatives"])
+    assert ",memory_bytes," in rows[0] and "memory_bytes_0" not in rows[0]
 
 
 def test_infeasible_is_an_answer(tmp_path: Path) -> None:
