@@ -121,6 +121,7 @@ def plan(
             status="time_limit",
             objective=objective(None),
             solve_time_s=time.perf_counter() - began,
+            why_not=_left_out(scenario, case, found),
             scenario=scenario.resolved,
             provenance=sequence_provenance(scenario),
         )

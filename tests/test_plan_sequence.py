@@ -523,3 +523,11 @@ def test_a_plan_is_drawn(ending: str, tmp_path: Path) -> None:
     assert picture.stat().st_size > 1000
     none = run("plan", "sequence", str(path), "--set", "workload.lengths=[9000000]", "--plot", str(tmp_path / "no.svg"))
     assert "nothing to draw" in none.stderr and not (tmp_path / "no.svg").exists()
+
+
+def test_a_schedule_without_a_plan_says_so() -> None:
+    # nine sequences of more than half an accelerator on eight: no plan, though the tokens fit
+    text = EIGHT.replace("[18, 10, 9, 5, 4, 4, 2, 1]", "[5, 5, 5, 5, 5, 5, 5, 5, 5]").replace("[1, 2, 4, 8]", "[1]")
+    found = plan(asked(text), time_limit_s=0.5)
+    assert found.plan is None and found.status == "time_limit"
+    assert [entry["reason"] for entry in found.why_not] == ["one-shot: no plan was found"]
