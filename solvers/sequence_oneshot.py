@@ -21,7 +21,7 @@ _GROUP_COSTS = (None, 0.0, 1.0, 0.3)
 """What a group costs beside its accelerators in the pooled problem, in turn [GPUs]; None for groups filled in order."""
 _CLOSE = 0.02
 """Excess over time and memory that is worth a longer search [GPUs]."""
-_CELLS = 2**26
+_CELLS = 2**25
 """Sequences times accelerators that the trials of a filling may have together."""
 
 
@@ -148,6 +148,7 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
         group_cost = _GROUP_COSTS[way]
         if group_cost is None:
             share, balance = rng.uniform(0.96, 1.0, trials), rng.uniform(0.1, 0.6, trials)
+            share[0] = 1.0
             filled = fill(case, limit * share, balance, order, leave=True)
             start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
         else:
