@@ -134,7 +134,7 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
     floor, tried, missing = bound_s, set(), np.zeros(len(_GROUP_COSTS))
     reached = makespan(case, best) if best is not None else np.inf
     trials = int(np.clip(_CELLS // 16 // (len(order) * case.gpus), 1, 8))
-    patience = max(0.02 * (deadline - perf_counter()), 0.1) * max(1.0, len(order) / 2048)
+    patience = max(0.02 * (deadline - perf_counter()), 0.04) * max(1.0, len(order) / 2048)
     while perf_counter() < deadline and reached > bound_s * (1 + ENOUGH):
         ceiling = min(reached, 1.5 * floor)
         if ceiling < floor * (1 + ENOUGH):
@@ -147,8 +147,8 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
         way = int(missing.argmin()) if rng.random() < 0.75 else int(rng.integers(len(missing)))
         group_cost = _GROUP_COSTS[way]
         if group_cost is None:
-            share, balance = rng.uniform(0.96, 1.0, trials), rng.uniform(0.1, 0.6, trials)
-            share[0] = 1.0
+            share = rng.uniform(0.96, 1.0, trials) if trials > 1 else np.ones(1)
+            balance = rng.uniform(0.1, 0.6, trials)
             filled = fill(case, limit * share, balance, order, leave=True)
             start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
         else:
