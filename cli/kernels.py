@@ -127,8 +127,9 @@ def calibrate(
 
         check(plot)
     with working("fitting") as progress:
-        from perfmodel.calibrate_kernels import KINDS, description, written_description
+        from perfmodel.calibrate_kernels import KINDS
         from perfmodel.calibrate_kernels import calibrate as fitted
+        from perfmodel.calibrated_accelerator import description, written_description
         from perfmodel.measured_kernels import accelerator_file
 
         found = fitted(

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.catalogue import find, load_file, resolve_cluster
 from hardware.schema import Accelerator
-from perfmodel.calibrate_kernels import calibrate, description, fitted, predicted, start_of, written_description
+from perfmodel.calibrate_kernels import calibrate, fitted, predicted, start_of
+from perfmodel.calibrated_accelerator import description, written_description
 from perfmodel.kernels.copy import MODEL as COPY
 from perfmodel.kernels.library import own_parameters, parameters_of
 from perfmodel.kernels.model import bounds_of, device_of
