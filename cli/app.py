@@ -23,7 +23,6 @@ from cli.options import (
     Scenario,
     TimeLimit,
     Top,
-    one_of,
     readable,
     write_answer,
 )
@@ -85,22 +84,6 @@ def _answer(result: "Result", given: Mapping[str, Any], form: Format | None, out
     )
 
 
-def _explained(result: "Result", name: str, form: Format | None, output: Path | None) -> None:
-    """Write what a term of an answer's breakdown is."""
-    from cli import explain
-    from perfmodel.equations import EXPLANATIONS
-
-    term = one_of("term", name, tuple(EXPLANATIONS))
-    found = explain.occurrences(result, term)
-    write_answer(
-        form,
-        output,
-        table=lambda: explain.shown(term, found),
-        data=lambda: explain.data(term, found),
-        csv=lambda: explain.csv(term, found),
-    )
-
-
 @plans.callback()
 def _plan() -> None:
     """Find the best plan, predict it, prove it."""
@@ -143,7 +126,10 @@ def plan_train(
         )
     extras.draw(result, plot)
     if explain is not None:
-        _explained(result, explain, form, output)
+        from cli import explain as terms
+        from perfmodel.equations import EXPLANATIONS
+
+        terms.write(result, explain, EXPLANATIONS, form, output)
     elif not extras.emit(result, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
@@ -180,7 +166,10 @@ def predict_train(
         result = predict(question)
     extras.draw(result, plot)
     if explain is not None:
-        _explained(result, explain, form, output)
+        from cli import explain as terms
+        from perfmodel.equations import EXPLANATIONS
+
+        terms.write(result, explain, EXPLANATIONS, form, output)
     elif not extras.emit(result, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
+from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +40,7 @@ def plan_sequence(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     plot: Plot = None,
     debug: Debug = False,
 ) -> None:
@@ -62,7 +63,7 @@ def plan_sequence(
             rows = _stream(question, batches, _BATCH_TIME_LIMIT_S if time_limit is None else time_limit, progress)
     if batches is None:
         _draw(question, result, plot)
-        _answer(result, written(scenario, overrides or ()), form, output, top)
+        _answer(result, written(scenario, overrides or ()), form, output, top, explain)
     else:
         _write_rows(rows, form, output)
 
@@ -75,6 +76,7 @@ def predict_sequence(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     plot: Plot = None,
     debug: Debug = False,
 ) -> None:
@@ -95,7 +97,7 @@ def predict_sequence(
             raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
         result = predict(question)
     _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    _answer(result, written(scenario, overrides or ()), form, output, top, explain)
 
 
 def _draw(question: "SequenceScenario", result: "Result", plot: Path | None) -> None:
@@ -114,9 +116,22 @@ def _draw(question: "SequenceScenario", result: "Result", plot: Path | None) -> 
         raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
-def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
+def _answer(
+    result: "Result",
+    given: "Mapping[str, Any]",
+    form: "Format | None",
+    output: Path | None,
+    top: int,
+    explain: str | None,
+) -> None:
     from cli.export import result_csv
 
+    if explain is not None:
+        from cli import explain as terms
+        from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
+
+        terms.write(result, explain, SEQUENCE_EXPLANATIONS, form, output)
+        return
     write_answer(
         form,
         output,

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from perfmodel.equations import EXPLANATIONS
+from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE = str(EXAMPLES / "llama-3.1-8b-8-h100.yaml")
@@ -24,9 +25,9 @@ def test_every_term_has_an_explanation(name: str) -> None:
     assert names(json.loads(result.stdout)["breakdown"]) <= set(EXPLANATIONS)
 
 
-@pytest.mark.parametrize("name", EXPLANATIONS)
+@pytest.mark.parametrize("name", {**EXPLANATIONS, **SEQUENCE_EXPLANATIONS})
 def test_the_code_named_exists(name: str) -> None:
-    module, function = EXPLANATIONS[name].code.rsplit(".", 1)
+    module, function = (EXPLANATIONS | SEQUENCE_EXPLANATIONS)[name].code.rsplit(".", 1)
     assert callable(getattr(importlib.import_module(module), function))
 
 
@@ -46,3 +47,22 @@ def test_an_unknown_term_names_the_nearest() -> None:
     result = CliRunner().invoke(app, ["plan", "train", ONE, "--explain", "optimiser"])
     assert result.exit_code == 2
     assert 'did you mean "optimizer"' in result.stderr
+
+
+@pytest.mark.parametrize("name", ["sequence-flexsp-7b", "sequence-accumulate-7b"])
+def test_every_term_of_a_scatter_has_an_explanation(name: str) -> None:
+    path = str(EXAMPLES / f"{name}.yaml")
+    words = ["plan", "sequence", path, "--time-limit", "0.5"]
+    breakdown = json.loads(CliRunner().invoke(app, [*words, "--format", "json"]).stdout)["breakdown"]
+
+    def names(node: dict) -> set[str]:
+        return {node["name"]}.union(*map(names, node.get("children", [])))
+
+    assert names(breakdown) <= set(SEQUENCE_EXPLANATIONS)
+    done = CliRunner().invoke(app, [*words, "--explain", "attention core", "--format", "json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [entry["path"] for entry in told["occurrences"]] == ["step > micro-steps > attention core"]
+    shown = CliRunner().invoke(app, [*words, "--explain", "micro-steps"])
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 80
+    assert CliRunner().invoke(app, [*words, "--explain", "micro-stepps"]).exit_code == 2
