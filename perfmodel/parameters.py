@@ -62,7 +62,7 @@ def stage_parameters(architecture: Architecture, stages: Stages, plan: Plan) -> 
     groups = [layer_parameters(group, architecture.hidden) for group in architecture.layers]
     alone = plan.pp == 1
     embedding = architecture.embedding_parameters / plan.tp
-    output = architecture.vocab * architecture.hidden / plan.tp
+    output = architecture.vocab * (architecture.hidden + architecture.output_bias) / plan.tp
     tied_on_one_stage = alone & np.asarray(architecture.tied_embeddings)
     ends: tuple[Number, Number, Number] = (
         embedding + np.where(alone & ~tied_on_one_stage, output, 0.0),

@@ -92,6 +92,11 @@ PUBLISHED = {
     "bloom-176b": 176_247_271_424,
     # 32 (12 * 4096^2 + 2 * 4096) + 50432 * 4096 + 4096
     "mpt-7b": 6_649_286_656,
+    # Card of EleutherAI/gpt-j-6b, n_parameters 6,053,381,344, which counts what each of the eight shards it was trained
+    # in holds alike eight times (kingoflolz/mesh-transformer-jax, transformer_shard.py): the norms, the second bias of
+    # the feed-forward part, and a bias of the token table that the weight files leave out.
+    # 28 (12 * 4096^2 + 16384 + 3 * 4096) + 2 * 50400 * 4096 + 50400 + 2 * 4096
+    "gptj-6b": 6_053_381_344 - 7 * (28 * 3 * 4096 + 2 * 4096) - 8 * 4096,
 }
 
 # Rounded figures, in 1e9, of papers and cards, and the last digit they state.
@@ -109,6 +114,9 @@ ROUNDED = {
     "megatron-1t": (1008.0, 0.1),
     "megatron-22b": (22, 1),  # arXiv 2205.05198, table 3
     "kimi-k2": (1026, 1),  # weight files of moonshotai/Kimi-K2-Instruct
+    "kimi-k2.5": (1026, 1),  # built on Kimi-K2 (arXiv 2602.02276), the image encoder left out
+    "minimax-m2.5": (228.7, 0.1),  # weight files of MiniMaxAI/MiniMax-M2.5: 229 B
+    "internlm-20b": (20, 1),  # card of internlm/internlm-20b
     "deepseek-v3": (671, 1),  # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3; to the unit below
     "deepseek-v3-without-mtp": (671, 1),
     "gemma-3-27b": (27, 1),  # arXiv 2503.19786, table 1; to the unit below
@@ -179,6 +187,8 @@ def test_active_parameters(name, figure, digit):
         ("gpt-oss-120b", 5.13, 0.01),
         ("deepseek-v3", 36.6, 0.1),  # README_WEIGHTS.md of DeepSeek-V3, as corrected later
         ("kimi-k2", 32, 1),  # card of moonshotai/Kimi-K2-Instruct
+        ("kimi-k2.5", 32, 1),  # card of moonshotai/Kimi-K2.5
+        ("minimax-m2.5", 10, 1),  # card of MiniMaxAI/MiniMax-M2
     ],
 )
 def test_active_parameters_of_those_who_leave_the_token_table_out(name, figure, digit):
@@ -251,6 +261,22 @@ def test_window_of_gemma_2():
     assert [(group.count, group.attention.window) for group in groups] == [(21, 4096), (21, 0)]
     short, long = (attention_flops_per_token(group, 8192) for group in groups)
     assert short / long == 3072 / 4096
+
+
+def test_a_norm_over_all_heads_and_a_shared_expert():
+    # transformers, modeling_minimax_m2.py: the norms of queries and keys span all heads of each
+    minimax = load("minimax-m2.5")
+    assert minimax.layers[0].norm_parameters == 2 * 3072 + (48 + 8) * 128
+    assert layer_parameters(minimax.layers[0], 3072).router == 256 * (3072 + 1)  # with the correction of the score
+    config = json.loads((MODELS / "minimax-m2.5.json").read_text()) | {"shared_intermediate_size": 10}
+    assert layer_parameters(from_config(config, "m").layers[0], 3072).shared == 3 * 3072 * 10
+
+
+def test_biases_of_gpt_j():
+    model = load("gptj-6b")
+    layer = layer_parameters(model.layers[0], 4096)
+    assert (layer.attention, layer.norms, layer.dense_mlp) == (4 * 4096**2, 2 * 4096, 8 * 4096**2 + 5 * 4096)
+    assert model.output_parameters == 50400 * 4097
 
 
 def test_layers_that_lead_and_layers_that_alternate():

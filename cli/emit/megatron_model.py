@@ -33,6 +33,8 @@ def _sizes(run: Run, missing: list[str]) -> dict[str, object]:
     model = run.architecture
     if model.embedding_norm_parameters:
         missing.append("model: its norm after the embedding")
+    if model.output_bias:
+        missing.append("model: the bias of its output projection")
     if any(group.norm_parameters != _norm_parameters(model, group.attention) for group in model.layers):
         missing.append(
             "model: its norms; a layer gets one before attention and one before the rest, layer norms with bias"

@@ -42,10 +42,12 @@ def _grouped(layers: Iterable[_Layer]) -> tuple[tuple[LayerGroup, ...], int]:
 class _Traits:
     """How one class of gated decoders differs from Llama."""
 
-    bias_qkv: bool | None = None  # None: as the field attention_bias says
+    bias_qkv: bool | None = None  # None: as bias_field says
     bias_out: bool | None = None
+    bias_field: str = "attention_bias"
     attention_bias: bool = False
     qk_norm: bool = False
+    qk_norm_heads: bool = False  # whether every head has weights of its own in it
     sinks: bool = False
     norms: int = 2
     tied: bool = False
@@ -56,6 +58,8 @@ class _Traits:
     experts: str = ""  # the field that counts the routed experts
     expert_width: str = "intermediate_size"
     expert_bias: bool = False
+    router_bias: bool = False
+    shared_width: str = ""  # the field that gives the inner width of the shared expert
     defaults: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -91,6 +95,17 @@ _GATED: dict[str, _Traits] = {
             "max_position_embeddings": 131072,
         },
     ),
+    "internlm": _Traits(kv_heads_given=False, bias_field="bias", attention_bias=True),
+    "minimax_m2": _Traits(
+        bias_qkv=False,
+        bias_out=False,
+        qk_norm=True,
+        qk_norm_heads=True,
+        head_dim_given=True,
+        experts="num_local_experts",
+        router_bias=True,
+        shared_width="shared_intermediate_size",
+    ),
     "gpt_oss": _Traits(
         attention_bias=True,
         sinks=True,
@@ -99,6 +114,7 @@ _GATED: dict[str, _Traits] = {
         period=2,
         experts="num_local_experts",
         expert_bias=True,
+        router_bias=True,
     ),
 }
 
@@ -118,8 +134,10 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
         "head_dim", "head_dim", default("head_dim", None if traits.head_dim_given else hidden // heads)
     )
     vocab = fields.size("vocab_size", "vocab", default("vocab_size"))
-    bias = fields.flag("attention_bias", traits.attention_bias)
-    norms = traits.norms * hidden + (2 * head_dim if traits.qk_norm else 0)
+    bias = fields.flag(traits.bias_field, traits.attention_bias)
+    norms = traits.norms * hidden
+    if traits.qk_norm:
+        norms += head_dim * (heads + kv_heads if traits.qk_norm_heads else 2)
     layers = []
     for window, feed_forward in zip(
         _windows(fields, traits, depth), _feed_forwards(fields, traits, depth), strict=True
@@ -186,7 +204,12 @@ def _feed_forwards(fields: Fields, traits: _Traits, depth: int) -> list[FeedForw
         experts=fields.size(traits.experts, "experts"),
         experts_per_token=fields.size("num_experts_per_tok", "experts_per_token"),
         expert_width=fields.size(traits.expert_width, "expert_width"),
-        router_bias=traits.expert_bias,
+        router_bias=traits.router_bias,
+        shared_width=(
+            fields.integer(traits.shared_width, "the inner width of the shared expert", 0, least=0)
+            if traits.shared_width
+            else 0
+        ),
     )
     _check_experts(fields, "num_experts_per_tok", mixture)
     dense_layers = fields.value("mlp_only_layers") or []

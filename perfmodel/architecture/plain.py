@@ -19,6 +19,7 @@ class _Plain:
     vocab: int
     kv_heads: int = 0  # 0: as many as heads
     bias: bool = True
+    attention_bias: bool = True  # only where bias
     norms: int = 2
     norm_bias: bool = True
 
@@ -33,8 +34,8 @@ def _plain_decoder(fields: Fields, name: str, sizes: _Plain, heads_key: str, **r
         kv_heads=sizes.kv_heads or sizes.heads,
         head_dim=head_dim,
         v_head_dim=head_dim,
-        bias_qkv=sizes.bias,
-        bias_out=sizes.bias,
+        bias_qkv=sizes.bias and sizes.attention_bias,
+        bias_out=sizes.bias and sizes.attention_bias,
     )
     feed_forward = FeedForward(sizes.width, gated=False, bias=sizes.bias)
     return Architecture(
@@ -68,6 +69,28 @@ def _gpt2(fields: Fields, name: str) -> Architecture:
         learned_positions=positions,
         position="learned",
         max_positions=positions,
+    )
+
+
+def _gptj(fields: Fields, name: str) -> Architecture:
+    hidden = fields.size("n_embd", "hidden")
+    sizes = _Plain(
+        hidden=hidden,
+        depth=fields.size("n_layer", "layers"),
+        heads=fields.size("n_head", "heads"),
+        width=fields.size("n_inner", "width", 4 * hidden),
+        vocab=fields.size("vocab_size", "vocab"),
+        attention_bias=False,
+        norms=1,  # attention and feed-forward part read the same normalised stream
+    )
+    return _plain_decoder(
+        fields,
+        name,
+        sizes,
+        "n_head",
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        output_bias=True,
+        max_positions=fields.size("n_positions", "max_positions", 0),
     )
 
 
@@ -172,6 +195,7 @@ def _mpt(fields: Fields, name: str) -> Architecture:
 
 PLAIN_READERS: Mapping[str, Callable[[Fields, str], Architecture]] = {
     "gpt2": _gpt2,
+    "gptj": _gptj,
     "gpt_neox": _gpt_neox,
     "opt": _opt,
     "bloom": _bloom,

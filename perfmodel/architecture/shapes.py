@@ -154,6 +154,8 @@ class Architecture:
         mixture of experts [1]; 0 = the groups alternate evenly over the depth.
     tied_embeddings
         Whether the output projection is the token table.
+    output_bias
+        Whether the output projection has a number per row of the token table beside its matrix.
     learned_positions
         Rows of the table of learned positions [1]; 0 = none.
     embedding_norm_parameters, final_norm_parameters
@@ -177,6 +179,7 @@ class Architecture:
     layers: tuple[LayerGroup, ...]
     leading: int = 0
     tied_embeddings: bool = False
+    output_bias: bool = False
     learned_positions: int = 0
     embedding_norm_parameters: int = 0
     final_norm_parameters: int = 0
@@ -201,8 +204,8 @@ class Architecture:
 
     @property
     def output_parameters(self) -> int:
-        """Parameters of the output projection [1]; 0 when it is the token table."""
-        return 0 if self.tied_embeddings else self.vocab * self.hidden
+        """Parameters of the output projection [1]; without its matrix when that is the token table."""
+        return self.vocab * (self.output_bias + (0 if self.tied_embeddings else self.hidden))
 
     @property
     def parameters(self) -> int:
