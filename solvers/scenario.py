@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hardware.catalogue import Machine, UnknownName, description, resolve_cluster, unknown_family
 from hardware.faults import Fault, InputError
 from hardware.yaml_source import Source, did_you_mean, validated
-from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.architecture import Architecture, load_architecture, trainable
 from perfmodel.framework import frameworks
 from perfmodel.job import Job, job
 from perfmodel.pipeline import splits
@@ -205,7 +205,7 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
             faults += error.faults
     if isinstance(data.get("model"), str | Mapping):
         try:
-            architecture = load_architecture(data["model"], base_dir, source, ("model",))
+            architecture = trainable(load_architecture(data["model"], base_dir, source, ("model",)), source)
         except InputError as error:
             faults += error.faults
     framework = frameworks().get(str(data.get("framework", "megatron-lm")))

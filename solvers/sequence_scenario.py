@@ -18,7 +18,7 @@ from hardware.catalogue import Machine, UnknownName, description, read_file, res
 from hardware.faults import Fault, InputError
 from hardware.topology import levels
 from hardware.yaml_source import Source, did_you_mean, validated
-from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.architecture import Architecture, load_architecture, trainable
 from perfmodel.framework import frameworks
 from perfmodel.job import Job, job
 from perfmodel.sequence import (
@@ -308,7 +308,7 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
             faults.append(source.fault(("model",), "missing; it is needed unless costs are given"))
         else:
             try:
-                architecture = load_architecture(question.model, base_dir, source, ("model",))
+                architecture = trainable(load_architecture(question.model, base_dir, source, ("model",)), source)
             except InputError as error:
                 faults += error.faults
     framework = frameworks().get(question.framework)

@@ -33,6 +33,7 @@ from perfmodel.architecture import (
     layer_parameters,
     load_architecture,
     model_flops_per_token,
+    trainable,
 )
 
 MODELS = Path(perfmodel.__file__).parent / "models"
@@ -90,6 +91,11 @@ PUBLISHED = {
     "gpt-neox-20b": 20_554_567_680,
     # 70 (12 * 14336^2 + 13 * 14336) + 250880 * 14336 + 4 * 14336
     "bloom-176b": 176_247_271_424,
+    # Weight files of Qwen/Qwen3.5-397B-A17B, 403,397,928,944, without image encoder, 456,010,480, and prediction module,
+    # 6,595,568,128: 60 (512 * 3 * 4096 * 1024 + 512 * 4096 + 3 * 4096 * 1024 + 4096 + 2 * 4096)
+    # + 45 (4096 (12288 + 8192 + 128) + 12288 * 4 + 128 + 128 + 8192 * 4096)
+    # + 15 (4096 * 256 (2 * 32 + 2 * 2 + 32) + 2 * 256) + 2 * 248320 * 4096 + 4096
+    "qwen3.5-397b-a17b": 403_397_928_944 - 456_010_480 - 6_595_568_128,
     # 32 (12 * 4096^2 + 2 * 4096) + 50432 * 4096 + 4096
     "mpt-7b": 6_649_286_656,
     # Card of EleutherAI/gpt-j-6b, n_parameters 6,053,381,344, which counts what each of the eight shards it was trained
@@ -158,6 +164,49 @@ def test_parameters_of_deepseek_v3_with_its_prediction_module():
     assert load("deepseek-v3-without-mtp").mtp_parameters == 0
 
 
+def test_parameters_of_linear_attention():
+    # Weight files of Qwen/Qwen3-Next-80B-A3B-Instruct: 81,324,862,720 with one prediction module, which its
+    # configuration does not mention
+    config = {
+        "model_type": "qwen3_next",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "intermediate_size": 5120,
+        "vocab_size": 151936,
+        "full_attention_interval": 4,
+        "linear_num_value_heads": 32,
+        "linear_num_key_heads": 16,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    model = from_config(config, "m")
+    with_module = replace(model, mtp_layers=1)
+    assert with_module.parameters + with_module.mtp_parameters == 81_324_862_720
+    assert [(group.count, group.attention.kind) for group in model.layers] == [(36, "linear"), (12, "full")]
+    listed = config | {"layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 12}
+    assert from_config(listed, "m") == model
+    assert load("qwen3.5-397b-a17b").mtp_parameters == 6_595_568_128
+    dense = {key: value for key, value in config.items() if "expert" not in key} | {"model_type": "qwen3_5_text"}
+    assert layer_parameters(from_config(dense, "m").layers[0], 2048).dense_mlp == 3 * 2048 * 5120
+
+
+def test_flops_of_linear_attention_do_not_grow_with_the_sequence():
+    # three products with the state of 128 x 128 of each of 64 heads
+    linear, full = load("qwen3.5-397b-a17b").layers
+    assert attention_flops_per_token(linear, 1) == attention_flops_per_token(linear, 10**6) == 3 * 2 * 64 * 128**2
+    assert attention_flops_per_token(full, 4096) == 2 * 32 * 512 * 2048
+
+
 def test_parameters_of_gemma_3_beside_its_image_encoder():
     # Weight files of google/gemma-3-27b-it: 27,432,406,640, with a SigLIP encoder of 27 layers, width 1152, inner
     # width 4304, patches of 14^2 * 3, 64^2 positions and layer norms with biases, and a projection with its norm.
@@ -171,6 +220,7 @@ def test_parameters_of_gemma_3_beside_its_image_encoder():
     [
         ("mixtral-8x7b", 12.9, 0.1),  # mistral.ai/news/mixtral-of-experts
         ("mixtral-8x22b", 39, 1),  # mistral.ai/news/mixtral-8x22b
+        ("qwen3.5-397b-a17b", 17, 1),  # card of Qwen/Qwen3.5-397B-A17B
         ("qwen3-235b-a22b", 22, 1),  # card of Qwen/Qwen3-235B-A22B
         ("qwen3-30b-a3b", 3.35, 0.1),  # card of Qwen/Qwen3-30B-A3B: 3.3, which may be cut off or rounded
         ("deepseek-v2", 21, 1),  # arXiv 2405.04434, abstract
@@ -466,7 +516,7 @@ def test_whatever_a_configuration_holds_the_answer_is_a_model_or_faults(path, ch
         assert error.faults
 
 
-@pytest.mark.parametrize("kind", ["nemotron_h", "jamba", "mamba", "mamba2", "bamba", "qwen3_next", "granitemoehybrid"])
+@pytest.mark.parametrize("kind", ["nemotron_h", "jamba", "mamba", "mamba2", "bamba", "kimi_linear", "granitemoehybrid"])
 def test_hybrid_models_are_refused_with_the_reason(kind):
     with pytest.raises(ModelNotCovered, match="state-space layers are not modelled"):
         from_config({"model_type": kind, "hidden_size": 64}, "m")
@@ -652,6 +702,15 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 def test_a_model_that_is_known_not_to_be_covered_is_answered_with_the_reason():
     with pytest.raises(ModelNotCovered, match="state-space layers are not modelled"):
         load("Nemotron_3_Nano")
+
+
+def test_a_model_of_which_only_serving_is_modelled_is_not_trained():
+    source = read_yaml("kind: train\nmodel: qwen3.5-397b-a17b\n", "s.yaml")
+    with pytest.raises(ModelNotCovered, match=r"s.yaml:2:1: model: .* serving alone, not in training"):
+        trainable(load("qwen3.5-397b-a17b"), source)
+    assert trainable(load("qwen3-8b"), source) is load("qwen3-8b")
+    with pytest.raises(ModelNotCovered, match=r"a config.json says them"):
+        load("Qwen3.5-35B-A3B")
 
 
 def test_a_config_json_is_read_from_its_path_or_its_folder(tmp_path):

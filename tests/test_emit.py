@@ -310,7 +310,10 @@ def counted(found: dict[str, Any]) -> int:
     return layers + (found["--vocab-size"] * tables + learned) * hidden + norm
 
 
-@pytest.mark.parametrize("name", architecture_names())
+TRAINED = sorted(set(architecture_names()) - {"qwen3.5-397b-a17b"})  # linear attention is modelled in serving alone
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_megatron_arguments_describe_the_model(name: str) -> None:
     data = small(model=name)
     data["workload"]["seq_len"] = 1024
@@ -321,7 +324,7 @@ def test_megatron_arguments_describe_the_model(name: str) -> None:
 
 def test_most_models_are_expressible() -> None:
     said = {}
-    for name in architecture_names():
+    for name in TRAINED:
         data = small(model=name)
         data["workload"]["seq_len"] = 1024
         said[name] = "not expressible: model" in missing(SYSTEMS["megatron-lm"](answer(data)))

@@ -1,6 +1,6 @@
 """The models: their sizes, parameters and arithmetic, read from a catalogue, a config.json or a short description."""
 
-from perfmodel.architecture.catalogue import architecture_names, bundled_architecture, load_architecture
+from perfmodel.architecture.catalogue import architecture_names, bundled_architecture, load_architecture, trainable
 from perfmodel.architecture.columns import from_columns
 from perfmodel.architecture.config import MODEL_TYPES, from_config
 from perfmodel.architecture.coverage import ModelNotCovered
@@ -34,4 +34,5 @@ __all__ = [
     "layer_parameters",
     "load_architecture",
     "model_flops_per_token",
+    "trainable",
 ]

@@ -111,6 +111,32 @@ def load_architecture(
     return _from_source(read_yaml(text, str(path)), name)
 
 
+def trainable(architecture: Architecture, source: Source, at: Path = ("model",)) -> Architecture:
+    """Return a model, if its training is modelled.
+
+    Parameters
+    ----------
+    architecture
+        The model.
+    source, at
+        The document that names it and the path in it, to place faults.
+
+    Returns
+    -------
+    Architecture
+        The same model.
+
+    Raises
+    ------
+    ModelNotCovered
+        It has linear attention, of which only serving is modelled.
+    """
+    if any(group.attention.kind == "linear" for group in architecture.layers):
+        message = f'"{architecture.name}": linear attention is modelled in serving alone, not in training'
+        raise ModelNotCovered(source.fault(at, message))
+    return architecture
+
+
 def _from_source(source: Source, name: str, at: Path = ()) -> Architecture:
     data = source.data
     for part in at:

@@ -16,6 +16,8 @@ from perfmodel.architecture.fields import Fields
 from perfmodel.architecture.plain import PLAIN_READERS
 from perfmodel.architecture.shapes import Architecture, Attention, FeedForward, LayerGroup
 
+_MODULES = "the number of prediction modules"
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -60,10 +62,25 @@ class _Traits:
     expert_bias: bool = False
     router_bias: bool = False
     shared_width: str = ""  # the field that gives the inner width of the shared expert
+    shared_gate: bool = False
+    output_gate: bool = False
+    interval: str = ""  # the field that says every how many layers one is not linear attention
+    modules: str = ""  # the field that counts the prediction modules
     defaults: Mapping[str, int] = field(default_factory=dict)
 
 
 _QWEN3 = _Traits(qk_norm=True, head_dim_given=True, window="tail")
+_QWEN3_NEXT = _Traits(
+    qk_norm=True,
+    head_dim_given=True,
+    experts="num_experts",
+    expert_width="moe_intermediate_size",
+    shared_width="shared_expert_intermediate_size",
+    shared_gate=True,
+    output_gate=True,
+    interval="full_attention_interval",
+    modules="mtp_num_hidden_layers",
+)
 _GATED: dict[str, _Traits] = {
     "llama": _Traits(kv_heads_given=False),
     "mistral": _Traits(bias_qkv=False, bias_out=False, window="all"),
@@ -77,6 +94,9 @@ _GATED: dict[str, _Traits] = {
         experts="num_experts",
         expert_width="moe_intermediate_size",
     ),
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN3_NEXT,
+    "qwen3_5_text": replace(_QWEN3_NEXT, experts="", shared_gate=False),
     "gemma": _Traits(tied=True, head_dim_given=True),
     "gemma2": _Traits(tied=True, head_dim_given=True, norms=4, window="period", period=2),
     "gemma3_text": _Traits(
@@ -136,12 +156,15 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
     vocab = fields.size("vocab_size", "vocab", default("vocab_size"))
     bias = fields.flag(traits.bias_field, traits.attention_bias)
     norms = traits.norms * hidden
-    if traits.qk_norm:
-        norms += head_dim * (heads + kv_heads if traits.qk_norm_heads else 2)
+    linear = _linear_attention(fields) if traits.interval else None
+    head_norms = head_dim * (heads + kv_heads if traits.qk_norm_heads else 2) if traits.qk_norm else 0
     layers = []
     for window, feed_forward in zip(
         _windows(fields, traits, depth), _feed_forwards(fields, traits, depth), strict=True
     ):
+        if linear and window is None:
+            layers.append(_Layer(linear, feed_forward, norms + linear.v_head_dim))
+            continue
         attention = Attention(
             kind="full",
             heads=heads,
@@ -152,9 +175,10 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
             bias_out=bias if traits.bias_out is None else traits.bias_out,
             qk_norm=traits.qk_norm,
             sinks=traits.sinks,
-            window=window,
+            window=window or 0,
+            output_gate=traits.output_gate,
         )
-        layers.append(_Layer(attention, feed_forward, norms))
+        layers.append(_Layer(attention, feed_forward, norms + head_norms))
     groups, leading = _grouped(layers)
     return Architecture(
         name=name,
@@ -165,19 +189,41 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
         tied_embeddings=fields.flag("tie_word_embeddings", traits.tied),
         final_norm_parameters=hidden,
         max_positions=fields.size("max_position_embeddings", "max_positions", default("max_position_embeddings", 0)),
+        mtp_layers=fields.integer(traits.modules, _MODULES, 0, least=0) if traits.modules else 0,
     )
 
 
-def _windows(fields: Fields, traits: _Traits, depth: int) -> list[int]:
-    """Return the window of every layer; 0 where a token sees all before it."""
+def _linear_attention(fields: Fields) -> Attention:
+    heads = fields.integer("linear_num_value_heads", "the number of value heads of linear attention")
+    keys = fields.integer("linear_num_key_heads", "the number of key heads of linear attention")
+    fields.check_divides("linear_num_key_heads", keys, heads, "should divide linear_num_value_heads")
+    return Attention(
+        kind="linear",
+        heads=heads,
+        kv_heads=keys,
+        head_dim=fields.integer("linear_key_head_dim", "the width of a key head of linear attention"),
+        v_head_dim=fields.integer("linear_value_head_dim", "the width of a value head of linear attention"),
+        output_gate=True,
+        convolution=fields.integer("linear_conv_kernel_dim", "the tokens that the convolution mixes"),
+    )
+
+
+def _windows(fields: Fields, traits: _Traits, depth: int) -> list[int | None]:
+    """Return the window of every layer; 0 where a token sees all before it, None where attention is linear."""
     kinds = fields.value("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or len(kinds) != depth):
         fields.fault("layer_types", "should list one type for each of num_hidden_layers layers")
         return [0] * depth
+    allowed = {"full_attention", "linear_attention" if traits.interval else "sliding_attention"}
+    if kinds is None and traits.interval:
+        period = fields.integer(traits.interval, "every how many layers one is not linear attention", 4)
+        kinds = ["linear_attention" if (index + 1) % period else "full_attention" for index in range(depth)]
     if kinds is not None:
-        unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
+        unknown = sorted({str(kind) for kind in kinds} - allowed)
         if unknown:
             fields.fault("layer_types", f"layers of type {', '.join(unknown)} are not modelled")
+        if traits.interval:
+            return [None if kind == "linear_attention" else 0 for kind in kinds]
         slides = [kind == "sliding_attention" for kind in kinds]
     elif traits.window == "all":
         slides = [fields.value("sliding_window") is not None] * depth
@@ -210,6 +256,7 @@ def _feed_forwards(fields: Fields, traits: _Traits, depth: int) -> list[FeedForw
             if traits.shared_width
             else 0
         ),
+        shared_gate=traits.shared_gate,
     )
     _check_experts(fields, "num_experts_per_tok", mixture)
     dense_layers = fields.value("mlp_only_layers") or []
@@ -274,7 +321,7 @@ def _deepseek(fields: Fields, name: str) -> Architecture:
         tied_embeddings=fields.flag("tie_word_embeddings", False),
         final_norm_parameters=hidden,
         max_positions=fields.size("max_position_embeddings", "max_positions", 0),
-        mtp_layers=fields.integer("num_nextn_predict_layers", "the number of prediction modules", 0, least=0),
+        mtp_layers=fields.integer("num_nextn_predict_layers", _MODULES, 0, least=0),
     )
 
 

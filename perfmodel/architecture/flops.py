@@ -56,8 +56,15 @@ def attention_flops_per_token(group: LayerGroup, seq_len: int) -> float:
     -------
     float
         Operations per token, averaged over the positions of a sequence [FLOP/token].
+
+    Notes
+    -----
+    Linear attention reads its state at the key, corrects it there and reads it at the query, whatever came before:
+    ``3 * 2 d_qk d_v`` a head (arXiv 2412.06464, equation 10); the decay is element-wise.
     """
     attention = group.attention
+    if attention.kind == "linear":
+        return 6.0 * attention.heads * attention.head_dim * attention.v_head_dim
     seen = seq_len / 2
     if 0 < attention.window < seq_len:
         seen = attention.window - attention.window**2 / (2 * seq_len)

@@ -16,9 +16,11 @@ class Attention:
     kind
         ``full``: queries, keys and values are projected from the residual stream (multi-head, grouped-query or
         multi-query by `kv_heads`). ``mla``: multi-head latent attention, which projects them from a shared
-        low-rank latent vector.
+        low-rank latent vector. ``linear``: a gated delta network, whose heads each keep a matrix of `head_dim` by
+        `v_head_dim` that every token decays and corrects, instead of keys and values of all tokens.
     heads, kv_heads
-        Query heads; key and value heads [1]. Of ``mla`` both are equal in training and prefill.
+        Query heads; key and value heads [1]. Of ``mla`` both are equal in training and prefill. Of ``linear`` the
+        value heads, and the fewer key heads, which queries have as many of.
     head_dim
         Width of a query or key head [1]; of ``mla`` its part without rotary position.
     v_head_dim
@@ -35,13 +37,18 @@ class Attention:
         Whether every head has a learned attention sink.
     window
         Tokens a query sees, itself included [1]; 0 = all before it.
+    output_gate
+        Whether a further projection gates the result of every value feature.
+    convolution
+        ``linear`` only: tokens that a convolution mixes every query, key and value feature over [1].
 
     References
     ----------
-    Multi-head latent attention: DeepSeek-V2, arXiv 2405.04434, section 2.1 and equations 37-47.
+    Multi-head latent attention: DeepSeek-V2, arXiv 2405.04434, section 2.1 and equations 37-47. Gated delta networks:
+    arXiv 2412.06464, sections 3.1 and 3.4.
     """
 
-    kind: Literal["full", "mla"]
+    kind: Literal["full", "mla", "linear"]
     heads: int
     kv_heads: int
     head_dim: int
@@ -54,6 +61,13 @@ class Attention:
     qk_norm: bool = False
     sinks: bool = False
     window: int = 0
+    output_gate: bool = False
+    convolution: int = 0
+
+    @property
+    def gate_features(self) -> int:
+        """Features of the projection that gates the result [1]."""
+        return self.output_gate * self.heads * self.v_head_dim
 
     @property
     def qk_head_dim(self) -> int:
@@ -82,6 +96,8 @@ class FeedForward:
     router_bias
         Whether the router has a number per expert beside its matrix: a bias, or the score correction that
         balances load without an auxiliary loss.
+    shared_gate
+        Whether a product of one column weighs the result of the shared experts; it counts as part of the router.
     """
 
     width: int
@@ -92,6 +108,7 @@ class FeedForward:
     expert_width: int = 0
     shared_width: int = 0
     router_bias: bool = False
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,8 @@ class LayerGroup:
     attention, feed_forward
         What each of them holds.
     norm_parameters
-        Parameters of all normalisations of one layer, those of queries, keys and latent vectors included [1].
+        Parameters of all normalisations of one layer, those of queries, keys, latent vectors and of the result of
+        linear attention included [1].
     """
 
     count: int
@@ -250,7 +268,7 @@ def layer_parameters(group: LayerGroup, hidden: int) -> LayerParameters:
         The counts by part [1].
     """
     feed_forward = group.feed_forward
-    router = (hidden + feed_forward.router_bias) * feed_forward.experts
+    router = (hidden + feed_forward.router_bias) * feed_forward.experts + feed_forward.shared_gate * hidden
     return LayerParameters(
         attention=_attention_parameters(group.attention, hidden),
         norms=group.norm_parameters,
@@ -264,7 +282,9 @@ def layer_parameters(group: LayerGroup, hidden: int) -> LayerParameters:
 def _attention_parameters(attention: Attention, hidden: int) -> int:
     if attention.kind == "mla":
         return _latent_attention_parameters(attention, hidden)
-    queries = attention.heads * attention.head_dim
+    if attention.kind == "linear":
+        return _linear_attention_parameters(attention, hidden)
+    queries = attention.heads * attention.head_dim + attention.gate_features
     keys_and_values = attention.kv_heads * (attention.head_dim + attention.v_head_dim)
     count = (hidden + attention.bias_qkv) * (queries + keys_and_values)
     count += (attention.heads * attention.v_head_dim + attention.bias_out) * hidden
@@ -278,6 +298,14 @@ def _latent_attention_parameters(attention: Attention, hidden: int) -> int:
     count += (hidden + attention.bias_qkv) * (attention.kv_lora_rank + attention.rope_head_dim)
     count += attention.kv_lora_rank * attention.heads * (attention.head_dim + attention.v_head_dim)
     return count + (attention.heads * attention.v_head_dim + attention.bias_out) * hidden
+
+
+def _linear_attention_parameters(attention: Attention, hidden: int) -> int:
+    """Count the projections, the convolution, and of every value head two factors and two numbers of its decay."""
+    values = attention.heads * attention.v_head_dim
+    mixed = 2 * attention.kv_heads * attention.head_dim + values
+    count = hidden * (mixed + attention.gate_features + 2 * attention.heads)
+    return count + mixed * attention.convolution + 2 * attention.heads + values * hidden
 
 
 def _mlp_parameters(feed_forward: FeedForward, width: int, hidden: int) -> int:
