@@ -141,11 +141,12 @@ def all_to_all_bandwidth(levels: Sequence[Level], degree: int) -> float:
     Notes
     -----
     Of d shares all but those of the d_l ranks within the unit below cross level l: the least of B_l d / (d - d_l).
+    Where such units do not divide the group, d_l are the ranks in its last one, which send most to the outside.
     """
     below, rate = 1, float("inf")
     for level in levels:
         if degree > below:
-            rate = min(rate, level.bandwidth * degree / (degree - below))
+            rate = min(rate, level.bandwidth * degree / (degree - (degree % below or below)))
         below = level.ranks
     return rate
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -322,7 +323,10 @@ def _binding(case: Case, best: Planned, bound_s: float) -> list[dict[str, Any]]:
 
 def _left_out(scenario: SequenceScenario, case: Case, found: list[Planned]) -> list[dict[str, Any]]:
     there = {one.plan.schedule for one in found}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if "splits" in there and (case.node_units or any(b % a for a, b in pairwise(case.degrees.tolist()))):
+        reason = "splits: only sizes that divide one another and a node split; other sizes serve fixed groups alone"
+        rows.append({"reason": reason, "candidates": None, "nearest": None})
     for name in scenario.schedules:
         if name in there or name not in PLANNERS:
             continue

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perfmodel.terms import Array
 from solvers.sequence_bounds import alone_s, area_gpu_s, integer_bound, named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, makespan
+from solvers.sequence_layout import Free, laid_out, one_size
 
 ENOUGH = 2e-3
 """Gap at which a plan is good enough to stop the search [1]."""
@@ -75,7 +76,7 @@ def plan_splits(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     if not np.isfinite(bound):
         raise ValueError("a sequence fits no group")
     alone, area = alone_s(case), area_gpu_s(case, "splits")
-    nested = next((nest for nest in _nests(case.degrees) if np.isfinite(alone[:, nest]).any(axis=1).all()), None)
+    nested = next((nest for nest in _nests(case) if np.isfinite(alone[:, nest]).any(axis=1).all()), None)
     if nested is None:
         return replace(plan_fixed(case, time_limit_s)[0], schedule="splits"), bound, name
     alone[:, ~nested] = np.inf
@@ -189,7 +190,11 @@ def _moved(
     useless = 0
     while reached > goal and useless < _MOVES and time.perf_counter() - started < time_limit_s:
         item = int(random.choice(len(column), p=heavy))
-        size = int(random.choice(np.flatnonzero(alone[item] < reached)))
+        sizes = np.flatnonzero(alone[item] < reached)
+        if not len(sizes):  # alone on its best size it sets the time
+            useless += 1
+            continue
+        size = int(random.choice(sizes))
         tried = column.copy()
         tried[item] = size
         found = _split(case, area, tried)
@@ -200,13 +205,17 @@ def _moved(
     return plan, reached
 
 
-def _nests(degrees: Integers) -> Iterator[NDArray[np.bool_]]:
-    """Yield which sizes to use such that each divides the next: from the smallest up, then from every one down."""
-    sizes = degrees.tolist()
-    for start, turn in [(0, 1), *((top, -1) for top in range(len(sizes) - 1, -1, -1))]:
+def _nests(case: Case) -> Iterator[NDArray[np.bool_]]:
+    """Yield which sizes to use such that each divides the next: from the smallest up, then from every one down.
+
+    Where groups are laid out by nodes only sizes that divide a node, or are several, have aligned blocks.
+    """
+    sizes, node = case.degrees.tolist(), case.node_units
+    aligned = [number for number, size in enumerate(sizes) if node is None or max(node, size) % min(node, size) == 0]
+    for start, turn in [(aligned[0], 1), *((top, -1) for top in aligned[::-1])] if aligned else []:
         chosen, last = np.zeros(len(sizes), bool), sizes[start]
         for number in range(start, len(sizes) if turn > 0 else -1, turn):
-            if max(last, sizes[number]) % min(last, sizes[number]) == 0:
+            if number in aligned and max(last, sizes[number]) % min(last, sizes[number]) == 0:
                 chosen[number], last = True, sizes[number]
         yield chosen
 
@@ -224,15 +233,17 @@ def _split(case: Case, area: Array, column: Integers) -> Scatter:
         degree = int(case.degrees[number])
         members = np.flatnonzero(column == number)
         members = members[np.argsort(-seconds[members], kind="stable")]
-        ends = free[: case.gpus // degree * degree].reshape(-1, degree).max(axis=1)
+        begin = one_size(case, degree)
+        inside = begin[:, None] + np.arange(degree)
+        ends = free[inside].max(axis=1)
         block = _levelled(ends, seconds[members])
         step[members], steps = _packed(block, case.lengths[members], degree * case.capacity_tokens, len(ends))
         ends += np.bincount(block, work[members], len(ends)) + case.fixed_s[number] * steps
-        free[: len(ends) * degree] = np.repeat(ends, degree)
+        free[inside] = ends[:, None]
         used, place = np.unique(block, return_inverse=True)
         group[members] = len(degrees) + place
         degrees += [degree] * len(used)
-        firsts += (used * degree).tolist()
+        firsts += begin[used].tolist()
     return Scatter("splits", np.array(degrees, np.int64), np.array(firsts, np.int64), group, step)
 
 
@@ -303,6 +314,7 @@ class _Listed:
     fixed: list[float]
     rooms: list[float]
     gpus: int
+    node_units: int | None
 
 
 def _listed(case: Case) -> _Listed:
@@ -318,6 +330,7 @@ def _listed(case: Case) -> _Listed:
         case.fixed_s.tolist(),
         (case.degrees * case.capacity_tokens).tolist(),
         case.gpus,
+        case.node_units,
     )
 
 
@@ -336,7 +349,7 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
     counts: list[int] = []
     group, step = [0] * len(lengths), [0] * len(lengths)
     late: list[int] = []
-    spare = listed.gpus
+    spare = Free(listed.gpus, listed.node_units)
 
     def put(item: int, size: int, place: int) -> None:
         free, number = open_groups[size].pop(place)
@@ -369,7 +382,7 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
         if needed < 0:
             late.append(item)
             continue
-        most = reach * degrees[needed] if spare >= degrees[needed] else listed.gpus
+        most = reach * degrees[needed] if spare.fits(degrees[needed]) else listed.gpus
         least, best, where = float("inf"), -1, -1
         for size in sizes:
             if alone[size] > limit_s or degrees[size] > most:
@@ -390,8 +403,8 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
                     least, best, where = cost, size, at
         if best >= 0:
             put(item, best, where)
-        elif spare >= degrees[needed]:
-            spare -= degrees[needed]
+        elif spare.fits(degrees[needed]):
+            spare.take(degrees[needed])
             opened(needed)
             place = len(open_groups[needed]) - 1
             put(item, needed, place)
@@ -403,7 +416,7 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
         for size in sizes:
             if listed.alone[item][size] == float("inf"):
                 continue
-            if degrees[size] <= spare and limit_s - listed.alone[item][size] > most_left:
+            if spare.fits(degrees[size]) and limit_s - listed.alone[item][size] > most_left:
                 most_left, best = limit_s - listed.alone[item][size], -2 - size
             if open_groups[size] and open_groups[size][-1][0] - work[size] - fixed[size] > most_left:
                 most_left, best = open_groups[size][-1][0] - work[size] - fixed[size], size
@@ -411,7 +424,7 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
             return None
         if best <= -2:
             best = -2 - best
-            spare -= degrees[best]
+            spare.take(degrees[best])
             opened(best)
         put(item, best, len(open_groups[best]) - 1)
     return _placed(listed, column, group, step)
@@ -421,9 +434,12 @@ def _placed(listed: _Listed, column: list[int], group: list[int], step: list[int
     """Lay fixed groups out, the largest first."""
     degree = np.array(listed.degrees, np.int64)[column]
     order = np.argsort(-degree, kind="stable")
+    begin = laid_out(degree if listed.node_units else degree[order], listed.gpus, listed.node_units)
+    assert begin is not None  # they were opened as they fit
+    first = begin[order] if listed.node_units else begin
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     degree = degree[order]
     groups, steps = np.empty(len(group), np.int64), np.empty(len(group), np.int64)
     groups[listed.order], steps[listed.order] = rank[group], step
-    return Scatter("fixed", degree, np.concatenate([[0], degree.cumsum()[:-1]]), groups, steps)
+    return Scatter("fixed", degree, first, groups, steps)

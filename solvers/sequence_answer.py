@@ -287,7 +287,11 @@ def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dic
     changes: list[dict[str, Any]] = []
     if case.capacity_tokens > 0:
         needed = 2 ** math.ceil(math.log2(length / case.capacity_tokens))
-        if needed > largest:
+        node = scenario.machine.node.accelerators.count
+        if needed > node and not scenario.question.search.across_nodes:
+            constraint = "a group across nodes (search.across_nodes)"
+            changes.append({"constraint": constraint, "now": largest, "needed": needed, "unit": "accelerators"})
+        elif needed > largest:
             changes.append({"constraint": "search.degrees", "now": largest, "needed": needed, "unit": "accelerators"})
         if needed > case.gpus:
             nodes = math.ceil(needed / scenario.machine.node.accelerators.count)

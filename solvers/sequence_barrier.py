@@ -11,6 +11,7 @@ from perfmodel.terms import Array
 from solvers.sequence_bounds import alone_s, area_gpu_s, named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
+from solvers.sequence_layout import places
 from solvers.sequence_oneshot import ENOUGH, searched
 from solvers.sequence_static import plan_static
 
@@ -87,9 +88,10 @@ def _scatter(case: Case, batches: list[_Batch]) -> Scatter:
         used = used[np.argsort(-case.degrees[batch.groups.column[used]], kind="stable")]
         place = np.zeros(len(batch.groups.column), np.int64)
         place[used] = offset + np.arange(len(used))
-        sizes = case.degrees[batch.groups.column[used]]
-        degree.append(sizes)
-        first.append(np.cumsum(sizes) - sizes)
+        begin = places(case, batch.groups.column, used)
+        assert begin is not None  # whoever opens groups sees to it
+        degree.append(case.degrees[batch.groups.column[used]])
+        first.append(begin)
         group[batch.members], step[batch.members] = place[owner], number
         offset += len(used)
     return Scatter("barrier", np.concatenate(degree), np.concatenate(first), group, step)

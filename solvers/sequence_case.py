@@ -38,6 +38,9 @@ class Case:
         Tokens that one accelerator holds at a time; a group of d holds d times as many.
     gpus : int
         Accelerators.
+    node_units : int or None
+        Accelerators of a node, where groups are laid out by nodes; None where sizes divide one another and a node, so
+        that groups in a row, largest first, keep within nodes.
     """
 
     lengths: Integers
@@ -46,6 +49,7 @@ class Case:
     fixed_s: Array
     capacity_tokens: float
     gpus: int
+    node_units: int | None = None
 
 
 @dataclass(frozen=True)

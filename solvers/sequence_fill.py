@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perfmodel.terms import Array
 from solvers.sequence_case import Case, Integers
+from solvers.sequence_layout import Free
 
 _AHEAD = 64
 """Sequences looked at together once one was left over in all trials."""
@@ -72,7 +73,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
     cheapest = np.where(may, (case.work_s * case.degrees)[order], np.inf).argmin(axis=2)
     works, lengths = np.where(np.isfinite(case.work_s), case.work_s, _NEVER), case.lengths[order]
     wanted = case.degrees[cheapest]
-    state = _State(len(limit_s), gpus)
+    state = _State(len(limit_s), gpus, case.node_units)
     group = np.full((len(limit_s), len(order)), -1, dtype=np.int64)
     row, per_limit = number, (1 / limit)[:, None]
     width, position = 1, -1
@@ -88,7 +89,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
         cost *= balance[:, None]
         cost += work * per_limit
         cost *= degree
-        opens = state.spare >= wanted[:, position]
+        opens = state.fits(wanted[:, position])
         reach = np.where(opens, 2 * wanted[:, position], gpus)[:, None]
         cost[(time_after < 0) | (room_after < 0) | (degree > reach)] = np.inf
         best = cost.argmin(axis=1)
@@ -129,7 +130,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
 class _State:
     """Groups of every trial: rows are trials, columns groups in the order they were opened."""
 
-    def __init__(self, trials: int, gpus: int) -> None:
+    def __init__(self, trials: int, gpus: int, node: int | None) -> None:
         self.column = np.zeros((trials, gpus), dtype=np.int64)
         self.degree = np.zeros((trials, gpus))
         self.time_left = np.full((trials, gpus), -_NEVER)
@@ -137,6 +138,13 @@ class _State:
         self.per_room = np.zeros((trials, gpus))
         self.opened = np.zeros(trials, dtype=np.int64)
         self.spare = np.full(trials, gpus)
+        self.free = None if node is None else np.array([Free(gpus, node) for _ in range(trials)])
+
+    def fits(self, size: Integers) -> NDArray[np.bool_]:
+        """Tell for each trial whether there is room for a group."""
+        if self.free is None:
+            return np.asarray(self.spare >= size)
+        return np.array([free.fits(one) for free, one in zip(self.free, size.tolist(), strict=True)], dtype=bool)
 
     def open(self, rows: Integers, kind: Integers, case: Case, limit_s: Array) -> Integers:
         """Open a group in each of some trials; return which."""
@@ -149,9 +157,12 @@ class _State:
         self.per_room[rows, new] = 1 / (size * case.capacity_tokens)
         self.opened[rows] += 1
         self.spare[rows] -= size
+        if self.free is not None:
+            for free, one in zip(self.free[rows], size.tolist(), strict=True):
+                free.take(one)
         return new
 
     def keep(self, rows: Integers) -> None:
         """Drop all other trials."""
         for name, value in vars(self).items():
-            setattr(self, name, value[rows])
+            setattr(self, name, None if value is None else value[rows])

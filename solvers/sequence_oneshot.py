@@ -9,6 +9,7 @@ import numpy as np
 from solvers.sequence_bounds import alone_s, integer_bound, named_work_bound
 from solvers.sequence_case import Case, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
+from solvers.sequence_layout import laid_out, places
 from solvers.sequence_pool import pooled_groups
 from solvers.sequence_repair import Repair
 from solvers.sequence_static import plan_static
@@ -82,14 +83,15 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
 
 
 def placed(case: Case, groups: Filled) -> Scatter:
-    """Place groups on accelerators, largest first, so that powers of two are aligned."""
+    """Place groups on accelerators, largest first."""
     used = np.unique(groups.group)
     used = used[np.argsort(-case.degrees[groups.column[used]], kind="stable")]
     number = np.zeros(len(groups.column), dtype=np.int64)
     number[used] = np.arange(len(used))
-    degree = case.degrees[groups.column[used]]
+    first = places(case, groups.column, used)
+    assert first is not None  # whoever opens groups sees to it
     step = np.zeros(len(groups.group), dtype=np.int64)
-    return Scatter("one-shot", degree, np.cumsum(degree) - degree, number[groups.group], step)
+    return Scatter("one-shot", case.degrees[groups.column[used]], first, number[groups.group], step)
 
 
 def _first(case: Case, bound_s: float, deadline: float) -> Scatter | None:
@@ -193,6 +195,7 @@ def searched(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | Non
     time: list[float] = []
     held: list[float] = []
     owner: list[int] = []
+    laid = case.node_units is not None
 
     def descend(depth: int, spare: int, area_s: float) -> bool:
         if perf_counter() > deadline:
@@ -222,6 +225,8 @@ def searched(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | Non
         for kind, degree in enumerate(degrees):
             alone = work[sequence][kind] + fixed[kind]
             if degree > spare or alone >= best[0] or tokens[sequence] > room[kind]:
+                continue
+            if laid and laid_out([degrees[one] for one in (*column, kind)], case.gpus, case.node_units) is None:
                 continue
             column.append(kind)
             time.append(alone)

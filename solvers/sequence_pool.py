@@ -11,6 +11,7 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.sequence_case import Case, Integers
 from solvers.sequence_fill import Filled, eligible
+from solvers.sequence_layout import Free
 
 _ALONE, _BUCKETS = 40, 60
 """Longest sequences kept apart, and buckets of equal work for all others."""
@@ -82,7 +83,22 @@ def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: flo
     size = np.bincount(bucket)[bucket]
     reached = np.cumsum(share, axis=1) / share.sum(axis=1, keepdims=True)
     wanted = (reached[bucket] < ((rank + 0.5) / size)[:, None]).sum(axis=1)
-    return _spread(case, limit_s, np.repeat(every, count), order, wanted)
+    return _spread(case, limit_s, _fitting(case, np.repeat(every, count)), order, wanted)
+
+
+def _fitting(case: Case, column: Integers) -> Integers:
+    """Return the groups with those that find no node split into what finds one."""
+    if case.node_units is None:
+        return column
+    free, sizes = Free(case.gpus, case.node_units), case.degrees.tolist()
+    fitting = []
+    for kind in sorted(column.tolist(), reverse=True):
+        left = sizes[kind]
+        while (part := max((k for k, size in enumerate(sizes) if size <= left and free.fits(size)), default=-1)) >= 0:
+            free.take(sizes[part])
+            fitting.append(part)
+            left -= sizes[part]
+    return np.array(fitting, dtype=np.int64)
 
 
 def _buckets(lengths: Array) -> Integers:

@@ -9,6 +9,7 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.sequence_case import Case, Integers
 from solvers.sequence_fill import Filled
+from solvers.sequence_layout import Free, laid_out
 
 _SWAPS = 1024
 """Sequences tried at most as partners of a swap, drawn anew every time."""
@@ -41,21 +42,29 @@ class Repair:
         self.case, self.limit, self.rng = case, limit_s, rng
         self.tokens = case.lengths.astype(float)
         self.work = np.where(np.isfinite(case.work_s), case.work_s, _NEVER * limit_s)
-        spare = case.gpus - int(case.degrees[start.column].sum())
-        self.column = np.concatenate([start.column, self._split(spare)])
+        self.column = np.concatenate([start.column, self._split(self._free(start.column))])
         self.group = start.group.copy()
         self._sum()
         left = np.flatnonzero(self.group < 0)
         self._place(left[np.argsort(-case.lengths[left])], np.arange(len(self.column)))
 
-    def _split(self, gpus: int) -> Integers:
+    def _free(self, column: Integers) -> Free:
+        """Return what groups leave free, largest first in the node with least room; nothing if one does not fit."""
+        free = Free(self.case.gpus, self.case.node_units)
+        for size in sorted(self.case.degrees[column].tolist(), reverse=True):
+            if not free.fits(size):
+                return Free(0, self.case.node_units)
+            free.take(size)
+        return free
+
+    def _split(self, free: Free) -> Integers:
         """Split accelerators at random into sizes a group may have; what no size fits stays idle."""
-        sizes = self.case.degrees
+        sizes = self.case.degrees.tolist()
         parts: list[int] = []
-        while gpus >= sizes[0]:
-            part = int(self.rng.integers(np.searchsorted(sizes, gpus, side="right")))
+        while fitting := [part for part, size in enumerate(sizes) if free.fits(size)]:
+            part = fitting[int(self.rng.integers(len(fitting)))]
             parts.append(part)
-            gpus -= int(sizes[part])
+            free.take(sizes[part])
         return np.array(parts, dtype=np.int64)
 
     def _sum(self) -> None:
@@ -156,18 +165,21 @@ class Repair:
         chosen = np.unique(np.append(others, broken))
         inside = np.flatnonzero(np.isin(self.group, chosen))
         inside = inside[np.argsort(-case.lengths[inside], kind="stable")]
-        gpus = int(self.size[chosen].sum())
+        keep = np.setdiff1d(np.arange(number), chosen)
+        free = self._free(self.column[keep])
         parts: list[int] = []
         if len(inside):
             longest = inside[0]
-            fits = (case.work_s[longest] + case.fixed_s <= self.limit * (1 + 1e-12)) & (case.degrees <= gpus)
+            fits = case.work_s[longest] + case.fixed_s <= self.limit * (1 + 1e-12)
+            fits &= np.array([free.fits(size) for size in case.degrees.tolist()])
             fits &= self.tokens[longest] <= case.degrees * case.capacity_tokens
             if fits.any():
                 least = int(np.flatnonzero(fits)[0])
                 parts = [least]
-                gpus -= int(case.degrees[least])
-        new = np.concatenate([np.array(parts, dtype=np.int64), self._split(gpus)])
-        keep = np.setdiff1d(np.arange(number), chosen)
+                free.take(int(case.degrees[least]))
+        new = np.concatenate([np.array(parts, dtype=np.int64), self._split(free)])
+        if not len(new):  # by nodes, the groups that stay leave no room as they are packed
+            return
         number_of = np.full(number, -1)
         number_of[keep] = np.arange(len(keep))
         self.group = number_of[self.group]
@@ -202,7 +214,10 @@ class Repair:
                 self._sum()
 
     def holds(self) -> bool:
-        """Return whether the memory of all groups does, and no sequence is where it may not run."""
+        """Return whether the memory and place of all groups do, and no sequence is where it may not run."""
+        case = self.case
+        if case.node_units and laid_out(case.degrees[self.column], case.gpus, case.node_units) is None:
+            return False
         room = self.size * self.case.capacity_tokens * (1 + 1e-12)
         where = self.case.work_s[np.arange(len(self.group)), self.column[self.group]]
         return bool((self.held <= room).all() and np.isfinite(where).all())

@@ -31,6 +31,7 @@ from perfmodel.sequence import (
     sequence_costs,
 )
 from solvers.sequence_case import Case, Integers, Scatter, Schedule
+from solvers.sequence_layout import nested
 from solvers.sequence_lengths import drawn, lognormal, lognormal_faults, read_lengths
 
 Size = Annotated[int, Field(strict=True, ge=1)]
@@ -104,11 +105,25 @@ class SequenceWorkload(_Strict):
     """Type of the matrix products."""
 
 
+def _sizes_of(value: Any) -> str:
+    """Tell how sizes are given, so that a fault is told of that form alone."""
+    return "of a word" if isinstance(value, str) else "of a list"
+
+
 class SequenceSearch(_Strict):
     """What the planner may choose; a list left out means everything."""
 
-    degrees: tuple[Size, ...] | None = Field(None, min_length=1)
-    """Sizes of a group; the powers of two up to the cluster if left out."""
+    degrees: (
+        Annotated[
+            Annotated[tuple[Size, ...], Field(min_length=1), Tag("of a list")]
+            | Annotated[Literal["any"], Tag("of a word")],
+            Discriminator(_sizes_of),
+        ]
+        | None
+    ) = None
+    """Sizes of a group, or any; the powers of two up to the cluster, or a node, if left out."""
+    across_nodes: bool = True
+    """Whether a group may be larger than a node."""
     styles: tuple[Style, ...] = Field(STYLES, min_length=1)
     """Ways to split a sequence over a group."""
     schedule: tuple[Schedule, ...] | None = Field(None, min_length=1)
@@ -260,8 +275,16 @@ class SequenceScenario:
     def case(self) -> Case:
         """What the planners take."""
         costs = self.costs
-        work = costs.of(self.lengths.astype(float))
-        return Case(self.lengths, costs.degrees, work, costs.fixed_s, costs.capacity_tokens, self.machine.accelerators)
+        node = self.machine.node.accelerators.count
+        return Case(
+            self.lengths,
+            costs.degrees,
+            costs.of(self.lengths.astype(float)),
+            costs.fixed_s,
+            costs.capacity_tokens,
+            self.machine.accelerators,
+            node_units=None if nested(costs.degrees.tolist(), node) else node,
+        )
 
     def batch(self, lengths: Integers) -> SequenceScenario:
         """Return the same question about another batch, at no cost: what a data loader calls.
@@ -272,6 +295,21 @@ class SequenceScenario:
             Tokens of every sequence; one that no group holds makes the answer infeasible.
         """
         return replace(self, lengths=np.asarray(lengths, dtype=np.int64), given=None)
+
+
+def any_sizes(most: int, node: int) -> tuple[int, ...]:
+    """Return every size of a group up to a node, and whole nodes up to a size; where they are many, eight a doubling.
+
+    Sizes between whole nodes are left to a list: their last node would have to be shared.
+    """
+    within = _thinned(min(node, most))
+    return (*within, *(count * node for count in _thinned(most // node) if count > 1))
+
+
+def _thinned(most: int) -> list[int]:
+    """Return 1, 2, ... 16, then eight numbers a doubling, and the largest."""
+    kept = [number for number in range(1, most + 1) if number % max(2 ** (number.bit_length() - 4), 1) == 0]
+    return kept if not kept or kept[-1] == most else [*kept, most]
 
 
 def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
@@ -322,11 +360,20 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
     if faults or machine is None or lengths is None or framework is None:
         raise InputError(faults)
 
-    degrees = question.search.degrees or tuple(2**power for power in range(machine.accelerators.bit_length()))
-    large = [degree for degree in degrees if degree > machine.accelerators]
-    if large:
-        message = f"the cluster has {machine.accelerators} accelerators [got {large[0]}]"
-        faults.append(source.fault(("search", "degrees", degrees.index(large[0])), message))
+    node = machine.node.accelerators.count
+    most = machine.accelerators if question.search.across_nodes else min(node, machine.accelerators)
+    degrees = question.search.degrees
+    if degrees is None or degrees == "any":
+        sizes = any_sizes(most, node) if degrees else tuple(2**power for power in range(most.bit_length()))
+    else:
+        sizes = tuple(sorted(set(degrees)))
+        for number, degree in enumerate(degrees):
+            if degree > machine.accelerators:
+                message = f"the cluster has {machine.accelerators} accelerators [got {degree}]"
+                faults.append(source.fault(("search", "degrees", number), message))
+            elif degree > most:
+                message = f"a node has {node} accelerators, and across_nodes is false [got {degree}]"
+                faults.append(source.fault(("search", "degrees", number), message))
     if architecture and architecture.learned_positions and lengths.max() > architecture.learned_positions:
         message = (
             f"{architecture.name} has {architecture.learned_positions} learned positions "
@@ -335,7 +382,6 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
         faults.append(source.fault(("model",), message))
     if faults:
         raise InputError(faults)
-    sizes = tuple(sorted(set(degrees)))
     found: Job | None = None
     if question.costs is not None:
         costs = _fitted(question.costs, machine, sizes)
@@ -363,7 +409,7 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
                 f"ulysses deals {heads} heads out; they divide over none of the degrees {', '.join(map(str, sizes))}"
             )
             raise InputError([source.fault(("search", "degrees"), message)])
-    given = _given(question.plan, lengths, costs, machine.accelerators, source) if question.plan is not None else None
+    given = _given(question.plan, lengths, costs, machine, source) if question.plan is not None else None
     resolved = _resolved(question, base_dir, machine, lengths, sizes)
     scenario = SequenceScenario(question, lengths, costs, machine, found, source, resolved, given)
     resolved["search"]["schedule"] = list(scenario.schedules)
@@ -401,8 +447,9 @@ def _fitted(fit: SequenceFit, machine: Machine, degrees: tuple[int, ...]) -> Seq
     return alpha_beta_costs(form, degrees, memory, fit.memory_state_bytes, fit.memory_per_token_bytes)
 
 
-def _given(plan: SequencePlan, lengths: Integers, costs: SequenceCosts, gpus: int, source: Source) -> Scatter:
+def _given(plan: SequencePlan, lengths: Integers, costs: SequenceCosts, machine: Machine, source: Source) -> Scatter:
     """Return the plan as planners know it, or say what is wrong with it."""
+    gpus, node = machine.accelerators, machine.node.accelerators.count
     wrong: list[tuple[tuple[str | int, ...], str]] = []
     place = {group.id: number for number, group in enumerate(plan.groups)}
     if len(place) < len(plan.groups):
@@ -415,6 +462,11 @@ def _given(plan: SequencePlan, lengths: Integers, costs: SequenceCosts, gpus: in
         if one.gpus != tuple(range(first, first + one.degree)) or first + one.degree > gpus:
             said = f"should be {one.degree} neighbours among 0 to {gpus - 1}"
             wrong.append((("groups", number, "gpus"), said))
+        elif first // node != (first + one.degree - 1) // node and (one.degree <= node or first % node):
+            said = (
+                f"should lie within a node of {node}" if one.degree <= node else f"should begin with a node of {node}"
+            )
+            wrong.append((("groups", number, "gpus"), f"{said} [got {first} to {first + one.degree - 1}]"))
         if one.style not in (*costs.styles, "mixed", "best", "none"):
             allowed = ", ".join((*costs.styles, "mixed", "none"))
             wrong.append((("groups", number, "style"), f"should be one of {allowed} [got {one.style!r}]"))

@@ -14,6 +14,7 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.sequence_bounds import named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
+from solvers.sequence_layout import one_size
 
 
 def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
@@ -43,7 +44,8 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
     best, reached = None, np.inf
     bound, name = np.inf, ""
     for kind, degree in enumerate(case.degrees.tolist()):
-        groups = case.gpus // degree
+        begin = one_size(case, degree)
+        groups = len(begin)
         if not groups:
             continue
         single = replace(
@@ -58,7 +60,7 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
             continue
         plan = _planned(single, schedule, groups)
         if plan is not None and (end := makespan(single, plan)) < reached:
-            best, reached = plan, end
+            best, reached = replace(plan, first_gpu=begin[plan.first_gpu // degree]), end
     if best is None:
         raise ValueError("no groups of one size were found that hold the sequences")
     return best, bound, name

@@ -8,8 +8,11 @@ from typing import Any
 TOLERANCE = 1e-9
 
 
-def faults(case: Any, plan: Any, seconds: float | None = None) -> list[str]:
-    """Return what is wrong with a plan, and with the time said of it [s]; nothing when it stands."""
+def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None = None) -> list[str]:
+    """Return what is wrong with a plan, and with the time said of it [s]; nothing when it stands.
+
+    `node` is how many accelerators a node has, where groups have to keep to nodes; the case's if it says so.
+    """
     lengths = [int(length) for length in case.lengths]
     degrees = [int(degree) for degree in case.degrees]
     sizes = [int(degree) for degree in plan.degree]
@@ -28,6 +31,7 @@ def faults(case: Any, plan: Any, seconds: float | None = None) -> list[str]:
             found.append(f"group {group} has {size} accelerators, which no group may have")
         if first < 0 or first + size > case.gpus:
             found.append(f"group {group} lies on {first}..{first + size - 1} of {case.gpus} accelerators")
+    found += _astride(sizes, firsts, node or getattr(case, "node_units", None))
     for sequence, (group, step) in enumerate(zip(owner, turn, strict=True)):
         if not 0 <= group < len(sizes):
             found.append(f"sequence {sequence} is in group {group}, which is not there")
@@ -66,6 +70,17 @@ def faults(case: Any, plan: Any, seconds: float | None = None) -> list[str]:
         total = _in_turn(found, sizes, firsts, busy, case.gpus)
     if seconds is not None and abs(total - seconds) > 1e-6 * max(total, seconds):
         found.append(f"takes {total} s, said to take {seconds} s")
+    return found
+
+
+def _astride(sizes: list[int], firsts: list[int], node: int | None) -> list[str]:
+    """Return which groups leave a node that would hold them, or do not begin with one that does not."""
+    found = []
+    for group, (size, first) in enumerate(zip(sizes, firsts, strict=True)):
+        if node and size <= node and len({gpu // node for gpu in range(first, first + size)}) > 1:
+            found.append(f"group {group} of {size} from {first} leaves its node of {node}")
+        if node and size > node and first % node:
+            found.append(f"group {group} of {size} begins inside a node, at {first}")
     return found
 
 

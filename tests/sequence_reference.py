@@ -1,5 +1,6 @@
 """Small cases of unequal sequences and their optima by exhaustive search and by a MILP, apart from the planners."""
 
+from dataclasses import replace
 from itertools import combinations_with_replacement, product
 from math import inf
 
@@ -29,12 +30,47 @@ def small(seed):
     return costs(gpus, degrees, lengths, rng.uniform(0.1, 1), rng.uniform(1, 5), 10.0, rates, (1, 1), capacity)
 
 
+def small_by_nodes(seed):
+    """Return a random case of any sizes of group on nodes, small enough for every plan to be tried."""
+    rng = np.random.default_rng(seed)
+    node, nodes = [(2, 3), (3, 2), (4, 2), (5, 1), (6, 1), (3, 3)][int(rng.integers(6))]
+    gpus = node * nodes
+    degrees = np.sort(rng.permutation(np.arange(1, gpus + 1))[: int(rng.integers(2, 5))])
+    lengths = rng.integers(1, 20, int(rng.integers(2, 6)))
+    capacity = float(max(lengths.sum() / (rng.uniform(0.3, 1.0) * gpus), lengths.max() / degrees[-1]))
+    rates = np.where(degrees == 1, inf, rng.uniform(1, 20, len(degrees)))
+    case = costs(gpus, degrees, lengths, rng.uniform(0.1, 1), rng.uniform(1, 5), 10.0, rates, (1, 1), capacity)
+    return replace(case, node_units=node)
+
+
+def lie_together(sizes, gpus, node):
+    """Tell whether groups find places: within a node, or from the start of one; every place is tried."""
+    if not sizes:
+        return True
+    if node is None:
+        return sum(sizes) <= gpus
+
+    def placed(number, taken):
+        if number == len(sizes):
+            return True
+        size = sizes[number]
+        for first in range(gpus - size + 1):
+            block = set(range(first, first + size))
+            inside = first // node == (first + size - 1) // node if size <= node else first % node == 0
+            if inside and not block & taken and placed(number + 1, taken | block):
+                return True
+        return False
+
+    return placed(0, set())
+
+
 def layouts(case):
     """Return all choices of groups that fit the accelerators."""
     sizes = case.degrees.tolist()
     for number in range(1, case.gpus + 1):
         for layout in combinations_with_replacement(range(len(sizes)), number):
-            if sum(sizes[kind] for kind in layout) <= case.gpus:
+            groups = [sizes[kind] for kind in layout]
+            if sum(groups) <= case.gpus and lie_together(groups, case.gpus, case.node_units):
                 yield layout
 
 
@@ -100,7 +136,7 @@ def whole_numbers(case):
 def part(case, members):
     """Return the case of some of the sequences."""
     chosen = list(members)
-    return Case(case.lengths[chosen], case.degrees, case.work_s[chosen], case.fixed_s, case.capacity_tokens, case.gpus)
+    return replace(case, lengths=case.lengths[chosen], work_s=case.work_s[chosen])
 
 
 def partitions(items):

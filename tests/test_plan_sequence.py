@@ -78,7 +78,8 @@ def scatter_of(told: dict[str, Any]) -> Scatter:
 def check(scenario: SequenceScenario, told: dict[str, Any], prediction: dict[str, Any]) -> None:
     assert [entry["sequence"] for entry in told["assignment"]] == list(range(len(scenario.lengths)))
     assert [entry["tokens"] for entry in told["assignment"]] == scenario.lengths.tolist()
-    assert sequence_checker.faults(scenario.case, scatter_of(told), prediction["makespan_s"]) == []
+    node = scenario.machine.node.accelerators.count
+    assert sequence_checker.faults(scenario.case, scatter_of(told), prediction["makespan_s"], node) == []
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

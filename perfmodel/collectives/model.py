@@ -113,11 +113,14 @@ class Group:
         Members inside one unit of each level, innermost first; the last is n.
     levels : tuple of Level
         The levels, innermost first; none where the job is a single rank.
+    fewest : tuple of array of int or None
+        Members inside the unit of each level that holds fewest of them; None where all hold as many.
     """
 
     size: Integers
     members: tuple[Integers, ...]
     levels: tuple[Level, ...]
+    fewest: tuple[Integers, ...] | None = None
 
 
 @lru_cache(maxsize=1)
@@ -153,18 +156,25 @@ def group(
         Ranks of a row and the distance between neighbours, in ranks.
     outer_size, outer_stride : array of int
         Rows and the distance between them, in ranks.
+
+    Notes
+    -----
+    A single row begins where a unit does, and its last unit may hold fewer of it than the others.
     """
     row, distance = np.asarray(size, dtype=np.int64), np.asarray(stride, dtype=np.int64)
     rows, apart = np.asarray(outer_size, dtype=np.int64), np.asarray(outer_stride, dtype=np.int64)
     n = row * rows
-    members = []
+    members, fewest = [], []
     for level in levels[:-1]:
         # a unit of U ranks holds U / stride neighbours of a group, at least the rank itself
         in_row = np.minimum(np.maximum(level.ranks // distance, 1), row)
         members.append(in_row * np.minimum(np.maximum(level.ranks // apart, 1), rows))
+        rest = row % in_row
+        fewest.append(np.where((rows == 1) & (rest > 0), rest, members[-1]))
     if levels:
         members.append(np.broadcast_to(n, np.broadcast_shapes(n.shape, distance.shape)))
-    return Group(n, tuple(members), tuple(levels))
+        fewest.append(members[-1])
+    return Group(n, tuple(members), tuple(levels), tuple(fewest))
 
 
 def group_of(levels: Sequence[Level], ranks: Sequence[int]) -> Group:
@@ -199,6 +209,8 @@ class Crossing:
         Constants of its type of link.
     below, members : array
         Members inside a unit of the level below, and of this level.
+    fewest : array
+        Members inside that unit of the level below which holds fewest.
     crossed : array of bool
         Whether the group has members in more than one unit of the level below.
     step_s : float
@@ -212,6 +224,7 @@ class Crossing:
     level: Level
     link: LinkEfficiency
     below: Number
+    fewest: Number
     members: Number
     crossed: Any
     step_s: float
@@ -228,8 +241,9 @@ def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
     direct links to every other unit (`MESHES`) a group of k of M units uses k - 1 of M - 1.
     """
     below: Number = 1.0
+    least: Number = 1.0
     inside = 1
-    for level, members in zip(ranks.levels, ranks.members, strict=True):
+    for level, members, fewest in zip(ranks.levels, ranks.members, ranks.fewest or ranks.members, strict=True):
         link = model.link(level.type)
         step_s = link.step + max(level.latency - link.path, 0.0)
         lanes = 1.0 if link.one_path else below
@@ -237,8 +251,8 @@ def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
         units = level.ranks // inside
         if level.type in MESHES and units > 1:
             rate = rate * np.clip(members / below - 1, 1, units - 1) / (units - 1)
-        yield Crossing(level, link, below, members, members > below, step_s, rate, lanes)
-        below, inside = members, level.ranks
+        yield Crossing(level, link, below, least, members, members > below, step_s, rate, lanes)
+        below, least, inside = members, fewest, level.ranks
 
 
 def joined(ranks: Group, latency_s: Number, transfer_s: Number, model: CollectiveModel) -> Array:

@@ -128,7 +128,8 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer
     Notes
     -----
     Every level carries, per rank, the part of the buffer that leaves the unit below, (n - m_(l-1))/n S / B_l: what goes
-    further out passes through it. The levels work at the same time, so the slowest counts.
+    further out passes through it. The levels work at the same time, so the slowest counts; where units below hold
+    different numbers of ranks, those of the emptiest send most to the outside.
 
     Small messages between the ranks of one innermost unit: log2(n) steps, then each peer's S/n at the rate that one
     peer gets. The faster of the two protocols is taken.
@@ -139,9 +140,10 @@ def all_to_all(ranks: Group, buffer_bytes: Number, model: CollectiveModel, outer
     quick: Number = np.inf
     for depth, crossing in enumerate(crossings(ranks, model)):
         link = crossing.link
-        rate = crossing.rate * link.all_to_all * crossing.lanes / crossing.below
-        leaving = (n - crossing.below) / n * (outer_share if depth else 1.0)
-        slowest = np.maximum(slowest, crossing.crossed * (leaving + link.own_copy / n) * buffer_bytes / rate)
+        for inside in (crossing.below, crossing.fewest):
+            rate = crossing.rate * link.all_to_all / (inside if link.one_path else 1.0)
+            leaving = (n - inside) / n * (outer_share if depth else 1.0)
+            slowest = np.maximum(slowest, crossing.crossed * (leaving + link.own_copy / n) * buffer_bytes / rate)
         latency = np.maximum(latency, crossing.crossed * link.exchange_steps * crossing.step_s)
         if depth == 0 and link.peer_bandwidth:
             message = buffer_bytes / n / (link.peer_bandwidth * crossing.level.bandwidth)
