@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware.catalogue import find, load_file
+from hardware.catalogue import find, load_file, names
 from hardware.schema import Accelerator
-from perfmodel.kernels import gemm, memory, moe, prefill
+from perfmodel.architecture import Attention, bundled_architecture
+from perfmodel.kernels import decode, gemm, memory, moe, prefill
 from perfmodel.kernels.library import families, parameters_of, power_exponent, sustained_share, widenings
-from perfmodel.kernels.model import Z90, spread_of
+from perfmodel.kernels.model import Z90, device_of, spread_of
 
 H100: Accelerator = find("accelerator", "h100-80gb-sxm")
 A100: Accelerator = find("accelerator", "a100-80gb-sxm")
@@ -39,6 +40,40 @@ def test_widening_is_what_it_adds_in_quadrature() -> None:
 def test_as_if_a_family_had_not_been_measured() -> None:
     found = parameters_of(gemm.MODEL, A100, "bf16", own={}, among={"hopper"})
     assert (found.origin, found.widening) == ("hopper.bf16", pytest.approx(widenings(gemm.MODEL)[0]))
+
+
+def attention_of(model: str) -> Attention:
+    found = bundled_architecture(model)
+    assert found
+    return found.layers[-1].attention
+
+
+@pytest.mark.parametrize("name", names("accelerator"))
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "deepseek-v3", "gpt-oss-20b", "gptj-6b", "mpt-30b"])
+def test_a_cache_of_8_bits_is_read_by_queries_of_16_everywhere(name: str, model: str) -> None:
+    accelerator, attention = find("accelerator", name), attention_of(model)
+    device, tokens, width = device_of(accelerator), np.array([1, 500, 3000]), attention.qk_head_dim
+    prompts = prefill.shapes_of(attention, 4, tokens, cached_tokens=tokens[::-1], cache_bytes=1.0)
+    found = parameters_of(prefill.MODEL, accelerator, prefill.variant_of(width, 2.0, 1.0))
+    times = [prefill.time(prompts, device, found.parameters)[0]]  # type: ignore[arg-type]
+    for cache_bytes in (1.0, 2.0):
+        steps = decode.shapes_of(attention, 64, tokens, cache_bytes=cache_bytes)
+        variant = decode.variant_of(width, cache_bytes, latent=attention.kind == "mla")
+        found = parameters_of(decode.MODEL, accelerator, variant)
+        times.append(decode.time(steps, device, found.parameters)[0])  # type: ignore[arg-type]
+        assert (times[-1] > decode.roofline(steps, device)).all()
+    assert all(np.isfinite(time).all() and (time > 0).all() for time in times)
+
+
+@pytest.mark.parametrize("name", ["b200-sxm", "gb200", "b300-sxm", "gb300"])
+def test_products_and_experts_of_4_bits_borrow_those_of_8(name: str) -> None:
+    accelerator = find("accelerator", name)
+    for model in (gemm.MODEL, moe.MODEL):
+        transfer, borrowed = widenings(model)
+        found = parameters_of(model, accelerator, "fp4")
+        widen = find("efficiency", "blackwell").widen
+        assert found.origin == "hopper.fp8"
+        assert found.widening == pytest.approx((transfer**2 + borrowed**2 + widen**2) ** 0.5)
 
 
 def test_no_widening_is_none_at_all() -> None:

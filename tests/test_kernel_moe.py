@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hardware.catalogue import find
 from perfmodel.kernels import moe
 from perfmodel.kernels.expert_load import TILES, even_load, power_law_load, random_load
+from perfmodel.kernels.gemm import ARITHMETIC
 from perfmodel.kernels.library import families, parameters_of
 from perfmodel.kernels.model import device_of
 from perfmodel.terms import BOUNDS, COMPUTE, LATENCY, MEMORY
@@ -171,6 +172,12 @@ def hand(T=512.0, **values):
         "elsewhere": 0.0,
         "mixed": 0.0,
     }
+    width = values.get("weight_bytes", 2.0)
+    every |= {
+        "arithmetic": ARITHMETIC.index("bf16" if width == 2.0 else "fp8"),
+        "activation_bytes": width,
+        "unpacked": False,
+    }
     return {name: np.asarray(value) for name, value in (every | values).items()}
 
 
@@ -219,6 +226,64 @@ def test_few_tokens_take_small_tiles():
     assert tiling(T=8.0) == [16, 32, 64, 1]
     assert tiling(T=9.0) == [64, 64, 32, 18 / 64]
     assert tiling(T=8.0, weight_bytes=1.0) == [64, 128, 128, 16 / 64]
+
+
+def test_4_bits_by_hand():
+    # weights and activations of 0.5625 bytes, at the peak of 4 bits, in the tiles of 8 bits
+    device = device_of(find("accelerator", "b200-sxm"))
+    rows, elements = 1024, 3 * 4096 * 1024
+    shapes = hand(weight_bytes=0.5625, arithmetic=ARITHMETIC.index("fp4"), activation_bytes=0.5625)
+    arithmetic = 2 * rows * elements / (0.5 * device.peak["fp4"])
+    streaming = 8 * elements * 0.5625 / (0.8 * device.bandwidth)
+    chain = (4096 / 128 + 1024 / 128) * 500 / device.clock  # 16 x 16 and 16 x 32 tiles of 64 x 128: all at a time
+    between = (4 * 4096 + (8 + 1.125) * 1024) * rows / (0.5 * device.bandwidth)
+    expected = 18300 / device.clock + between + soft_maximum(arithmetic, streaming, chain)
+    assert seconds(shapes, device, PLAIN) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="no fp4 peak"):
+        seconds(shapes)
+
+
+def test_weights_alone_in_4_bits_by_hand():
+    # as in 16 bits, but for the bytes of the weights and for unpacking: 64 weights a clock and unit
+    rows, elements, weight = 1024, 3 * 4096 * 1024, 0.5 + 2 / 128
+    arithmetic = 2 * rows * elements / (0.5 * 989e12)
+    streaming = 8 * elements * weight / (0.8 * 3.35e12)
+    up, down = 16 * 32, 16 * 64
+    chain = (4096 / 32 + 1024 / 32 * down / (6 * 132)) * 500 / 1.83e9
+    unpacking = (4096 * 64 * up / 132 + 1024 * 64 * down / 132) / (64 * 1.83e9)
+    between = (4 * 4096 + 12 * 1024) * rows / (0.5 * 3.35e12)
+    expected = 10e-6 + between + soft_maximum(arithmetic, streaming, chain, unpacking)
+    shapes = hand() | {"weight_bytes": np.asarray(weight), "unpacked": np.asarray(True)}
+    assert seconds(shapes, parameters=PLAIN) == pytest.approx(expected, rel=1e-9)
+
+
+def test_arithmetic_of_narrow_weights():
+    def of(**values):
+        shapes = moe.shapes_of(64, **QWEN, **values)
+        kept = ("arithmetic", "weight_bytes", "activation_bytes", "unpacked")
+        name, *rest = (shapes[key].item() for key in kept)
+        return [ARITHMETIC[name], *rest]
+
+    assert of() == ["bf16", 2.0, 2.0, False]
+    assert of(weight_bytes=1.0) == ["fp8", 1.0, 1.0, False]
+    assert of(weight_bytes=1.0, arithmetic="bf16") == ["bf16", 1.0, 2.0, True]
+    assert of(weight_bytes=1 + 4 / 128**2, arithmetic="fp8") == ["fp8", 1 + 4 / 128**2, 1.0, False]
+    assert of(weight_bytes=0.5625, arithmetic="fp4") == ["fp4", 0.5625, 0.5625, False]
+    assert of(weight_bytes=0.5625, arithmetic="fp8") == ["fp8", 0.5625, 1.0, True]
+    assert of(weight_bytes=0.515625) == ["bf16", 0.515625, 2.0, True]
+
+
+@pytest.mark.parametrize("name", ["b200-sxm", "gb200", "b300-sxm"])
+def test_4_bits_stand_between_others_and_the_roofline(name):
+    accelerator = find("accelerator", name)
+    device = device_of(accelerator)
+    found = parameters_of(moe.MODEL, accelerator, "fp4")
+    assert found.origin == "hopper.fp8" and found.widening > 0
+    for tokens in (1, 64, 4096):
+        narrow = moe.shapes_of(tokens, **QWEN, weight_bytes=0.5625, arithmetic="fp4")
+        wide = moe.shapes_of(tokens, **QWEN, weight_bytes=1.0)
+        time = seconds(narrow, device, found.parameters)
+        assert float(np.ravel(moe.roofline(narrow, device))[0]) < time < seconds(wide, device, found.parameters)
 
 
 def test_choices_of_other_ranks_experts():

@@ -16,12 +16,16 @@ import pandas as pd
 
 from hardware.efficiency import MoeParameters
 from perfmodel.kernels.expert_load import TILES, Load, even_load, power_law_load, random_load
+from perfmodel.kernels.gemm import ARITHMETIC, UNPACKED_PER_CLOCK, peaks
 from perfmodel.kernels.model import Device, KernelModel
-from perfmodel.kernels.prefill import tensor_peak
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
 
 WIDTH = {"bfloat16": 2.0, "bf16": 2.0, "float16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0}
-"""Bytes of an element of the weights."""
+"""Bytes of an element of the weights of measured rows."""
+
+MULTIPLIED = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
+"""Bytes of an element of the activations as they are multiplied, by type of the arithmetic; of ``fp4`` with its scales,
+one byte for 16 elements."""
 
 ACTIVATION_BYTES = 2.0
 """Bytes of an element of what is written between the products."""
@@ -57,6 +61,7 @@ def shapes_of(
     tp: Number = 1,
     ep: Number = 1,
     weight_bytes: float = 2.0,
+    arithmetic: str | None = None,
     exponent: float | None = None,
 ) -> dict[str, Array]:
     """Return the inputs of `time` for a layer's routed experts on the rank that works longest.
@@ -75,12 +80,18 @@ def shapes_of(
     tp, ep : int or array
         Ranks that share every expert, and ranks that the experts are spread over.
     weight_bytes : float
-        Bytes of an element of the weights; arithmetic in 8 bits where they take one.
+        Bytes of an element of the weights, scales included.
+    arithmetic : str
+        Type of the arithmetic, a key of ``MULTIPLIED``; left out, ``fp8`` where weights take one byte, else ``bf16``.
+        Weights narrower than what they are multiplied with are unpacked on the way.
     exponent : float
         Loads of the experts from a power law of this exponent; left out, choices are random and alike for all experts.
     """
     T, ep_, tp_ = np.broadcast_arrays(*(np.asarray(value, float) for value in (tokens, ep, tp)))
     k, E = np.full_like(T, top_k), np.full_like(T, experts)
+    if arithmetic is None:
+        arithmetic = "fp8" if weight_bytes == 1.0 else "bf16"
+    multiplied = MULTIPLIED[arithmetic]
     load = random_load(T, k, E, ep_) if exponent is None else power_law_load(T, k, E, ep_, exponent)
     return _arrays(
         load,
@@ -89,6 +100,9 @@ def shapes_of(
         local=experts / ep_,
         gated=gated,
         weight_bytes=weight_bytes,
+        arithmetic=ARITHMETIC.index(arithmetic),
+        activation_bytes=multiplied,
+        unpacked=weight_bytes < multiplied,
         elsewhere=0.0,
         mixed=0.0,
     )
@@ -105,6 +119,7 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     columns = ("num_tokens", "topk", "num_experts", "moe_ep_size")
     T, k, E, ep = (frame[name].to_numpy(float) for name in columns)
     load = _load_of(frame["distribution"].astype(str).to_numpy(), T, k, E, ep)
+    width = frame["moe_dtype"].map(WIDTH).to_numpy(float)
     alone = ep <= 1  # no other rank, whatever a load of less than one pair was rounded to
     return _arrays(
         load,
@@ -112,7 +127,10 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
         inner=frame["inter_size"].to_numpy(float) / frame["moe_tp_size"].to_numpy(float),
         local=E / ep,
         gated=frame["gated"].to_numpy() == 1,
-        weight_bytes=frame["moe_dtype"].map(WIDTH).to_numpy(float),
+        weight_bytes=width,
+        arithmetic=np.where(width == 1.0, ARITHMETIC.index("fp8"), ARITHMETIC.index("bf16")),
+        activation_bytes=width,
+        unpacked=False,
         elsewhere=np.where(alone, 0.0, np.maximum(T * k - load.pairs, 0.0)),
         mixed=np.where(alone, 0.0, np.maximum(load.tokens * k - load.pairs, 0.0)),
     )
@@ -153,7 +171,7 @@ def _arrays(load: Load, **values: Any) -> dict[str, Array]:
 
 def tiling(shapes: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
     """Return rows, columns and depth of a tile, and how many rows of tiles the pairs of the rank's experts fill."""
-    narrow = shapes["weight_bytes"] == 1.0
+    narrow = shapes["activation_bytes"] <= 1.0
     few = ~narrow & (shapes["tokens"] <= shapes["local"])
     sizes = (
         np.where(narrow, wide, np.where(few, small, usual)).astype(float)
@@ -177,40 +195,44 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: MoeParameters)
     With u = 2 matrices before the activation (1 without gate), products of N = u n columns, K = h deep and of N = h
     columns, K = n deep, tiles of M x C x d (rows, columns, depth), C' = ceil(N/C), K' = K in whole steps of d::
 
-        t   = t_0/clock + (t_c^p + t_m^p + t_s^p)^(1/p) + t_r
+        t   = t_0/clock + (t_c^p + t_m^p + t_s^p + t_x^p)^(1/p) + t_r
         B   = C' (sum_e ceil(R_e/M) + f F/M)                  tiles of a product
         t_c = sum over products of 2 B M C K' / (e_c peak)    arithmetic
         t_m = D (u + 1) h n b / (e_m bandwidth)               weights of the experts that are chosen
         t_s = sum over products of K'/d max(1, B/(6 units)) 500/clock     steps of tiles, one after another
-        t_r = (4 h (R + f F + g G) + (4 u + 2 b) n (R + f F)) / (e_r bandwidth)       rows between the products
+        t_x = sum over products of K' C max(1, B/units)/(64 clock)    unpacking of narrow weights, as in products
+        t_r = (4 h (R + f F + g G) + (4 u + 2 a) n (R + f F)) / (e_r bandwidth)       rows between the products
 
     f and g are the shares of choices of other ranks' experts that are computed (of F) and carried (of G), where a
     timing gathers the group's tokens. Rows between the products take two bytes an element, each written and read once;
-    the inner ones are quantised to b bytes before the second. Weights are read from memory: a rank's experts exceed the
+    the inner ones are quantised to a bytes before the second. Weights are read from memory: a rank's experts exceed the
     cache wherever streaming them matters.
     """
-    h, n, b = shapes["hidden"], shapes["inner"], shapes["weight_bytes"]
+    h, n, b, a = shapes["hidden"], shapes["inner"], shapes["weight_bytes"], shapes["activation_bytes"]
     rows, columns, depth, tiles = tiling(shapes)
     computed = parameters.foreign_computed * shapes["mixed"]
     row_tiles = tiles + computed / rows
     up = np.where(shapes["gated"], 2.0, 1.0)
-    filled, steps = np.zeros(np.shape(row_tiles)), np.zeros(np.shape(row_tiles))
+    filled, steps, waves = (np.zeros(np.shape(row_tiles)) for _ in range(3))
     for width, inner in ((up * n, h), (h, n)):
         tiles_of_product = row_tiles * np.ceil(width / columns)
         deep = np.ceil(inner / depth)
         filled = filled + tiles_of_product * deep
         steps = steps + deep * np.maximum(tiles_of_product / (RESIDENT * device.units), 1.0)
+        waves = waves + deep * np.maximum(tiles_of_product / device.units, 1.0)
     flops = 2.0 * rows * columns * depth * filled
-    arithmetic = flops / (parameters.compute * tensor_peak(device, b))
+    arithmetic = flops / (parameters.compute * peaks(shapes, device))
     streaming = shapes["active"] * (up + 1.0) * h * n * b / (parameters.memory * device.bandwidth)
     chain = steps * (STEP_CLOCKS / device.clock)
+    unpacking = shapes["unpacked"] * waves * columns * depth / (UNPACKED_PER_CLOCK * device.clock)
     held = shapes["pairs"] + computed
     moved = 2.0 * ACTIVATION_BYTES * h * (held + parameters.foreign_carried * shapes["elsewhere"])
-    moved = moved + (2.0 * up * ACTIVATION_BYTES + 2.0 * b) * n * held
+    moved = moved + (2.0 * up * ACTIVATION_BYTES + 2.0 * a) * n * held
     between = moved / (parameters.traffic * device.bandwidth)
-    busy = (arithmetic**SOFTNESS + streaming**SOFTNESS + chain**SOFTNESS) ** (1.0 / SOFTNESS)
+    parts = np.stack([arithmetic, streaming, chain, unpacking])
+    busy = (parts[0] ** SOFTNESS + parts[1] ** SOFTNESS + parts[2] ** SOFTNESS + parts[3] ** SOFTNESS) ** (1 / SOFTNESS)
     launch = parameters.launch_clocks / device.clock
-    bound = np.array([COMPUTE, MEMORY, LATENCY])[np.stack([arithmetic, streaming, chain]).argmax(axis=0)]
+    bound = np.array([COMPUTE, MEMORY, LATENCY, COMPUTE])[parts.argmax(axis=0)]
     bound = np.where(between > busy, MEMORY, bound)
     bound = np.where(launch > busy + between, LATENCY, bound)
     return launch + between + busy, bound.astype(np.int8)
@@ -221,7 +243,7 @@ def roofline(shapes: Mapping[str, Array], device: Device) -> Array:
     elements = weights(shapes)
     flops = 2.0 * shapes["pairs"] * elements
     read = shapes["active"] * elements * shapes["weight_bytes"]
-    seconds: Array = np.maximum(flops / tensor_peak(device, shapes["weight_bytes"]), read / device.bandwidth)
+    seconds: Array = np.maximum(flops / peaks(shapes, device), read / device.bandwidth)
     return seconds
 
 
