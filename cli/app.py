@@ -8,6 +8,7 @@ import typer
 
 from cli.catalogue_commands import architectures, machines, schema
 from cli.collective import validate_collective
+from cli.fleet import plan_fleet, predict_fleet
 from cli.kernels import bench, calibrate, kernel_validations
 from cli.options import (
     PLAIN,
@@ -237,6 +238,8 @@ def _column(frame: Any, name: str) -> str:
     return name
 
 
+plans.command("fleet")(plan_fleet)
+predictions.command("fleet")(predict_fleet)
 plans.command("placement")(plan_placement)
 predictions.command("placement")(predict_placement)
 plans.command("routing")(plan_routing)

@@ -249,13 +249,26 @@ def model_show(
 def schema(
     name: Annotated[
         str,
-        typer.Argument(help="accelerator, node, cluster, efficiency, model, train, sequence, routing or placement."),
+        typer.Argument(
+            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement or fleet."
+        ),
     ],
     output: Output = None,
     debug: Debug = False,
 ) -> None:
     """Write the JSON Schema of a hardware file, a model or a scenario, for editors."""
-    known = ("accelerator", "node", "cluster", "efficiency", "model", "train", "sequence", "routing", "placement")
+    known = (
+        "accelerator",
+        "node",
+        "cluster",
+        "efficiency",
+        "model",
+        "train",
+        "sequence",
+        "routing",
+        "placement",
+        "fleet",
+    )
     chosen = one_of("schema", name, known)
 
     def content() -> Any:
@@ -275,6 +288,10 @@ def schema(
             from solvers.placement_scenario import placement_schema
 
             return placement_schema()
+        if chosen == "fleet":
+            from solvers.fleet_scenario import fleet_schema
+
+            return fleet_schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 

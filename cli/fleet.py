@@ -1,0 +1,139 @@
+"""Commands about which accelerators to rent."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, write_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rich.console import RenderableType
+
+    from cli.options import Format
+    from solvers.result import Result
+
+# Everything slow to import is imported by the command that needs it.
+
+
+def plan_fleet(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """Which accelerators to rent, how many, and which requests go to which."""
+    from cli.load import load, written
+    from cli.progress import working
+
+    source = load(scenario, overrides or ())
+    with working("searching"):
+        from solvers.backend import OPTIMAL_GAP
+        from solvers.fleet import plan
+        from solvers.fleet_scenario import load_fleet
+
+        question = load_fleet(source, scenario.parent)
+        result = plan(question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None)
+    _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def predict_fleet(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """What given accelerators cost, and whether they serve the requests."""
+    from cli.load import load, written
+    from cli.progress import working
+    from hardware.faults import InputError
+
+    source = load(scenario, overrides or ())
+    with working("predicting"):
+        from solvers.fleet import predict
+        from solvers.fleet_scenario import load_fleet
+
+        question = load_fleet(source, scenario.parent)
+        if question.question.plan is None:
+            raise InputError([source.fault(("plan",), "missing; predict costs the fleet that a scenario gives")])
+        result = predict(question)
+    _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
+    from cli.export import result_csv
+
+    write_answer(
+        form,
+        output,
+        table=lambda: _shown(result, top),
+        data=result.to_dict,
+        csv=lambda: result_csv(result, given),
+    )
+
+
+def _shown(result: "Result", top: int) -> "RenderableType":
+    from dataclasses import replace
+
+    from cli import render
+
+    if result.plan is None:
+        return render.result(result, top)
+    # of an alternative, what is rented says enough; the rest stands in the other forms
+    others = [{**other, "plan": _counts(other["plan"])} for other in result.alternatives]
+    shown = replace(result, plan=_counts(result.plan), alternatives=others)
+    return render.result(shown, top, _plan(result.plan))
+
+
+def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
+    return {name: count for name, count in plan["counts"].items() if count}
+
+
+def _plan(plan: "Mapping[str, Any]") -> "RenderableType":
+    """Show how many accelerators are rented, and where each class goes."""
+    from rich.console import Group
+
+    from cli.tables import quantity, table, text
+
+    purchases = plan.get("purchases") or {}
+    rows = [
+        (text(name), str(count), text(", ".join(f"{n} {way}" for way, n in purchases.get(name, {}).items() if n)))
+        for name, count in plan["counts"].items()
+    ]
+    parts = [table("Accelerators", ("", "count", "rented"), rows, numbers=(1,))]
+    names = [name for name, count in plan["counts"].items() if count]
+    share = [
+        (text(stream), *(quantity("share", shares[name]) if name in shares else "" for name in names))
+        for stream, shares in plan["routing"].items()
+    ]
+    parts.append(table("Where requests go", ("", *names), share, numbers=range(1, len(names) + 1)))
+    if "periods" in plan:
+        hours = [
+            (
+                text(_ranges(part["periods"])),
+                text(", ".join(f"{count} {name}" for name, count in part["counts"].items() if count) or "none"),
+            )
+            for part in plan["periods"]
+        ]
+        parts.append(table("By period", ("periods", "accelerators"), hours, numbers=()))
+    return Group(*parts)
+
+
+def _ranges(numbers: "list[int]") -> str:
+    """Write whole numbers that follow one another as ranges."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)

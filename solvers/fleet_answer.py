@@ -1,0 +1,257 @@
+"""A fleet as an answer: its plan, what it costs, and what requests and limits are worth."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.backend import Solution
+from solvers.fleet_case import PURCHASES, Case
+from solvers.fleet_model import Fleet, Limit, Model, limits
+from solvers.fleet_question import FleetQuestion
+from solvers.result import Objective
+
+if TYPE_CHECKING:
+    from solvers.fleet_scenario import FleetScenario
+
+
+def objective(cost: float | None) -> Objective:
+    """Return what is minimised, with its value."""
+    return Objective("cost_usd_per_hour", cost, "USD/h", "min")
+
+
+def common(scenario: FleetScenario) -> dict[str, Any]:
+    """Return the question and what the answer rests on."""
+    try:
+        release = version("perfmodel")
+    except PackageNotFoundError:
+        release = "not installed"
+    return {
+        "scenario": scenario.resolved,
+        "provenance": {"version": release, "throughputs": "as given"},
+    }
+
+
+def plan_dict(case: Case, fleet: Fleet) -> dict[str, Any]:
+    """Return a fleet as a plan JSON holds it.
+
+    Parameters
+    ----------
+    case : Case
+        The fleet to choose.
+    fleet : Fleet
+        What is rented.
+
+    Returns
+    -------
+    dict
+        ``counts`` and ``purchases``: accelerators of each kind, the most of the day; ``routing``: share of each
+        stream's requests of the day; ``instances`` where they are not the accelerators themselves; ``periods`` where
+        the day has several: the same for each group of periods.
+    """
+    by_hour = fleet.bought(case)
+    whole = _part(case, fleet, by_hour.max(axis=2), fleet.held(case).max(axis=1), _mean_share(case, fleet), None)
+    if case.periods == 1 and len(case.hours[0]) == 1:
+        return whole
+    groups: list[tuple[list[int], dict[str, Any]]] = []
+    for h in range(case.periods):
+        part = _part(case, fleet, by_hour[:, :, h], fleet.held(case)[:, h], fleet.share[:, :, h], h)
+        same = next((hours for hours, other in groups if other == part), None)
+        if same is None:
+            groups.append((list(case.hours[h]), part))
+        else:
+            same += case.hours[h]
+    groups = [(sorted(hours), part) for hours, part in groups]
+    groups.sort(key=lambda group: group[0])
+    return whole | {"periods": [{"periods": hours, **part} for hours, part in groups]}
+
+
+def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h: int | None) -> dict[str, Any]:
+    counts = {name: int(count) for name, count in zip(case.accelerators, held, strict=True)}
+    routing = {}
+    for stream, name in enumerate(case.streams):
+        to = {
+            case.accelerators[case.pool_accelerator[pool]]: float(share[stream, pool])
+            for pool in np.flatnonzero(share[stream])
+        }
+        if to:
+            routing[name] = to
+    part: dict[str, Any] = {"counts": counts, "routing": routing}
+    offered = np.isfinite(case.price)
+    if offered.sum(axis=1).max() > 1 or offered[:, 1].sum() < len(offered):
+        part["purchases"] = {
+            name: {way: int(bought[one, place]) for place, way in enumerate(PURCHASES) if offered[one, place]}
+            for one, name in enumerate(case.accelerators)
+            if counts[name]
+        }
+    if len(case.models) > 1 or (case.pool_size > 1).any():
+        instances = fleet.instances.sum(axis=1)
+        chosen = instances.max(axis=1) if h is None else instances[:, h]
+        part["instances"] = {
+            model: {
+                case.accelerators[case.pool_accelerator[pool]]: int(chosen[pool])
+                for pool in np.flatnonzero((case.pool_model == number) & (chosen > 0))
+            }
+            for number, model in enumerate(case.models)
+        }
+    return part
+
+
+def _mean_share(case: Case, fleet: Fleet) -> Array:
+    asked = case.rate * case.weight
+    total = asked.sum(axis=1)
+    weights = np.divide(asked, total[:, None], out=np.zeros_like(asked), where=total[:, None] > 0)
+    return np.asarray(np.einsum("iph,ih->ip", fleet.share, weights))
+
+
+def prediction(
+    case: Case,
+    fleet: Fleet,
+    question: FleetQuestion,
+    relaxed_model: Model | None = None,
+    relaxed: Solution | None = None,
+) -> dict[str, Any]:
+    """Return what a fleet costs and how busy it is.
+
+    Parameters
+    ----------
+    case : Case
+        The fleet to choose.
+    fleet : Fleet
+        What is rented.
+    question : FleetQuestion
+        Whose classes they are.
+    relaxed_model, relaxed : Model, Solution
+        The linear relaxation, from which the prices of requests come.
+    """
+    cost = fleet.cost(case)
+    total = float(cost.sum())
+    arrivals = float((case.rate[: len(case.classes)] @ case.weight).sum())
+    arrivals += _graph_requests(case, question)
+    tokens = float((case.rate @ case.weight) @ _lengths(case, question, "osl"))
+    held = fleet.held(case)
+    power = np.where(held > 0, np.where(held > 0, case.power_w[:, None], 0.0) * held, 0.0).sum(axis=0)
+    found: dict[str, Any] = {
+        "cost_usd_per_hour": total,
+        "cost_usd_per_million_requests": total / (3600 * arrivals) * 1e6,
+        "cost_usd_per_million_output_tokens": total / (3600 * tokens) * 1e6,
+        "requests_per_s": arrivals,
+        "power_w": float(power.max()),
+        "accelerators": int(held.sum(axis=0).max()),
+    }
+    if relaxed is not None and relaxed.objective is not None:
+        found["relaxed_cost_usd_per_hour"] = relaxed.objective
+        found["integrality_gap"] = total / relaxed.objective - 1 if relaxed.objective else 0.0
+    found["utilisation"] = _utilisation(case, fleet)
+    if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
+        worth = prices(case, relaxed_model, relaxed)
+        found["one_more_request_per_s_usd_per_hour"] = {
+            name: float(worth[stream]) for stream, name in enumerate(case.streams)
+        }
+    used = [one for one in range(len(case.accelerators)) if held[one].any()]
+    found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
+    if (np.isfinite(case.price).sum(axis=1) > 1).any():
+        found["cost_by_purchase_usd_per_hour"] = {
+            way: float(cost[:, place].sum())
+            for place, way in enumerate(PURCHASES)
+            if np.isfinite(case.price[:, place]).any()
+        }
+    return found
+
+
+def _graph_requests(case: Case, question: FleetQuestion) -> float:
+    """Return the requests that graphs answer, each counted once [requests/s]."""
+    first, total = len(case.classes), 0.0
+    for graph in question.workload.graphs:
+        total += float(case.rate[first] @ case.weight) / graph.calls[0].count
+        first += len(graph.calls)
+    return total
+
+
+def _lengths(case: Case, question: FleetQuestion, name: str) -> Array:
+    return np.array([getattr(one, name) for one in question.workload.classes], dtype=float)[case.stream_class]
+
+
+def _utilisation(case: Case, fleet: Fleet) -> dict[str, float | None]:
+    """Return the share of the throughput counted on that is used, at its highest over the day [1]."""
+    load, room = case.load(fleet.share), fleet.capacity(case)
+    shape = (len(case.accelerators), case.periods)
+    busy, there = np.zeros(shape), np.zeros(shape)
+    np.add.at(busy, case.pool_accelerator, load * case.pool_size[:, None])
+    np.add.at(there, case.pool_accelerator, room * case.pool_size[:, None])
+    share = np.divide(busy, there, out=np.zeros_like(busy), where=there > 0)
+    return {name: float(share[one].max()) for one, name in enumerate(case.accelerators) if there[one].any()}
+
+
+def prices(case: Case, model: Model, relaxed: Solution) -> Array:
+    """Return what one more request per second of each stream costs [USD/h per request/s].
+
+    Parameters
+    ----------
+    case : Case
+        The fleet to choose.
+    model : Model
+        The linear relaxation.
+    relaxed : Solution
+        Its optimum with duals.
+
+    Notes
+    -----
+    A rate stands in the rows of capacity alone, so that the relaxed cost changes with it by the price of an instance
+    times the work of the request, summed over where it goes (envelope theorem). Over a day it is the price of one
+    more request per second in the mean, with the stream's own profile.
+    """
+    assert relaxed.duals is not None
+    share = model.fleet(relaxed).share
+    scale = case.utilisation_max[case.pool_accelerator]
+    worth = np.zeros(len(case.streams))
+    mean = case.rate @ case.weight
+    able = case.possible
+    for stream in range(len(case.streams)):
+        for h in range(case.periods):
+            price = np.array([-relaxed.duals.get(f"capacity {p} {h}", -math.inf) for p in range(len(scale))])
+            each = np.divide(
+                price, case.throughput[stream] * scale, out=np.full(len(scale), np.inf), where=able[stream]
+            )
+            if mean[stream] > 0:
+                goes = share[stream, :, h] > 0
+                worth[stream] += case.rate[stream, h] / mean[stream] * float(each[goes] @ share[stream, goes, h])
+            elif np.isfinite(each).any():
+                worth[stream] += float(each[np.isfinite(each)].min())
+            else:
+                worth[stream] = math.nan
+    return worth
+
+
+def binding(
+    case: Case, fleet: Fleet, model: Model | None = None, relaxed: Solution | None = None
+) -> list[dict[str, Any]]:
+    """Return the limits that hold the cost up, and what a little more of each would save in the relaxation."""
+    held, found = fleet.held(case), []
+    for limit in limits(case):
+        taken, step = _taken(case, limit, held)
+        price = 0.0
+        if relaxed is not None and relaxed.duals is not None:
+            price = sum(relaxed.duals[f"{limit.kind} {limit.index} {h}"] for h in range(case.periods))
+        slack = limit.value - taken
+        if slack < step or price:
+            entry = {"constraint": limit.name(case), "slack": slack, "shadow_price": price, "unit": limit.unit}
+            each = "USD/h per W" if limit.kind == "power" else "USD/h per accelerator"
+            found.append(entry | {"shadow_price_unit": each})
+    return found
+
+
+def _taken(case: Case, limit: Limit, held: Array) -> tuple[float, float]:
+    """Return what is used of a limit, and the least by which that changes."""
+    if limit.kind == "max":
+        return float(held[limit.index].max()), float(case.pool_size[case.pool_accelerator == limit.index].min())
+    there = case.site == limit.index
+    taken = (held * np.where(there, case.power_w, 0.0)[:, None]).sum(axis=0).max()
+    sizes = [
+        case.power_w[one] * size for one, size in zip(case.pool_accelerator, case.pool_size, strict=True) if there[one]
+    ]
+    return float(taken), float(min(sizes, default=0.0))

@@ -1,0 +1,121 @@
+"""Why no fleet serves the requests, and the smallest change that would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.fleet_case import Case, Graph
+from solvers.fleet_model import Limit, build, limits
+
+Reason = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Entries of ``why_not`` and of ``relaxation``."""
+
+
+def unserved(case: Case) -> Reason | None:
+    """Explain what forbids some requests on every accelerator: their throughput, or the time of their graph.
+
+    Returns
+    -------
+    tuple, or None
+        None where every stream has somewhere to go.
+    """
+    why: list[dict[str, Any]] = []
+    changes: dict[str, dict[str, Any]] = {}
+    asked = case.rate.max(axis=1) > 0
+    able = case.throughput > 0
+    for stream in np.flatnonzero(asked & ~able.any(axis=1)):
+        one = case.classes[case.stream_class[stream]]
+        why.append(_because(f"no accelerator serves class {one!r} within the objectives"))
+        rate = float(case.rate[stream].max())
+        changes[case.streams[stream]] = _change(f"demand[{case.streams[stream]}]", rate, 0.0, "requests/s")
+    if not why:
+        for graph in case.graphs:
+            if asked[list(graph.calls)].any():
+                for name, now, needed in _late(case, graph):
+                    why.append(_because(f"{name}: the fastest accelerators take longer than the limit"))
+                    changes[name] = _change(name, now, needed, "s")
+    return (why, list(changes.values())) if why else None
+
+
+def _because(reason: str, nearest: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"reason": reason, "candidates": None, "nearest": nearest}
+
+
+def _change(name: str, now: float, needed: float, unit: str) -> dict[str, Any]:
+    return {"constraint": name, "now": now, "needed": needed, "unit": unit}
+
+
+def _late(case: Case, graph: Graph) -> list[tuple[str, float, float]]:
+    fastest = case.fastest_s(case.throughput > 0)
+    longest = float(graph.longest_s(fastest).max())
+    found = [(f"latency[{graph.name}]", graph.latency_s, longest)]
+    for path, limit_s in graph.paths:
+        calls = " > ".join(case.streams[one].removeprefix(f"{graph.name}.") for one in path)
+        found.append((f"latency[{graph.name}: {calls}]", limit_s, float(sum(fastest[one] for one in path))))
+    return [entry for entry in found if entry[2] > entry[1] * (1 + 1e-12)]
+
+
+def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float | None = None) -> Reason:
+    """Explain which limits do not let the requests be served, and by how little they would have to be raised.
+
+    Notes
+    -----
+    Each limit is raised alone, the others kept. The one that needs the least in proportion is the relaxation; the
+    others that would do alone are named as reasons. Where none does alone, all are raised together by the least sum
+    of proportions.
+    """
+    there = limits(case)
+    alone: list[tuple[float, Limit, float]] = []
+    for limit in there:
+        needed = _raised(case, (limit,), routed, time_limit_s)
+        if needed is not None:
+            alone.append((needed[limit] / max(limit.value, 1.0), limit, needed[limit]))
+    if alone:
+        alone.sort(key=lambda entry: entry[0])
+        _, smallest, excess = alone[0]
+        changes = [_change(smallest.name(case), smallest.value, smallest.value + excess, smallest.unit)]
+        reason = f"{smallest.name(case)} leaves too little for the requests"
+        others = [
+            _because(f"raising {limit.name(case)} alone would do too", {"needed": limit.value + excess})
+            for _, limit, excess in alone[1:]
+        ]
+        return [_because(reason, {"needed": smallest.value + excess}), *others], changes
+    together = _raised(case, tuple(there), routed, time_limit_s)
+    if together is None:
+        return [_because("no time was left to find which limits conflict")], []
+    names = [limit.name(case) for limit in together]
+    changes = [
+        _change(limit.name(case), limit.value, limit.value + excess, limit.unit)
+        for limit, excess in together.items()
+        if excess > 0
+    ]
+    return [_because(f"{', '.join(names)} together leave too little for the requests; none of them alone")], changes
+
+
+def _raised(
+    case: Case, raised: tuple[Limit, ...], routed: Array | None, time_limit_s: float | None
+) -> dict[Limit, float] | None:
+    """Return by how much each limit must be exceeded; None if that is not enough."""
+    model = build(case, raised=raised, routed=routed)
+    found = model.solve(time_limit_s=time_limit_s)
+    if found.objective is None:
+        return None
+    held = model.fleet(found).held(case)
+    excess = {}
+    for limit in raised:
+        taken = (
+            held[limit.index].max()
+            if limit.kind == "max"
+            else (held * np.where(case.site == limit.index, case.power_w, 0.0)[:, None]).sum(axis=0).max()
+        )
+        excess[limit] = max(float(taken) - limit.value, 0.0)
+    return excess
+
+
+def only_period(case: Case, h: int) -> Case:
+    """Return the case of one period alone."""
+    return replace(case, rate=case.rate[:, h : h + 1], weight=np.ones(1), hours=(case.hours[h],))

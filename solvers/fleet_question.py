@@ -1,0 +1,225 @@
+"""What a person writes about a fleet: accelerators that can be rented, classes of requests, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from hardware.units import Seconds, UsdPerHour, Watts
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Profile = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
+    )
+
+
+def _form_of(value: Any) -> str:
+    return "by model" if isinstance(value, Mapping) else "of all"
+
+
+class FleetAccelerator(_Strict):
+    """A kind of accelerator that can be rented."""
+
+    name: str
+    """What to call it; a name of the catalogue, unless type says which it is."""
+    type: str | None = None
+    """Its name in the catalogue, where several offers are of one type."""
+    price_usd_per_hour: UsdPerHour | None = None
+    """Of one accelerator on demand; the catalogue's if no price is given."""
+    reserved_price_usd_per_hour: UsdPerHour | None = None
+    """Of one accelerator that is rented for the whole day."""
+    spot_price_usd_per_hour: UsdPerHour | None = None
+    """Of one accelerator that may be taken away."""
+    spot_availability: Share | None = None
+    """Share of the accelerators rented on the spot market that is counted on; needed with a spot price."""
+    max: Count | None = None
+    """Accelerators there are; any number if left out."""
+    accelerators_per_instance: Annotated[
+        Annotated[Size, Tag("of all")] | Annotated[dict[str, Size], Tag("by model")], Discriminator(_form_of)
+    ] = 1
+    """Accelerators that hold one replica of a model; one number, or one by model."""
+    power: Watts | None = None
+    """Of one accelerator, with its share of the host; the catalogue's limit if left out."""
+    site: str | None = None
+    """Where it stands; the first site if left out."""
+    utilisation_max: Share | None = None
+    """Share of an instance's throughput that may be used; the headroom's if left out."""
+    throughput_requests_per_s: tuple[NotNegative, ...] | None = None
+    """Requests of each class that one instance sustains within the objectives, in the order of the classes; 0 where
+    it cannot."""
+    latency_s: tuple[NotNegative, ...] | None = None
+    """Time of one request of each class from end to end, in the order of the classes; needed with request graphs."""
+
+
+class FleetClass(_Strict):
+    """Requests of one size."""
+
+    name: str | None = None
+    """What to call it; its lengths if left out."""
+    isl: Size
+    """Tokens that come in."""
+    osl: Size
+    """Tokens that go out."""
+    rate_rps: NotNegative = 0.0
+    """Requests per second, beside those of the request graphs."""
+    model: str | None = None
+    """Its model; the scenario's if left out."""
+    profile: Profile | None = None
+    """Factors of its rate over the day; the workload's if left out."""
+
+
+class FleetCall(_Strict):
+    """One call of a request graph."""
+
+    name: str
+    """What to call it."""
+    class_: str = Field(alias="class")
+    """The class of requests it is."""
+    count: Amount = 1.0
+    """Such calls of one request, one after another; a mean."""
+    after: tuple[str, ...] = ()
+    """Calls whose answers it waits for."""
+
+
+class FleetPath(_Strict):
+    """A path with a limit of its own."""
+
+    calls: tuple[str, ...] = Field(min_length=1)
+    """Names of its calls."""
+    latency: Seconds
+    """What they may take together."""
+
+
+class FleetGraph(_Strict):
+    """Requests that are answered by several calls."""
+
+    name: str
+    """What to call it."""
+    rate_rps: NotNegative
+    """Requests per second, each of which makes all calls."""
+    latency: Seconds
+    """What the longest path from the first to the last call may take."""
+    calls: tuple[FleetCall, ...] = Field(min_length=1)
+    """Its calls."""
+    paths: tuple[FleetPath, ...] = ()
+    """Paths with limits of their own."""
+    profile: Profile | None = None
+    """Factors of its rate over the day; the workload's if left out."""
+
+
+class FleetWorkload(_Strict):
+    """What is asked of the fleet."""
+
+    classes: tuple[FleetClass, ...] = Field(min_length=1)
+    """Classes of requests."""
+    graphs: tuple[FleetGraph, ...] = ()
+    """Requests that are answered by several calls, each of one of the classes."""
+    profile: Profile = (1.0,)
+    """Factors of all rates over the day, of equal periods, such as 24 hours."""
+    slice_factor: Size | None = None
+    """Equal parts a class is cut into, each of which goes to one kind of accelerator; any share if left out."""
+
+
+class FleetSlo(_Strict):
+    """Objectives of latency that throughputs are within."""
+
+    ttft_mean: Seconds | None = None
+    """Mean time to the first token."""
+    ttft_p99: Seconds | None = None
+    """99th percentile of the time to the first token."""
+    tpot_mean: Seconds | None = None
+    """Mean time per output token after the first."""
+    tpot_p99: Seconds | None = None
+    """99th percentile of the time per output token after the first."""
+
+
+class FleetHeadroom(_Strict):
+    """What is rented beyond the mean."""
+
+    utilisation_max: Share = 1.0
+    """Share of an instance's throughput that may be used."""
+    lost_instances: Count = 0
+    """Instances of each kind that may fail while the others of the kind carry its load; 1 for N+1."""
+
+
+class FleetSite(_Strict):
+    """A place with a limit of its own."""
+
+    name: str
+    """What to call it."""
+    power: Watts | None = None
+    """What all accelerators there may draw; no limit if left out."""
+
+
+class FleetPurchase(_Strict):
+    """Accelerators of one kind by way to rent."""
+
+    reserved: Count = 0
+    """For the whole day."""
+    on_demand: Count = 0
+    """By the period."""
+    spot: Count = 0
+    """By the period, and they may be taken away."""
+
+
+class FleetPeriod(_Strict):
+    """What is rented in some periods of the day."""
+
+    periods: tuple[Count, ...] = Field(min_length=1)
+    """Numbers of the periods, from 0."""
+    counts: dict[str, Count]
+    """Accelerators of each kind."""
+    purchases: dict[str, FleetPurchase] | None = None
+    """How they are rented; as cheaply as may be if left out."""
+    routing: dict[str, dict[str, NotNegative]] | None = None
+    """Share of each class on each kind; any if left out."""
+    instances: dict[str, dict[str, Count]] | None = None
+    """Instances of each model on each kind."""
+
+
+class FleetPlan(_Strict):
+    """Accelerators, and the requests that go to them."""
+
+    counts: dict[str, Count]
+    """Accelerators of each kind; the most of the day."""
+    purchases: dict[str, FleetPurchase] | None = None
+    """How they are rented; as cheaply as may be if left out."""
+    routing: dict[str, dict[str, NotNegative]] | None = None
+    """Share of each class on each kind; any if left out."""
+    instances: dict[str, dict[str, Count]] | None = None
+    """Instances of each model on each kind."""
+    periods: tuple[FleetPeriod, ...] | None = None
+    """The same by period of the day; all day alike if left out."""
+
+
+class FleetQuestion(_Strict):
+    """Which accelerators to rent, and which requests go to which."""
+
+    kind: Literal["fleet"]
+    """Kind of question."""
+    accelerators: tuple[FleetAccelerator, ...] = Field(min_length=1)
+    """Kinds that can be rented."""
+    model: str = "model"
+    """Model of the classes that name none."""
+    workload: FleetWorkload
+    """What is asked of the fleet."""
+    slo: FleetSlo = FleetSlo()
+    """Objectives of latency."""
+    headroom: FleetHeadroom = FleetHeadroom()
+    """What is rented beyond the mean."""
+    sites: tuple[FleetSite, ...] = (FleetSite(name="site"),)
+    """Places and their limits of power."""
+    objective: Literal["cost_usd_per_hour"] = "cost_usd_per_hour"
+    """What is minimised."""
+    plan: FleetPlan | None = None
+    """What `predict` costs; for `plan`, what runs today."""

@@ -1,0 +1,409 @@
+"""The question which accelerators to rent for which requests: prices, limits and demand, checked.
+
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.fleet.plan(solvers.fleet_scenario.load_fleet(source, Path(".")))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from hardware.catalogue import UnknownName, find
+from hardware.faults import Fault, InputError
+from hardware.schema import Accelerator
+from hardware.yaml_source import Source, did_you_mean, validated
+from perfmodel.terms import Array
+from solvers.fleet_case import Case, Graph
+from solvers.fleet_question import (
+    FleetAccelerator,
+    FleetClass,
+    FleetGraph,
+    FleetPeriod,
+    FleetPlan,
+    FleetQuestion,
+    FleetWorkload,
+)
+
+_Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class FleetScenario:
+    """A checked question about a fleet.
+
+    Parameters
+    ----------
+    question : FleetQuestion
+        As asked.
+    case : Case
+        The same as numbers.
+    source : Source
+        Where it was written.
+    resolved : dict
+        The scenario with defaults written out; reading it again asks the same.
+    """
+
+    question: FleetQuestion
+    case: Case
+    source: Source
+    resolved: dict[str, Any]
+
+
+def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
+    """Check a fleet scenario.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    base_dir : Path
+        Folder that paths in it are relative to.
+
+    Returns
+    -------
+    FleetScenario
+        The question with every file it names read.
+
+    Raises
+    ------
+    InputError
+        With every fault that was found.
+    """
+    question = validated(FleetQuestion, source)
+    workload = question.workload
+    faults: list[Fault] = []
+    entries = [_catalogued(one) for one in question.accelerators]
+    for path, message in _faults(question, entries):
+        faults.append(source.fault(path, message))
+    throughput, latency = _rates(question, source, faults)
+    if faults or throughput is None:
+        raise InputError(sorted(faults, key=lambda fault: (fault.line, fault.column)))
+    case = _case(question, entries, throughput, latency)
+    return FleetScenario(question, case, source, _resolved(question, entries, class_names(workload), case))
+
+
+def class_names(workload: FleetWorkload) -> list[str]:
+    """Return what each class is called: its own name, else its lengths."""
+    return [one.name or f"{one.isl}-{one.osl}" for one in workload.classes]
+
+
+def models_of(question: FleetQuestion) -> list[str]:
+    """Return the model of each class."""
+    return [one.model or question.model for one in question.workload.classes]
+
+
+def class_throughputs(accelerator: FleetAccelerator, question: FleetQuestion) -> tuple[Array, Array] | None:
+    """Return what one instance sustains of each class within the objectives [requests/s], and the latency of one [s].
+
+    Parameters
+    ----------
+    accelerator : FleetAccelerator
+        The kind.
+    question : FleetQuestion
+        Whose classes are meant.
+
+    Returns
+    -------
+    tuple of array, or None
+        Throughput and latency by class; None where neither is given.
+    """
+    given = accelerator.throughput_requests_per_s
+    if given is None:
+        return None
+    latency = accelerator.latency_s or (0.0,) * len(given)
+    return np.array(given), np.array(latency)
+
+
+def _catalogued(one: FleetAccelerator) -> Accelerator | UnknownName:
+    try:
+        found = find("accelerator", one.type or one.name)
+    except UnknownName as error:
+        return error
+    assert isinstance(found, Accelerator)
+    return found
+
+
+def _prices(one: FleetAccelerator, entry: Accelerator | UnknownName) -> tuple[float | None, ...]:
+    """Return the price of one accelerator by way to rent [USD/h]."""
+    given = (one.reserved_price_usd_per_hour, one.price_usd_per_hour, one.spot_price_usd_per_hour)
+    if any(price is not None for price in given) or isinstance(entry, UnknownName) or entry.price is None:
+        return given
+    return (None, entry.price.on_demand, None)
+
+
+def _power(one: FleetAccelerator, entry: Accelerator | UnknownName) -> float | None:
+    return one.power if one.power is not None else None if isinstance(entry, UnknownName) else entry.power.limit
+
+
+def _per_instance(one: FleetAccelerator, model: str) -> int:
+    size = one.accelerators_per_instance
+    return size.get(model, 1) if isinstance(size, Mapping) else size
+
+
+def _faults(question: FleetQuestion, entries: list[Accelerator | UnknownName]) -> list[tuple[_Path, str]]:
+    """Return what is wrong, as (path, message)."""
+    found: list[tuple[_Path, str]] = []
+    names = [one.name for one in question.accelerators]
+    sites = [site.name for site in question.sites]
+    classes = class_names(question.workload)
+    models = dict.fromkeys(models_of(question))
+    found += _twice(names, ("accelerators",), "name")
+    found += _twice(sites, ("sites",), "name")
+    found += _twice(classes, ("workload", "classes"), "name")
+    for number, (one, entry) in enumerate(zip(question.accelerators, entries, strict=True)):
+        at: _Path = ("accelerators", number)
+        if one.type is not None and isinstance(entry, UnknownName):
+            found.append(((*at, "type"), str(entry)))
+        if not any(price is not None for price in _prices(one, entry)):
+            known = "" if isinstance(entry, UnknownName) else "; the catalogue has none"
+            found.append(((*at, "price_usd_per_hour"), f"missing{known}"))
+        if one.spot_price_usd_per_hour is not None and one.spot_availability is None:
+            found.append(((*at, "spot_availability"), "missing; the share of them that is counted on"))
+        if one.site is not None and one.site not in sites:
+            found.append(((*at, "site"), f"no such site; {did_you_mean(one.site, sites)} [got {one.site!r}]"))
+        place = question.sites[sites.index(one.site) if one.site in sites else 0]
+        if place.power is not None and _power(one, entry) is None:
+            found.append(((*at, "power"), f"missing; site {place.name!r} has a limit of power"))
+        if isinstance(one.accelerators_per_instance, Mapping):
+            for model in one.accelerators_per_instance:
+                if model not in models:
+                    message = f"no class is of this model; {did_you_mean(model, models)}"
+                    found.append(((*at, "accelerators_per_instance", model), message))
+        for key in ("throughput_requests_per_s", "latency_s"):
+            values = getattr(one, key)
+            if values is not None and len(values) != len(classes):
+                message = f"should hold a number for each of the {len(classes)} classes [got {len(values)}]"
+                found.append(((*at, key), message))
+    return found + _workload_faults(question.workload, classes) + _plan_faults(question, classes)
+
+
+def _twice(names: list[str], at: _Path, key: str) -> list[tuple[_Path, str]]:
+    again = [number for number, name in enumerate(names) if name in names[:number]]
+    return [
+        ((*at, number, key), f"stands twice; each should be called otherwise [got {names[number]!r}]")
+        for number in again
+    ]
+
+
+def _workload_faults(workload: FleetWorkload, classes: list[str]) -> list[tuple[_Path, str]]:
+    found: list[tuple[_Path, str]] = []
+    length = len(workload.profile)
+    rated: list[FleetClass | FleetGraph] = [*workload.classes, *workload.graphs]
+    own: list[tuple[_Path, tuple[float, ...] | None]] = []
+    own += [(("workload", "classes", number, "profile"), one.profile) for number, one in enumerate(workload.classes)]
+    own += [(("workload", "graphs", number, "profile"), one.profile) for number, one in enumerate(workload.graphs)]
+    for path, profile in own:
+        if profile is not None and length > 1 and len(profile) != length:
+            found.append((path, f"should hold as many periods as workload.profile, {length} [got {len(profile)}]"))
+    lengths = {len(profile) for _, profile in own if profile is not None}
+    if length == 1 and len(lengths) > 1:
+        found.append((("workload", "classes"), f"profiles should be equally long [got {sorted(lengths)}]"))
+    for path, profile in [(("workload", "profile"), workload.profile), *own]:
+        if profile is not None and not any(profile):
+            found.append((path, "should not be zero throughout"))
+    found += _twice([graph.name for graph in workload.graphs], ("workload", "graphs"), "name")
+    for number, graph in enumerate(workload.graphs):
+        found += _graph_faults(graph, ("workload", "graphs", number), classes)
+    if not found and not any(one.rate_rps for one in rated):
+        found.append((("workload", "classes", 0, "rate_rps"), "there are no requests; some rate should be above zero"))
+    return found
+
+
+def _graph_faults(graph: FleetGraph, at: _Path, classes: list[str]) -> list[tuple[_Path, str]]:
+    calls = [call.name for call in graph.calls]
+    found = _twice(calls, (*at, "calls"), "name")
+    for number, call in enumerate(graph.calls):
+        here = (*at, "calls", number)
+        if call.class_ not in classes:
+            message = f"no such class; {did_you_mean(call.class_, classes)} [got {call.class_!r}]"
+            found.append(((*here, "class"), message))
+        for place, name in enumerate(call.after):
+            if name not in calls:
+                found.append(((*here, "after", place), f"no such call; {did_you_mean(name, calls)} [got {name!r}]"))
+    if not found and ordered(graph) is None:
+        found.append(((*at, "calls"), "some calls wait for one another in a circle"))
+    for number, path in enumerate(graph.paths):
+        for place, name in enumerate(path.calls):
+            if name not in calls:
+                where = (*at, "paths", number, "calls", place)
+                found.append((where, f"no such call; {did_you_mean(name, calls)} [got {name!r}]"))
+    return found
+
+
+def ordered(graph: FleetGraph) -> list[int] | None:
+    """Return the calls so that each stands after those it waits for; None if they wait in a circle."""
+    numbers = {call.name: number for number, call in enumerate(graph.calls)}
+    order: list[int] = []
+    while len(order) < len(graph.calls):
+        ready = [
+            number
+            for number, call in enumerate(graph.calls)
+            if number not in order and all(numbers[name] in order for name in call.after)
+        ]
+        if not ready:
+            return None
+        order += ready
+    return order
+
+
+def stream_names(workload: FleetWorkload) -> list[str]:
+    """Return what each stream is called: the classes, then the calls of the graphs as graph.call."""
+    return class_names(workload) + [f"{graph.name}.{call.name}" for graph in workload.graphs for call in graph.calls]
+
+
+def _plan_faults(question: FleetQuestion, classes: list[str]) -> list[tuple[_Path, str]]:
+    if question.plan is None:
+        return []
+    names = [one.name for one in question.accelerators]
+    streams = stream_names(question.workload)
+    found: list[tuple[_Path, str]] = []
+    parts: list[tuple[_Path, FleetPlan | FleetPeriod]] = [(("plan",), question.plan)]
+    parts += [(("plan", "periods", number), part) for number, part in enumerate(question.plan.periods or ())]
+    for at, part in parts:
+        for key in ("counts", "purchases"):
+            for name in getattr(part, key) or ():
+                if name not in names:
+                    found.append(((*at, key, name), f"no such accelerator; {did_you_mean(name, names)}"))
+        for stream, shares in (part.routing or {}).items():
+            if stream not in streams:
+                found.append(((*at, "routing", stream), f"no such class; {did_you_mean(stream, streams)}"))
+            for name in shares:
+                if name not in names:
+                    found.append(((*at, "routing", stream, name), f"no such accelerator; {did_you_mean(name, names)}"))
+            if abs(sum(shares.values()) - 1) > 1e-6:
+                found.append(((*at, "routing", stream), f"shares should add up to 1 [got {sum(shares.values()):g}]"))
+        for name, bought in (part.purchases or {}).items():
+            total = bought.reserved + bought.on_demand + bought.spot
+            if part is not question.plan and total != part.counts.get(name, 0):
+                message = f"adds up to {total}, but counts has {part.counts.get(name, 0)}"
+                found.append(((*at, "purchases", name), message))
+    if question.plan.periods is not None:
+        length = _length(question.workload)
+        said = [period for part in question.plan.periods for period in part.periods]
+        if sorted(said) != list(range(length)):
+            found.append(
+                (("plan", "periods"), f"should name each of the periods 0 to {length - 1} once [got {sorted(said)}]")
+            )
+    return found
+
+
+def _length(workload: FleetWorkload) -> int:
+    rated: list[FleetClass | FleetGraph] = [*workload.classes, *workload.graphs]
+    return max(len(workload.profile), *(len(one.profile or ()) for one in rated))
+
+
+def _rates(question: FleetQuestion, source: Source, faults: list[Fault]) -> tuple[Array | None, Array]:
+    """Return throughput [requests/s] and latency [s] of an instance, of shape (classes, accelerators)."""
+    count = len(question.workload.classes)
+    throughput = np.zeros((count, len(question.accelerators)))
+    latency = np.zeros_like(throughput)
+    for number, one in enumerate(question.accelerators):
+        found = class_throughputs(one, question)
+        if found is None:
+            at = ("accelerators", number, "throughput_requests_per_s")
+            faults.append(source.fault(at, f"missing; {one.name} needs throughput_requests_per_s, one for each class"))
+        elif all(len(values) == count for values in found):
+            throughput[:, number], latency[:, number] = found
+        if question.workload.graphs and one.latency_s is None:
+            at = ("accelerators", number, "latency_s")
+            faults.append(source.fault(at, "missing; the request graphs have limits of latency"))
+    return (None if faults else throughput), latency
+
+
+def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], throughput: Array, latency: Array) -> Case:
+    workload, kinds = question.workload, question.accelerators
+    models = list(dict.fromkeys(models_of(question)))
+    of_class = np.array([models.index(name) for name in models_of(question)])
+    pools = [(one, model) for model in range(len(models)) for one in range(len(kinds))]
+    kind, held = np.array(pools).T
+    streams = list(range(len(workload.classes)))
+    rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
+    counts, graphs = [1.0] * len(streams), []
+    for graph in workload.graphs:
+        order = ordered(graph)
+        assert order is not None
+        first, names = len(streams), [call.name for call in graph.calls]
+        for call in graph.calls:
+            streams.append(class_names(workload).index(call.class_))
+            counts.append(call.count)
+            rates.append(graph.rate_rps * call.count * _profile(graph.profile, workload))
+        graphs.append(
+            Graph(
+                graph.name,
+                tuple(first + number for number in order),
+                tuple(tuple(first + names.index(name) for name in graph.calls[number].after) for number in order),
+                graph.latency,
+                tuple((tuple(first + names.index(name) for name in path.calls), path.latency) for path in graph.paths),
+            )
+        )
+    of_stream = np.array(streams)
+    matches = of_class[of_stream][:, None] == held
+    rate, alike = np.unique(np.array(rates), axis=1, return_inverse=True)
+    alike = alike.reshape(-1)
+    sites = [site.name for site in question.sites]
+    shared = question.headroom.utilisation_max
+    return Case(
+        accelerators=tuple(one.name for one in kinds),
+        price=np.array(
+            [
+                [np.inf if price is None else price for price in _prices(*one)]
+                for one in zip(kinds, entries, strict=True)
+            ]
+        ),
+        availability=np.array([one.spot_availability or 1.0 for one in kinds]),
+        most=np.array([np.inf if one.max is None else float(one.max) for one in kinds]),
+        power_w=np.array([np.nan if (p := _power(*one)) is None else p for one in zip(kinds, entries, strict=True)]),
+        utilisation_max=np.array([one.utilisation_max or shared for one in kinds]),
+        site=np.array([0 if one.site is None else sites.index(one.site) for one in kinds]),
+        sites=tuple(sites),
+        site_power_w=np.array([np.inf if site.power is None else site.power for site in question.sites]),
+        models=tuple(models),
+        pool_accelerator=kind,
+        pool_model=held,
+        pool_size=np.array([_per_instance(kinds[one], models[model]) for one, model in pools]),
+        streams=tuple(stream_names(workload)),
+        stream_class=of_stream,
+        classes=tuple(class_names(workload)),
+        class_model=of_class,
+        rate=rate,
+        weight=np.bincount(alike) / len(alike),
+        hours=tuple(tuple(np.flatnonzero(alike == one).tolist()) for one in range(rate.shape[1])),
+        throughput=np.where(matches, throughput[of_stream][:, kind], 0.0),
+        latency_s=latency[of_stream][:, kind] * np.array(counts)[:, None],
+        graphs=tuple(graphs),
+        slices=workload.slice_factor,
+        lost=question.headroom.lost_instances,
+    )
+
+
+def _profile(own: tuple[float, ...] | None, workload: FleetWorkload) -> Array:
+    return np.resize(np.array(own or workload.profile), _length(workload))
+
+
+def _resolved(
+    question: FleetQuestion, entries: list[Accelerator | UnknownName], names: list[str], case: Case
+) -> dict[str, Any]:
+    """Write the question out so that it can be asked again anywhere."""
+    written = question.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"plan"})
+    for number, (one, entry) in enumerate(zip(question.accelerators, entries, strict=True)):
+        offer = written["accelerators"][number]
+        _, on_demand, _ = _prices(one, entry)
+        if on_demand is not None:
+            offer["price_usd_per_hour"] = on_demand
+        power = _power(one, entry)
+        if power is not None:
+            offer["power"] = power
+        offer["utilisation_max"] = float(case.utilisation_max[number])
+    for name, asked in zip(names, written["workload"]["classes"], strict=True):
+        asked["name"] = name
+    return written
+
+
+def fleet_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a fleet scenario."""
+    return FleetQuestion.model_json_schema()

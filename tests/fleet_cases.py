@@ -1,0 +1,190 @@
+"""Fleets made up for tests, and what a fleet costs and carries, worked out from its plan alone."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware.yaml_source import Source
+from solvers.fleet_scenario import FleetScenario, load_fleet
+from solvers.result import Result
+
+TOLERANCE = 1e-6
+
+
+def offer(name: str, price: float, throughput: Any, **more: Any) -> dict[str, Any]:
+    return {"name": name, "price_usd_per_hour": price, "throughput_requests_per_s": list(throughput), **more}
+
+
+def classes(*rates: float) -> list[dict[str, Any]]:
+    return [{"name": f"c{n}", "isl": 100 * (n + 1), "osl": 10, "rate_rps": rate} for n, rate in enumerate(rates)]
+
+
+def scenario(**parts: Any) -> FleetScenario:
+    return load_fleet(Source("asked.yaml", {"kind": "fleet", **parts}), Path())
+
+
+def check(asked: FleetScenario, result: Result) -> None:
+    """Hold an answer against the scenario, by its plan alone: cost, demand, capacity, limits, failures, latency."""
+    assert result.plan is not None and result.prediction is not None
+    written = asked.resolved
+    offers = {one["name"]: one for one in written["accelerators"]}
+    length = period_count(written["workload"])
+    parts = result.plan.get("periods") or [{"periods": list(range(length)), **result.plan}]
+    assert sorted(h for part in parts for h in part["periods"]) == list(range(length))
+    total = 0.0
+    for part in parts:
+        total += len(part["periods"]) / length * cost_of(part, offers)
+        for h in part["periods"]:
+            check_period(written, offers, part, h)
+    assert result.prediction["cost_usd_per_hour"] == total or math.isclose(
+        result.prediction["cost_usd_per_hour"], total, rel_tol=1e-9
+    )
+    for name in offers:
+        assert result.plan["counts"][name] == max(part["counts"][name] for part in parts)
+
+
+def period_count(workload: Mapping[str, Any]) -> int:
+    rated = [workload, *workload["classes"], *workload.get("graphs", [])]
+    return max(len(one.get("profile", [1.0])) for one in rated)
+
+
+def way_to_rent(part: Mapping[str, Any], offer: Mapping[str, Any]) -> dict[str, int]:
+    count = part["counts"][offer["name"]]
+    return part.get("purchases", {}).get(offer["name"], {"on_demand": count} if count else {})
+
+
+def cost_of(part: Mapping[str, Any], offers: Mapping[str, Any]) -> float:
+    total = 0.0
+    keys = {
+        "reserved": "reserved_price_usd_per_hour",
+        "on_demand": "price_usd_per_hour",
+        "spot": "spot_price_usd_per_hour",
+    }
+    for one in offers.values():
+        bought = way_to_rent(part, one)
+        assert sum(bought.values()) == part["counts"][one["name"]]
+        total += sum(count * one[keys[way]] for way, count in bought.items() if count)
+    return total
+
+
+def factor(one: Mapping[str, Any], workload: Mapping[str, Any], h: int) -> float:
+    profile = one.get("profile") or workload["profile"]
+    return float(profile[h % len(profile)])
+
+
+def demands(written: Mapping[str, Any], h: int) -> list[tuple[str, int, float, float]]:
+    """Return name, class, rate and calls in a row of each stream."""
+    workload = written["workload"]
+    names = [one["name"] for one in workload["classes"]]
+    found = [
+        (one["name"], n, one["rate_rps"] * factor(one, workload, h), 1.0) for n, one in enumerate(workload["classes"])
+    ]
+    for graph in workload.get("graphs", []):
+        for call in graph["calls"]:
+            rate = graph["rate_rps"] * call["count"] * factor(graph, workload, h)
+            found.append((f"{graph['name']}.{call['name']}", names.index(call["class"]), rate, call["count"]))
+    return found
+
+
+def per_instance(offer: Mapping[str, Any], model: str) -> int:
+    size = offer.get("accelerators_per_instance", 1)
+    return int(size.get(model, 1)) if isinstance(size, Mapping) else int(size)
+
+
+def check_period(written: Mapping[str, Any], offers: Mapping[str, Any], part: Mapping[str, Any], h: int) -> None:
+    workload, lost = written["workload"], written["headroom"]["lost_instances"]
+    model_of = [one.get("model", written["model"]) for one in workload["classes"]]
+    load: dict[tuple[str, str], float] = {}
+    for name, number, rate, _ in demands(written, h):
+        if rate == 0:
+            continue
+        shares = part["routing"][name]
+        assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-9)
+        for where, share in shares.items():
+            throughput = offers[where]["throughput_requests_per_s"][number]
+            assert throughput > 0
+            slices = workload.get("slice_factor")
+            assert not slices or math.isclose(share * slices, round(share * slices), abs_tol=1e-6)
+            key = (where, model_of[number])
+            load[key] = load.get(key, 0.0) + rate * share / throughput
+    for where, one in offers.items():
+        bought, count = way_to_rent(part, one), part["counts"][where]
+        assert count <= one.get("max", math.inf)
+        models = [model for other, model in load if other == where]
+        instances = {
+            model: part["instances"][model][where] if "instances" in part else count // per_instance(one, model)
+            for model in models
+        }
+        needed = sum(n * per_instance(one, model) for model, n in instances.items())
+        assert needed <= count
+        counted = sum(bought.values()) - (1 - one.get("spot_availability", 1.0)) * bought.get("spot", 0)
+        for model, n in instances.items():
+            # whichever instance is lost, those left carry the load; with one model the spot market's share is known
+            left = (counted / per_instance(one, model) if len(models) == 1 and needed == count else n) - lost
+            assert load[where, model] <= one["utilisation_max"] * left * (1 + TOLERANCE) + TOLERANCE
+    for site in written["sites"]:
+        here = [one for one in offers.values() if one.get("site", written["sites"][0]["name"]) == site["name"]]
+        if "power" in site:
+            assert sum(one["power"] * part["counts"][one["name"]] for one in here) <= site["power"] * (1 + TOLERANCE)
+    for graph in workload.get("graphs", []):
+        if graph["rate_rps"] * factor(graph, workload, h):
+            check_latency(written, offers, part, graph)
+
+
+def check_latency(
+    written: Mapping[str, Any], offers: Mapping[str, Any], part: Mapping[str, Any], graph: Mapping[str, Any]
+) -> None:
+    """Walk every path from a first to a last call, on the slowest accelerator each call may meet."""
+    names = [one["name"] for one in written["workload"]["classes"]]
+    calls = {call["name"]: call for call in graph["calls"]}
+
+    def takes(name: str) -> float:
+        number = names.index(calls[name]["class"])
+        met = part["routing"][f"{graph['name']}.{name}"]
+        return max(offers[where]["latency_s"][number] for where in met) * calls[name]["count"]
+
+    def paths(name: str) -> list[list[str]]:
+        before = calls[name].get("after", [])
+        return [[*path, name] for one in before for path in paths(one)] or [[name]]
+
+    for name in calls:
+        for path in paths(name):
+            assert sum(map(takes, path)) <= graph["latency"] * (1 + TOLERANCE)
+    for own in graph.get("paths", []):
+        assert sum(map(takes, own["calls"])) <= own["latency"] * (1 + TOLERANCE)
+
+
+def cheapest(prices: Any, throughput: Any, rates: Any, slices: int, most: Any, lost: int = 0) -> float:
+    """Find the least cost by trying every division of the slices: one dimension of sets of loads after another."""
+    throughput, rates = np.asarray(throughput, dtype=float), np.asarray(rates, dtype=float)
+    kinds = len(prices)
+    loads = {(0.0,) * kinds}
+    for number, rate in enumerate(rates):
+        if rate:
+            parts = [
+                tuple(
+                    (n * rate / slices / throughput[kind, number] if throughput[kind, number] else math.inf)
+                    if n
+                    else 0.0
+                    for kind, n in enumerate(split)
+                )
+                for split in compositions(slices, kinds)
+            ]
+            loads = {tuple(a + b for a, b in zip(old, new, strict=True)) for old in loads for new in parts}
+    best = math.inf
+    for load in loads:
+        if math.isinf(sum(load)):
+            continue
+        counts = [math.ceil(one - 1e-9) + (lost if one else 0) for one in load]
+        if all(count <= limit for count, limit in zip(counts, most, strict=True)):
+            best = min(best, sum(count * price for count, price in zip(counts, prices, strict=True)))
+    return best
+
+
+def compositions(total: int, parts: int) -> list[tuple[int, ...]]:
+    if parts == 1:
+        return [(total,)]
+    return [(first, *rest) for first in range(total + 1) for rest in compositions(total - first, parts - 1)]
