@@ -98,9 +98,12 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "context-parallel communication": Explanation(
         "ring: cp - 1 sends of keys and values behind (cp-1)/cp of the attention core, twice the bytes backward; "
-        "ulysses: all-to-alls of queries, keys, values and outputs",
-        "Ring attention (arXiv 2310.01889), section 3; DeepSpeed-Ulysses (arXiv 2309.14509), section 3",
-        "perfmodel.layer.layer_cost",
+        "ulysses: all-to-alls of queries, keys, values and outputs; all-gather: of keys and values forward and "
+        "backward, and a reduce-scatter of their gradients; hybrid: the all-to-alls among u neighbours, and a ring of "
+        "cp/u, u the largest divisor of cp, the places of a node and the heads of keys",
+        "Ring attention (arXiv 2310.01889), section 3; DeepSpeed-Ulysses (arXiv 2309.14509), section 3; Llama 3 (arXiv "
+        "2407.21783), section 3.3.2; USP (arXiv 2405.07719), section 3",
+        "perfmodel.context_parallel.context_parallel",
     ),
     "expert all-to-all": Explanation(
         "two a direction: a token goes to experts_per_token ranks, over the network once for every node it visits",

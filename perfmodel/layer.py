@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.architecture import LayerGroup
-from perfmodel.collectives import all_gather, all_reduce, all_to_all, dispatch, group, send
+from perfmodel.collectives import all_gather, all_reduce, dispatch, group
+from perfmodel.context_parallel import context_parallel, core_pieces, gathered_bytes
 from perfmodel.job import Job
 from perfmodel.kernels.memory import optimizer_shapes
 from perfmodel.kernels.work import Work, timed
@@ -24,7 +25,7 @@ from perfmodel.operators import (
     quantisation,
 )
 from perfmodel.plan import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Plan
-from perfmodel.terms import LINK, MEMORY, NO_BOUND, Array, Number, Term, total
+from perfmodel.terms import LINK, MEMORY, NO_BOUND, Array, Number, Term, hidden_behind, total
 
 PARTS = (
     "projections",
@@ -50,6 +51,8 @@ class PassCost:
         Activations kept until the backward pass [bytes].
     working_bytes : array
         Activations that recomputation brings back for one layer at a time [bytes].
+    gathered_bytes : array
+        Keys and values of other ranks, with their gradients, that one layer at a time holds [bytes].
     kernels : array
         Kernels that the host launches.
     forward_s, backward_s : array
@@ -59,6 +62,7 @@ class PassCost:
     time: Term
     saved_bytes: Number
     working_bytes: Number
+    gathered_bytes: Number
     kernels: Number
     forward_s: Number
     backward_s: Number
@@ -125,14 +129,8 @@ def shape_of(job: Job, plan: Plan) -> Shape:
     """Return what one rank computes of one micro-batch under each plan."""
     tokens = plan.micro_batch * job.seq_len / plan.cp
     norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
-    ring_steps = np.where(plan.cp_style == 0, plan.cp, 1)
-    return Shape(tokens, plan.micro_batch, job.seq_len, plan.tp, plan.cp, plan.ep, norm_share, ring_steps)
-
-
-def _hidden_behind(seconds: Array, work_s: Number, share: Number) -> tuple[Array, Array]:
-    """Return exposed and hidden time of communication of which `share` can run behind `work_s` of compute."""
-    hidden = np.minimum(seconds * share, work_s)
-    return seconds - hidden, hidden
+    pieces = core_pieces(job, plan)
+    return Shape(tokens, plan.micro_batch, job.seq_len, plan.tp, plan.cp, plan.ep, norm_share, pieces)
 
 
 def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
@@ -143,9 +141,7 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     Tensor parallel: an all-reduce of the activations per block and direction, or an all-gather and a reduce-scatter
     with sequence parallelism, which gathers the saved input once more in the backward pass (Korthikanti et al.,
     arXiv 2205.05198, figures 4-6). With `overlap_tp` all but the first of tp chunks can hide behind the block's
-    products. Ring attention: cp - 1 steps that pass keys and values behind the blocks' arithmetic (Liu et al., arXiv
-    2310.01889). Ulysses: all-to-all of queries, keys, values and outputs (arXiv 2309.14509). Experts: two all-to-alls
-    a direction.
+    products. Context parallel: `perfmodel.context_parallel`. Experts: two all-to-alls a direction.
     """
     architecture, framework = job.architecture, job.framework
     shape = shape_of(job, plan)
@@ -184,7 +180,7 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
     core_backward_s = backward.children[PARTS.index("attention core")].seconds
     repeats = 1.0 + full  # a full recomputation repeats the forward pass's communication
     tensor, tensor_forward_s = _tensor_parallel(job, layer, plan, shape, products_s, products_backward_s, repeats)
-    context, context_forward_s = _context_parallel(job, layer, plan, shape, core_s, core_backward_s, repeats)
+    context, context_forward_s = context_parallel(job, attention, plan, shape.tokens, core_s, core_backward_s, repeats)
     expert, expert_forward_s = _expert_parallel(job, layer, plan, shape, repeats)
     time = total("layer", [forward, backward, recomputation, tensor, context, expert])
     forward_s = forward.seconds + tensor_forward_s + context_forward_s + expert_forward_s
@@ -204,6 +200,7 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
         time,
         saved,
         np.where(full, saved_all, np.where(selective, saved_all - kept_selectively, 0.0)),
+        gathered_bytes(attention, shape.tokens, plan),
         kernels,
         forward_s,
         time.seconds - forward_s,
@@ -247,8 +244,8 @@ def _tensor_parallel(
     forward = blocks * np.where(parallel, 2 * one_way, reduced)
     backward = blocks * np.where(parallel, 3 * one_way, reduced)
     share = np.where(plan.overlap_tp == 1, 1 - 1 / plan.tp, 0.0)
-    forward_exposed, forward_hidden = _hidden_behind(forward, products_s, share)
-    backward_exposed, backward_hidden = _hidden_behind(backward, products_backward_s, share)
+    forward_exposed, forward_hidden = hidden_behind(forward, products_s, share)
+    backward_exposed, backward_hidden = hidden_behind(backward, products_backward_s, share)
     term = Term(
         "tensor-parallel communication",
         forward_exposed * repeats + backward_exposed,
@@ -256,36 +253,6 @@ def _tensor_parallel(
         hidden_seconds=forward_hidden * repeats + backward_hidden,
     )
     return term, forward_exposed
-
-
-def _context_parallel(
-    job: Job, layer: LayerGroup, plan: Plan, shape: Shape, core_s: Number, core_backward_s: Number, repeats: Number
-) -> tuple[Term, Number]:
-    ranks = group(job.levels, plan.cp, plan.cp_stride)
-    attention = layer.attention
-    per_key = attention.qk_head_dim + attention.v_head_dim
-    kv_heads = attention.heads if attention.kind == "mla" else attention.kv_heads
-    keys = ACTIVATION_BYTES * shape.tokens * np.maximum(kv_heads / plan.tp, 1.0) * per_key
-    queries = ACTIVATION_BYTES * shape.tokens * attention.heads / plan.tp * attention.qk_head_dim
-    outputs = ACTIVATION_BYTES * shape.tokens * attention.heads / plan.tp * attention.v_head_dim
-    steps = plan.cp - 1
-    share = np.where(plan.cp > 1, 1.0, 0.0)
-    # the last block's arithmetic has no transfer left to hide
-    forward_exposed, forward_hidden = _hidden_behind(
-        steps * send(ranks, keys, job.collectives), core_s * steps / plan.cp, share
-    )
-    backward_exposed, backward_hidden = _hidden_behind(
-        steps * send(ranks, 2 * keys, job.collectives), core_backward_s * steps / plan.cp, share
-    )
-    exchanged = all_to_all(ranks, queries + keys, job.collectives) + all_to_all(ranks, outputs, job.collectives)
-    ulysses = plan.cp_style == 1
-    term = Term(
-        "context-parallel communication",
-        np.where(ulysses, exchanged * (1 + repeats), forward_exposed * repeats + backward_exposed),
-        LINK,
-        hidden_seconds=np.where(ulysses, 0.0, forward_hidden * repeats + backward_hidden),
-    )
-    return term, np.where(ulysses, exchanged, forward_exposed)
 
 
 def _expert_parallel(job: Job, layer: LayerGroup, plan: Plan, shape: Shape, repeats: Number) -> tuple[Term, Number]:
@@ -337,6 +304,7 @@ def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: 
     return PassCost(
         total("layer", [forward, backward, nothing, *communication]),
         sum((operator.saved_bytes for operator in operators), 0.0),
+        0.0,
         0.0,
         sum(operator.kernels + operator.backward_kernels for operator in operators),
         forward.seconds,

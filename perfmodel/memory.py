@@ -31,7 +31,7 @@ class Memory:
     communication : array
         Weights gathered for use and gradients before they are scattered (ZeRO-3) [bytes].
     workspace : array
-        Activations that recomputation brings back for one layer [bytes].
+        Activations that recomputation brings back for one layer, and what it gathers of other ranks [bytes].
     allocated_peak, reserved_peak : array
         Sum of the above; with the allocator's fragmentation [bytes].
     offloaded : array
@@ -60,6 +60,7 @@ class SavedBytes:
 
     layers: tuple[Number, ...]
     working: tuple[Number, ...]
+    gathered: tuple[Number, ...]
     embedding: Number
     head: Number
 
@@ -108,6 +109,9 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         once = (plan.pp > 1) & (not framework.reshards_in_pipeline)
         gathered = np.where(plan.zero_stage >= 3, np.where(once, passing * (dense + np.asarray(experts)), held), 0.0)
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
+        # attention works before the logits are there and after they are gone, so what it gathers can take their place
+        at_end = np.where(is_last, logits * (framework.logit_bytes - SOFTMAX_BYTES), 0.0)
+        beside = np.max(np.stack(np.broadcast_arrays(*saved.gathered)), axis=0) - (heads * saved.head + at_end)
         optimizer = state_bytes(dense, experts, states.optimizer, plan.zero_stage >= 1, plan)
         largest = np.maximum(largest, optimizer)
         per_stage.append(
@@ -116,9 +120,9 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
                 state_bytes(dense, experts, states.gradient, plan.zero_stage >= 2, plan),
                 np.where(plan.offload == 1, 0.0, optimizer),
                 activations,
-                np.where(is_last, logits * (framework.logit_bytes - SOFTMAX_BYTES), 0.0),
+                at_end,
                 gathered,
-                working,
+                working + np.maximum(beside, 0.0),
             ]
         )
     shape = np.broadcast_shapes(*(np.shape(part) for stage in per_stage for part in stage), np.shape(plan.tp))

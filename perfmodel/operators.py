@@ -39,8 +39,8 @@ class Shape:
         Parallel sizes.
     norm_share : array
         Over how many ranks norms and residuals are split: tp with sequence parallelism, else 1.
-    ring_steps : array
-        Pieces in which the attention core runs: cp with ring attention, else 1.
+    core_pieces : array
+        Pieces in which the attention core runs: cp with ring attention, 1 with Ulysses.
     """
 
     tokens: Number
@@ -50,7 +50,7 @@ class Shape:
     cp: Number
     ep: Number
     norm_share: Number
-    ring_steps: Number
+    core_pieces: Number
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ def attention_operators(
                 "attention core",
                 "attention",
                 2.0 * pairs * heads * (key + value),
-                (Work(kernel, sizes, 1.0 / shape.cp, shape.ring_steps),),
-                (Work(kernel, sizes, 2.5 / shape.cp, 2 * shape.ring_steps),),
+                (Work(kernel, sizes, 1.0 / shape.cp, shape.core_pieces),),
+                (Work(kernel, sizes, 2.5 / shape.cp, 2 * shape.core_pieces),),
                 kept + 4 * T * heads,
                 core=True,
             )

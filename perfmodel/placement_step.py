@@ -9,11 +9,11 @@ from perfmodel import terms
 from perfmodel.job import Job
 from perfmodel.plan import Plan
 from perfmodel.terms import LINK, Term
-from perfmodel.traffic import BACKWARD, CONTEXT, DATA, EXPERT, EXPERT_DATA, FORWARD, TENSOR
+from perfmodel.traffic import BACKWARD, CONTEXT, DATA, EXPERT, EXPERT_DATA, FORWARD, HEADS, TENSOR
 from perfmodel.training import predict_step
 
 PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("pipeline stage", "pipeline bubble"), (TENSOR, CONTEXT, EXPERT)),
+    (("pipeline stage", "pipeline bubble"), (TENSOR, HEADS, CONTEXT, EXPERT)),
     (("pipeline sends",), (FORWARD, BACKWARD)),
     (("gradient traffic", "weight traffic"), (DATA, EXPERT_DATA)),
 )

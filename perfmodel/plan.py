@@ -17,12 +17,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "overlap_dp": (False, True),
     "overlap_tp": (False, True),
     "rank_order": ("tp-cp-dp-pp", "dp-tp-cp-pp", "tp-cp-pp-dp"),
-    "cp_style": ("ring", "ulysses"),
+    "cp_style": ("ring", "ulysses", "all-gather", "hybrid"),
 }
 """Fields that are names or switches: the array holds the index into these."""
 
 DATA_INNERMOST, DATA_OUTERMOST = 1, 2
 """Rank orders other than the usual one."""
+
+RING, ULYSSES, ALL_GATHER, HYBRID = range(4)
+"""Context-parallel styles."""
 
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
 

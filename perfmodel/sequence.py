@@ -13,6 +13,7 @@ T is the time of a micro-step in `perfmodel.training`, with context-parallel gro
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,8 +30,8 @@ from perfmodel.plan import CHOICES, DEFAULTS, Plan, plan_from_rows
 from perfmodel.terms import Array, Term
 from perfmodel.training import predict_step, with_host
 
-Style = Literal["ulysses", "ring"]
-STYLES: tuple[Style, ...] = ("ulysses", "ring")
+Style = Literal["ulysses", "ring", "all-gather", "hybrid"]
+STYLES: tuple[Style, ...] = ("ulysses", "ring", "all-gather", "hybrid")
 
 KNOTS_PER_DOUBLING = 16
 """Lengths at which costs are computed; between them they are interpolated. A quadratic is then 0.05 % high at most."""
@@ -203,13 +204,15 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
 
     Notes
     -----
-    Sizes on which no style runs are left out; the costs have no size at all where none is left. Sharded weights
+    Sizes on which no style `runs` are left out; the costs have no size at all where none is left. Sharded weights
     (ZeRO-3) are gathered, and gradients scattered, in every micro-step: what of it does not hide behind the work of a
     full micro-step is part of c(d). Otherwise gradients are reduced once a step, outside.
     """
     row = {**DEFAULTS, **layout}
     sizes = np.array(sorted(degrees), dtype=np.int64)
-    sizes = sizes[np.logical_or.reduce([_shared(job, style, sizes) for style in styles])]
+    running = {style: runs(job, row, style, sizes) for style in styles}
+    some = np.logical_or.reduce(list(running.values()))
+    sizes, running = sizes[some], {style: possible[some] for style, possible in running.items()}
     state_bytes, token_bytes, available = memory_per_token(job, row)
     capacity = max((available - state_bytes) / token_bytes, 0.0)
     full = max(capacity, 1.0)
@@ -221,12 +224,10 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
     parts: dict[str, dict[str, Array]] = {}
     whole = np.full(len(sizes), np.inf)
     half = whole.copy()
-    sharing = {style: _shared(job, style, sizes) for style in styles}
     for style in styles:
-        runs = sharing[style]
         times = [_leaf_seconds(micro_step(job, row, reference, sizes, full * fill, style)) for fill in (1.0, 0.5)]
         totals = [np.asarray(sum(time.values()))[0] for time in times]
-        better = runs & (totals[0] < whole)
+        better = running[style] & (totals[0] < whole)
         whole, half = np.where(better, totals[0], whole), np.where(better, totals[1], half)
     constant = np.clip(np.where(np.isfinite(whole), 2 * half - whole, 0.0), 0.0, None)
     for style in styles:
@@ -235,16 +236,43 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
         total = np.asarray(sum(found.values()))
         # what is fixed is taken off every part alike: it is small, and a part must not become negative
         share = np.maximum(total - constant, 0.0) / total / count
-        seconds[style] = np.where(sharing[style], total * share, np.inf)
+        seconds[style] = np.where(running[style], total * share, np.inf)
         parts[style] = {name: value * share for name, value in found.items()}
     outside, each = _outside(job, row, full)
     return SequenceCosts(sizes, lengths, seconds, parts, constant + each, outside, capacity, state_bytes, token_bytes)
 
 
-def _shared(job: Job, style: str, degrees: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which sizes of a group a style runs on: Ulysses deals the heads out over the group."""
-    heads = min(group.attention.heads for group in job.architecture.layers)
-    return heads % degrees == 0 if style == "ulysses" else np.ones(len(degrees), dtype=bool)
+def runs(job: Job, row: Mapping[str, Any], style: str, degrees: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which sizes of a group a style runs on.
+
+    Parameters
+    ----------
+    row : mapping
+        Fields of a training plan.
+
+    Notes
+    -----
+    Ulysses deals the heads out over the group. What all-gather brings together of the tokens of a full micro-step must
+    not take memory beside theirs (`perfmodel.memory`), so that groups hold as many tokens in every style.
+    """
+    if style == "ulysses":
+        heads = min(group.attention.heads for group in job.architecture.layers)
+        return np.asarray(heads % (row["tp"] * degrees) == 0)
+    if style == "all-gather":
+
+        def takes_more(degree: int) -> bool:  # the larger the group, the more is gathered
+            return _peak_bytes(job, row, style, degree) > _peak_bytes(job, row, "ring", degree)
+
+        return np.arange(len(degrees)) < bisect_left(degrees.tolist(), True, key=takes_more)
+    return np.ones(len(degrees), dtype=bool)
+
+
+def _peak_bytes(job: Job, row: Mapping[str, Any], style: str, degree: int) -> float:
+    """Return the memory of an accelerator of a group that holds so many tokens of one sequence [bytes]."""
+    tokens = 1024
+    whole = {**row, "dp": max(job.ranks // (row["tp"] * row["pp"] * degree), 1), "cp": degree, "cp_style": style}
+    asked = replace(job, seq_len=tokens * degree, global_batch=whole["dp"])
+    return float(np.max(predict_step(asked, plan_from_rows([whole]), explain=False).memory.reserved_peak))
 
 
 def micro_step(

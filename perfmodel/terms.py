@@ -56,6 +56,12 @@ def total(name: str, children: Sequence[Term]) -> Term:
     return Term(name, seconds, children=tuple(children), hidden_seconds=hidden)
 
 
+def hidden_behind(seconds: Array, work_s: Number, share: Number) -> tuple[Array, Array]:
+    """Return exposed and hidden time of communication of which `share` can run behind `work_s` of compute [s]."""
+    hidden = np.minimum(seconds * share, work_s)
+    return seconds - hidden, hidden
+
+
 def scaled(term: Term, factor: Number) -> Term:
     """Return the tree with every time multiplied by `factor`."""
     return replace(

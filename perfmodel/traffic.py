@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.collectives import group, visits
+from perfmodel.context_parallel import context_bytes, exchange_size, ring_size
 from perfmodel.job import Job
 from perfmodel.layer import shape_of
 from perfmodel.operators import ACTIVATION_BYTES
 from perfmodel.parameters import stage_parameters, stage_weights
 from perfmodel.pipeline import Stages, split_layers
-from perfmodel.plan import CHOICES, RECOMPUTE_FULL, Plan
+from perfmodel.plan import ALL_GATHER, RECOMPUTE_FULL, ULYSSES, Plan
 from perfmodel.terms import Array, Number
 
 Integers = NDArray[np.int64]
 
 TENSOR = "tensor parallel"
 CONTEXT = "context parallel"
+HEADS = "context parallel heads"
 EXPERT = "expert parallel"
 FORWARD = "pipeline forward"
 BACKWARD = "pipeline backward"
@@ -129,8 +131,8 @@ def training_traffic(job: Job, plan: Plan) -> Traffic:
     Returns
     -------
     Traffic
-        Phases: tensor, context and expert parallel, pipeline forward and backward, data parallel and, where experts
-        have their own, expert data parallel; those without a byte left out.
+        Phases: tensor, context (in the hybrid style of heads first) and expert parallel, pipeline forward and backward,
+        data parallel and, where experts have their own, expert data parallel; those without a byte left out.
 
     Notes
     -----
@@ -146,14 +148,18 @@ def training_traffic(job: Job, plan: Plan) -> Traffic:
     steps = (*strides, int(np.asarray(plan.tp_stride).reshape(-1)[0]))
     ranks = np.asarray(sum(axis * step for axis, step in zip(axes, steps, strict=True)), dtype=np.int64)
 
-    tensor, context, expert = _per_micro_batch(job, plan, stages)
+    tensor, heads, passed, expert = _per_micro_batch(job, plan, stages)
     micro_batches = float(plan.micro_batches(job.global_batch).reshape(-1)[0])
     tp_groups = ranks.reshape(pp, dp * cp, tp)
     cp_groups = ranks.transpose(0, 1, 3, 2).reshape(pp, dp * tp, cp)
-    ulysses = CHOICES["cp_style"][int(np.asarray(plan.cp_style).reshape(-1)[0])] == "ulysses"
+    style, exchanging = (int(np.asarray(value).reshape(-1)[0]) for value in (plan.cp_style, exchange_size(job, plan)))
+    neighbours = cp_groups.reshape(pp, -1, exchanging)
+    # every rank has its counterpart in the next group of neighbours; an all-gather goes around all of them
+    around = cp_groups if style == ALL_GATHER else cp_groups.reshape(pp, dp * tp, -1, exchanging).swapaxes(2, 3)
     phases = [
         _ring(TENSOR, tp_groups, micro_batches * tensor),
-        (_exchange if ulysses else _ring)(CONTEXT, cp_groups, micro_batches * context),
+        _exchange(CONTEXT if style == ULYSSES else HEADS, neighbours, micro_batches * heads),
+        _ring(CONTEXT, around.reshape(pp, -1, around.shape[-1]), micro_batches * passed),
         _experts(job, plan, ranks, micro_batches * expert),
         *_pipeline(job, plan, ranks, micro_batches),
         *_synchronisation(job, plan, ranks, stages, micro_batches),
@@ -185,47 +191,47 @@ def _exchange(name: str, groups: Integers, peer_bytes: Array) -> Phase:
     return phase(name, sources.reshape(-1), destinations.reshape(-1), sizes.reshape(-1))
 
 
-def _per_micro_batch(job: Job, plan: Plan, stages: Stages) -> tuple[Array, Array, Array]:
+def _per_micro_batch(job: Job, plan: Plan, stages: Stages) -> tuple[Array, Array, Array, Array]:
     """Return what a rank of each stage sends for one micro-batch.
 
-    Bytes to the next rank of its tensor-parallel and of its context-parallel group (with Ulysses to every other one),
-    and what it holds for the experts of its tokens, out and back.
+    Bytes to the next rank of its tensor-parallel group, to every other one with which it exchanges heads, to the next
+    one to which it passes keys and values, and what it holds for the experts of its tokens, out and back.
     """
     shape = shape_of(job, plan)
-    tp, cp, pp = _scalar(plan.tp), _scalar(plan.cp), int(_scalar(plan.pp))
+    tp, pp = _scalar(plan.tp), int(_scalar(plan.pp))
+    exchanging = _scalar(exchange_size(job, plan))
+    around = _scalar(plan.cp) if int(_scalar(plan.cp_style)) == ALL_GATHER else _scalar(ring_size(job, plan))
     repeats = 2.0 if int(_scalar(plan.recompute)) == RECOMPUTE_FULL else 1.0
     activations = ACTIVATION_BYTES * _scalar(shape.tokens) * job.architecture.hidden
     reduced = 2 * (tp - 1) / tp * activations
     gathered = (tp - 1) / tp * activations
-    tensor_of, context_of, expert_of = [], [], []
+    tensor_of, heads_of, passed_of, expert_of = [], [], [], []
     for layer in job.architecture.layers:
         attention, feed_forward = layer.attention, layer.feed_forward
         blocks = 1.0 + (feed_forward.width > 0 or feed_forward.shared_width > 0)
         parallel = bool(_scalar(plan.seq_parallel))
         tensor_of.append(blocks * (gathered * (2 * repeats + 3) if parallel else reduced * (repeats + 1)))
-        token = ACTIVATION_BYTES * _scalar(shape.tokens)
-        kv_heads = attention.heads if attention.kind == "mla" else attention.kv_heads
-        keys = token * max(kv_heads / tp, 1.0) * (attention.qk_head_dim + attention.v_head_dim)
-        if CHOICES["cp_style"][int(_scalar(plan.cp_style))] == "ulysses":
-            heads = token * attention.heads / tp
-            context_of.append((heads * (attention.qk_head_dim + attention.v_head_dim) + keys) / cp * (1 + repeats))
-        else:
-            context_of.append((cp - 1) * keys * (repeats + 2))
+        made = context_bytes(attention, _scalar(shape.tokens), tp)
+        heads_of.append(_scalar(made.queries + made.keys + made.outputs) / exchanging * (1 + repeats))
+        passed_of.append((around - 1) * _scalar(made.keys) * (repeats + 2))
         copies = feed_forward.experts_per_token if feed_forward.experts else 0
         expert_of.append(activations / tp * copies * 2 * (1 + repeats))
     # the ends of the model reduce over the tensor-parallel ranks once
-    volumes = ([*tensor_of, reduced, reduced], [*context_of, 0.0, 0.0], [*expert_of, 0.0, 0.0])
+    volumes = (
+        [*tensor_of, reduced, reduced],
+        *([*values, 0.0, 0.0] for values in (heads_of, passed_of, expert_of)),
+    )
     alone = float(pp == 1)
     ends = ((1.0, alone), (0.0, 0.0), (alone, 1.0))
     counts = [
         stage_weights(job.architecture, layers, leading, *at)
         for layers, leading, at in zip(stages.layers, stages.leading, ends, strict=True)
     ]
-    tensor, context, expert = (
+    tensor, heads, passed, expert = (
         _by_stage([sum(_scalar(w) * v for w, v in zip(weights, volume, strict=True)) for weights in counts], pp)
         for volume in volumes
     )
-    return tensor, context, expert
+    return tensor, heads, passed, expert
 
 
 def _experts(job: Job, plan: Plan, ranks: Integers, held_bytes: Array) -> Phase:

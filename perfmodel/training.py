@@ -139,6 +139,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     saved = SavedBytes(
         tuple(cost.saved_bytes for cost in layers),
         tuple(cost.working_bytes for cost in layers),
+        tuple(cost.gathered_bytes for cost in layers),
         embedding.saved_bytes,
         head.saved_bytes,
     )

@@ -29,7 +29,7 @@ Precision = Literal["bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4"]
 Recompute = Literal["none", "selective", "full"]
 Offload = Literal["none", "optimizer"]
 RankOrder = Literal["tp-cp-dp-pp", "dp-tp-cp-pp", "tp-cp-pp-dp"]
-ContextStyle = Literal["ring", "ulysses"]
+ContextStyle = Literal["ring", "ulysses", "all-gather", "hybrid"]
 ZeroStage = Annotated[int, Field(strict=True, ge=0, le=3)]
 TrainObjective = Literal["step_time_s", "training_days", "cost_usd"]
 
@@ -81,7 +81,7 @@ class TrainSearch(_Strict):
     rank_order: tuple[RankOrder, ...] | None = Field(None, min_length=1)
     """Parallel dimensions from neighbouring ranks outwards."""
     cp_style: tuple[ContextStyle, ...] | None = Field(None, min_length=1)
-    """Ring attention or Ulysses."""
+    """Ring attention, Ulysses, keys and values gathered, or Ulysses among neighbours and a ring around them."""
 
 
 class TrainPlan(_Strict):
@@ -116,7 +116,7 @@ class TrainPlan(_Strict):
     rank_order: RankOrder = "tp-cp-dp-pp"
     """Parallel dimensions from neighbouring ranks outwards."""
     cp_style: ContextStyle = "ring"
-    """Ring attention or Ulysses."""
+    """Ring attention, Ulysses, keys and values gathered, or Ulysses among neighbours and a ring around them."""
 
 
 class TrainQuestion(_Strict):

@@ -57,13 +57,13 @@ def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
 
     Notes
     -----
-    With ring attention a sequence on d accelerators is cut into 2 d chunks, of which the i-th takes i and 2 d - 1 - i,
-    so that all compute as many pairs of a causal mask; with Ulysses into d.
+    A sequence on d accelerators is cut into 2 d chunks, of which the i-th takes i and 2 d - 1 - i, so that all compute
+    as many pairs of a causal mask; with Ulysses, where each computes all pairs of its heads, into d.
     """
     styles = _styles(scenario, plan)
     steps = _from_zero(plan)
     degrees = plan.degree[plan.group]
-    chunks = np.where(styles == "none", 1, np.where(styles == "ring", 2 * degrees, degrees))
+    chunks = np.where(styles == "none", 1, np.where(styles == "ulysses", degrees, 2 * degrees))
     groups = []
     for number, (degree, first) in enumerate(zip(plan.degree.tolist(), plan.first_gpu.tolist(), strict=True)):
         used = sorted(set(styles[plan.group == number].tolist()))

@@ -170,7 +170,7 @@ class SequenceGroup(_Strict):
     degree: Size
     """Accelerators."""
     style: str = "best"
-    """ulysses, ring, mixed (each sequence its own), or none of a single accelerator."""
+    """A style, mixed (each sequence its own), or none of a single accelerator."""
     gpus: tuple[Index, ...]
     """Its accelerators, neighbours."""
 
@@ -405,9 +405,12 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
         costs = sequence_costs(found, sizes, question.search.styles, question.layout.model_dump())
         if not len(costs.degrees):
             heads = min(group.attention.heads for group in architecture.layers)
-            message = (
-                f"ulysses deals {heads} heads out; they divide over none of the degrees {', '.join(map(str, sizes))}"
-            )
+            why = {
+                "ulysses": f"ulysses deals {heads} heads out, which divide over none of them",
+                "all-gather": "all-gather would need memory for the keys and values of the group",
+            }
+            said = "; ".join(why[style] for style in question.search.styles)
+            message = f"no style runs on any of the degrees {', '.join(map(str, sizes))}: {said}"
             raise InputError([source.fault(("search", "degrees"), message)])
     given = _given(question.plan, lengths, costs, machine, source) if question.plan is not None else None
     resolved = _resolved(question, base_dir, machine, lengths, sizes)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from perfmodel import terms
 from perfmodel.architecture import attention_flops_per_token, model_flops_per_token
+from perfmodel.context_parallel import exchange_size
 from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.job import Job
 from perfmodel.memory import PARTS, Memory, available_bytes, host_bytes
@@ -178,6 +179,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "memory_bytes": _memory(predicted.memory),
         "memory_available_bytes": available_bytes(job),
         "micro_batches": int(one.micro_batches(job.global_batch).reshape(-1)[0]),
+        "cp_exchange_size": int(exchange_size(job, one).reshape(-1)[0]),
         "gpus": job.ranks,
         "power_w": None,
         "energy_j": None,

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.context_parallel import exchange_size
 from perfmodel.job import Job
 from perfmodel.pipeline import missing_layers, splits
-from perfmodel.plan import CHOICES, DATA_INNERMOST, DATA_OUTERMOST, FIELDS, Plan
+from perfmodel.plan import CHOICES, DATA_INNERMOST, DATA_OUTERMOST, FIELDS, HYBRID, RING, ULYSSES, Plan
 from solvers.scenario import TrainSearch
 
 LAYOUT = ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch")
@@ -70,7 +71,10 @@ def _fits(plan: Plan, job: Job) -> NDArray[np.bool_]:
     fits &= ~(single & ((plan.zero_stage > 0) | (plan.overlap_dp == 1)))
     fits &= ~((plan.rank_order == DATA_INNERMOST) & (alone | (plan.dp == 1)))
     fits &= ~((plan.rank_order == DATA_OUTERMOST) & ((plan.pp == 1) | (plan.dp == 1)))
-    fits &= ~((plan.cp_style == 1) & ((plan.cp == 1) | (heads % (plan.tp * plan.cp) != 0)))
+    fits &= (plan.cp > 1) | (plan.cp_style == RING)
+    fits &= ~((plan.cp_style == ULYSSES) & (heads % (plan.tp * plan.cp) != 0))
+    exchanging = exchange_size(job, plan)
+    fits &= ~((plan.cp_style == HYBRID) & ((exchanging == 1) | (exchanging == plan.cp)))
     return np.asarray(fits)
 
 

@@ -147,8 +147,18 @@ def megatron_plan(text: str) -> dict[str, Any]:
         "overlap_dp": "--overlap-grad-reduce" in found,
         "overlap_tp": "--tp-comm-overlap" in found,
         "rank_order": "tp-cp-pp-dp" if "--use-tp-pp-dp-mapping" in found else "tp-cp-dp-pp",
-        "cp_style": {"p2p": "ring", "a2a": "ulysses"}[found["--cp-comm-type"]],
+        "cp_style": context_style(found),
     }
+
+
+def context_style(found: dict[str, Any]) -> str:
+    """Both levels of a hierarchy are larger than one and make the group."""
+    sizes = [int(size) for size in found.get("--hierarchical-context-parallel-sizes", [])]
+    if sizes:
+        assert min(sizes) > 1 and sizes[0] * sizes[1] == found["--context-parallel-size"]
+    assert bool(sizes) == (found["--cp-comm-type"] == "a2a+p2p")
+    styles = {"p2p": "ring", "a2a": "ulysses", "all_gather": "all-gather", "a2a+p2p": "hybrid"}
+    return styles[found["--cp-comm-type"]]
 
 
 PLANS: list[dict[str, Any]] = [
@@ -156,6 +166,8 @@ PLANS: list[dict[str, Any]] = [
     {"tp": 8, "seq_parallel": True, "overlap_tp": True, "recompute": "full"},
     {"tp": 2, "pp": 2, "cp": 2, "cp_style": "ulysses", "vpp": 4, "zero_stage": 1, "micro_batch": 2},
     {"zero_stage": 2, "overlap_dp": False},
+    {"tp": 2, "cp": 8, "cp_style": "hybrid"},
+    {"cp": 4, "cp_style": "all-gather"},
     {"cp": 2, "zero_stage": 3, "recompute": "selective"},
     {"zero_stage": 1, "offload": "optimizer"},
     {"offload": "optimizer"},
@@ -356,6 +368,18 @@ def test_defaults_that_would_change_the_plan_are_written() -> None:
     assert found["--position-embedding-type"] == "rope" and found["--num-query-groups"] == 8
 
 
+def test_two_levels_of_context_parallelism() -> None:
+    # 8 heads of keys over tp 2: four of each rank; 4 of the 8 ranks are neighbours in a node of eight
+    result = answer(small(), tp=2, cp=8, cp_style="hybrid")
+    assert result.prediction is not None and result.prediction["cp_exchange_size"] == 4
+    found = read(SYSTEMS["megatron-lm"](result))
+    assert found["--hierarchical-context-parallel-sizes"] == ["4", "2"]
+    # with all of them in the node there is one level, and no head of keys for each of sixteen
+    one = read(SYSTEMS["megatron-lm"](answer(small(), cp=8, cp_style="hybrid")))
+    assert one["--cp-comm-type"] == "a2a" and "--hierarchical-context-parallel-sizes" not in one
+    assert "heads of keys" in missing(SYSTEMS["megatron-lm"](answer(small(), cp=16, cp_style="ulysses")))
+
+
 def test_a_queue_for_overlap_before_blackwell() -> None:
     variable = "CUDA_DEVICE_MAX_CONNECTIONS=1 torchrun"
     assert variable in SYSTEMS["megatron-lm"](answer(small(), tp=2))
@@ -401,7 +425,7 @@ def torchtitan_plan(text: str) -> dict[str, Any]:
         "overlap_dp": True,
         "overlap_tp": "--compile.enable_async_tensor_parallel" in found,
         "rank_order": "tp-cp-dp-pp",
-        "cp_style": "ring",
+        "cp_style": "all-gather" if cp > 1 else "ring",
     }
 
 

@@ -35,7 +35,8 @@ def memory(
 ) -> Memory:
     """Memory with parameters or activations given by hand."""
     stages = split_layers(found.architecture.depth, found.architecture.leading, plan.pp, plan.vpp)
-    none = SavedBytes((0.0,) * len(found.architecture.layers), (0.0,) * len(found.architecture.layers), 0.0, 0.0)
+    nothing = (0.0,) * len(found.architecture.layers)
+    none = SavedBytes(nothing, nothing, nothing, 0.0, 0.0)
     return memory_of(
         found, plan, stages, parameters or stage_parameters(found.architecture, stages, plan), saved or none
     )
@@ -122,7 +123,7 @@ def test_the_first_stage_holds_all_layers_worth(pp: int, vpp: int, factor: float
     # of that (arXiv 2205.05198, section 4.2.3).
     found = job(GPT3, ranks=pp, runs=SC21, on=machine(2))
     plan = plans({"tp": 1, "pp": pp, "vpp": vpp, "micro_batch": 1})
-    held = memory(found, plan, saved=SavedBytes((102 * MIB,), (0.0,), 0.0, 0.0))
+    held = memory(found, plan, saved=SavedBytes((102 * MIB,), (0.0,), (0.0,), 0.0, 0.0))
     assert number(held.activations) == pytest.approx(factor * 102 * 96 * MIB, rel=1e-12)
     assert pytest.approx(9.6, abs=0.05) == 102 * 96 * MIB / GIB
 
@@ -130,14 +131,14 @@ def test_the_first_stage_holds_all_layers_worth(pp: int, vpp: int, factor: float
 def test_fewer_micro_batches_than_stages() -> None:
     # Four micro-batches on eight stages: four are in flight on the first, 12 layers each.
     found = job(GPT3, ranks=8, global_batch=4)
-    held = memory(found, plans({"pp": 8}), saved=SavedBytes((MIB,), (0.0,), 0.0, 0.0))
+    held = memory(found, plans({"pp": 8}), saved=SavedBytes((MIB,), (0.0,), (0.0,), 0.0, 0.0))
     assert number(held.activations) == 4 * 12 * MIB
 
 
 def test_ends_belong_to_their_stages() -> None:
     # One stage keeps the embedding's mask and the head once; of two, the first keeps two micro-batches' masks.
     found = job(GPT3, ranks=2, runs=SC21)
-    saved = SavedBytes((MIB,), (0.0,), 64 * MIB, 4096 * MIB)
+    saved = SavedBytes((MIB,), (0.0,), (0.0,), 64 * MIB, 4096 * MIB)
     assert number(memory(found, plans({"dp": 2}), saved=saved).activations) == (96 + 64 + 4096) * MIB
     two = plans({"pp": 2})
     assert number(memory(found, two, saved=saved).activations) == (48 + 4096) * MIB
@@ -148,7 +149,7 @@ def test_ends_belong_to_their_stages() -> None:
 def test_a_prediction_module_is_one_more_layer_and_head() -> None:
     # DeepSeek-V3, arXiv 2412.19437, section 2.2; 61 layers on 16 stages leave two on the last.
     # The head is made so large that the last stage needs most.
-    plan, saved = plans({"pp": 16}), SavedBytes((1.0 * MIB, 4.0 * MIB), (0.0, 0.0), 0.0, 2**21 * MIB)
+    plan, saved = plans({"pp": 16}), SavedBytes((1.0 * MIB, 4.0 * MIB), (0.0, 0.0), (0.0, 0.0), 0.0, 2**21 * MIB)
     with_module, without = (
         memory(job(name, ranks=16), plan, saved=saved) for name in ("deepseek-v3", "deepseek-v3-without-mtp")
     )

@@ -19,6 +19,7 @@ from perfmodel.traffic import (
     EXPERT,
     EXPERT_DATA,
     FORWARD,
+    HEADS,
     TENSOR,
     Phase,
     Traffic,
@@ -141,6 +142,8 @@ SHAPES = [
     {"tp": 4, "pp": 2, "dp": 8, "vpp": 2},
     {"tp": 8, "dp": 8, "ep": 8, "micro_batch": 2},
     {"tp": 2, "dp": 16, "cp": 2, "cp_style": "ulysses", "ep": 4},
+    {"tp": 2, "dp": 4, "cp": 8, "cp_style": "hybrid"},
+    {"tp": 2, "dp": 8, "cp": 4, "cp_style": "all-gather"},
     {"tp": 2, "pp": 8, "dp": 4, "rank_order": "dp-tp-cp-pp", "ep": 2},
 ]
 
@@ -162,6 +165,7 @@ def _same_bytes(found: Job, plan: Plan, row: dict[str, Any]) -> None:
     traffic = named(training_traffic(found, plan))
     step = at(predict_step(found, plan).step, 0)
     sent = {name: leaving(traffic.get(name), found.ranks) for name in (TENSOR, CONTEXT, EXPERT)}
+    sent[CONTEXT] += leaving(traffic.get(HEADS), found.ranks)
     # the prediction follows the stage that takes longest, here the one that sends most
     busiest = int(np.argmax(sum(sent.values())))
     for name, term in (

@@ -101,7 +101,7 @@ def rows_of(draw: st.DrawFn, which: int, **fixed: Any) -> dict[str, Any]:
     row: dict[str, Any] = dict(draw(st.sampled_from(LAYOUTS[which])))
     mixture = any(group.feed_forward.experts for group in found.architecture.layers)
     parallel = row["tp"] > 1 and (mixture or draw(st.booleans()))
-    heads = found.architecture.layers[0].attention.heads
+    deals = found.architecture.layers[0].attention.heads % (row["tp"] * row["cp"]) == 0
     return {
         **row,
         "zero_stage": draw(st.integers(0, 3)),
@@ -111,7 +111,7 @@ def rows_of(draw: st.DrawFn, which: int, **fixed: Any) -> dict[str, Any]:
         "overlap_dp": draw(st.booleans()),
         "overlap_tp": parallel and draw(st.booleans()),
         "rank_order": draw(st.sampled_from(CHOICES["rank_order"])),
-        "cp_style": draw(st.sampled_from(CHOICES["cp_style"])) if heads % (row["tp"] * row["cp"]) == 0 else "ring",
+        "cp_style": draw(st.sampled_from([style for style in CHOICES["cp_style"] if deals or style != "ulysses"])),
         **fixed,
     }
 

@@ -60,8 +60,8 @@ def _settings(run: Run, missing: list[str]) -> dict[str, Any]:
     ):
         if plan[name] != plain:
             missing.append(f"{name} {plan[name]}: {why}")
-    if plan["cp"] > 1 and plan["cp_style"] == "ring":
-        missing.append("cp_style ring: sequences are split as Ulysses does, by heads")
+    if plan["cp"] > 1 and plan["cp_style"] != "ulysses":
+        missing.append(f"cp_style {plan['cp_style']}: sequences are split as Ulysses does, by heads")
     if plan["recompute"] != "none":
         missing.append(f"recompute {plan['recompute']}: the program calls deepspeed.checkpointing.checkpoint")
     settings: dict[str, Any] = {

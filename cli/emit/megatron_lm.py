@@ -106,7 +106,7 @@ def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
         "--tensor-model-parallel-size": plan["tp"],
         "--sequence-parallel": plan["seq_parallel"],
         "--context-parallel-size": plan["cp"],
-        "--cp-comm-type": {"ring": "p2p", "ulysses": "a2a"}[plan["cp_style"]],
+        **_context_parallel(run, missing),
         "--expert-model-parallel-size": plan["ep"],
         "--use-tp-pp-dp-mapping": plan["rank_order"] == "tp-cp-pp-dp",
         "--pipeline-model-parallel-size": pp,
@@ -125,6 +125,25 @@ def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
         else:
             missing.append("pipeline sends that are waited for: with pp 2, interleaving always overlaps them")
     return options(values)
+
+
+def _context_parallel(run: Run, missing: list[str]) -> dict[str, object]:
+    """Return how context-parallel ranks talk; where all or none of them exchange heads, two levels are one."""
+    plan, exchanging = run.plan, run.cp_exchange_size
+    style = "ring" if exchanging == 1 else "ulysses" if exchanging == plan["cp"] else "hybrid"
+    if plan["cp_style"] == "all-gather":
+        return {"--cp-comm-type": "all_gather"}
+    kv_heads = min(layer.attention.kv_heads for layer in run.architecture.layers)
+    if plan["cp"] > 1 and style == "ulysses" and kv_heads % (plan["tp"] * exchanging):
+        missing.append(
+            f"cp_style {plan['cp_style']}: tp x cp = {plan['tp'] * exchanging} must divide the {kv_heads} heads of keys"
+        )
+    if style != "hybrid":
+        return {"--cp-comm-type": {"ring": "p2p", "ulysses": "a2a"}[style]}
+    return {
+        "--cp-comm-type": "a2a+p2p",
+        "--hierarchical-context-parallel-sizes": (exchanging, plan["cp"] // exchanging),
+    }
 
 
 def layout(chunks: Sequence[int], mtp_layers: int) -> str:

@@ -33,6 +33,8 @@ class Run:
         Nodes, and accelerators of each.
     family : str
         Architecture of the accelerator, such as ``hopper``.
+    cp_exchange_size : int
+        Context-parallel neighbours that deal heads out among themselves.
     summary : tuple of str
         What the run is and what was predicted for it, for people.
     """
@@ -44,6 +46,7 @@ class Run:
     nodes: int
     ranks_per_node: int
     family: str
+    cp_exchange_size: int
     summary: tuple[str, ...]
 
     @property
@@ -121,6 +124,7 @@ def run_of(result: Result) -> Run:
         nodes=scenario["nodes"],
         ranks_per_node=node["accelerators"]["count"],
         family=accelerator["architecture"],
+        cp_exchange_size=prediction["cp_exchange_size"],
         summary=summary,
     )
 

@@ -117,8 +117,8 @@ def _parallel(run: Run, missing: list[str]) -> Sequence[str]:
         missing.append("overlap_dp no: gathers and scatters always run ahead of or behind compute")
     if plan["rank_order"] != "tp-cp-dp-pp":
         missing.append(f"rank_order {plan['rank_order']}: ranks always stand in the order tp-cp-dp-pp")
-    if plan["cp_style"] != "ring":
-        missing.append(f"cp_style {plan['cp_style']}: heads are not dealt out, keys and values go round")
+    if plan["cp"] > 1 and plan["cp_style"] != "all-gather":
+        missing.append(f"cp_style {plan['cp_style']}: keys and values are gathered")
     if plan["offload"] != "none":
         missing.append(
             f"offload {plan['offload']}: --training.enable_cpu_offload also takes weights and gradients off the "
