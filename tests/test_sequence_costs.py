@@ -126,6 +126,32 @@ def test_ulysses_needs_a_head_for_every_accelerator(costs: SequenceCosts) -> Non
         assert np.all(best <= costs.of(np.array([4096.0, 65536.0]), style))
 
 
+def test_hybrid_crosses_nodes_where_ulysses_lacks_heads() -> None:
+    found = asked("llama-2-13b")  # 40 heads: eight divides them, sixteen does not
+    costs = sequence_costs(found, DEGREES, STYLES, LAYOUT | {"recompute": "full"})
+    length = np.array([8192.0])
+    ring, ulysses, hybrid = (costs.of(length, style)[0] for style in ("ring", "ulysses", "hybrid"))
+    assert np.isfinite(ulysses[:4]).all() and np.isinf(ulysses[4:]).all()
+    # inside a node all heads are dealt out; on 16 and more an eighth of the sends between nodes is left
+    assert hybrid[:4] == pytest.approx(ulysses[:4], rel=1e-9)
+    assert np.all(hybrid[4:] < ring[4:] / 4)
+    assert costs.of(length)[0, 4:] == pytest.approx(hybrid[4:])
+
+
+@pytest.mark.parametrize(("model", "heads"), [("llama-2-7b", 32), ("llama-3.1-8b", 8)])
+def test_what_is_gathered_fits_where_logits_were(model: str, heads: int) -> None:
+    found = asked(model, "dgx-h100", 32)
+    sizes = np.array([2**power for power in range(9)])
+    costs = sequence_costs(found, sizes.tolist(), ("ring", "all-gather"), LAYOUT)
+    running = np.isfinite(costs.of(np.array([4096.0]), "all-gather")[0])
+    # of a token: keys and values of 128 each and their gradients, from every rank; logits and softmax of its own take
+    # `logit_bytes` for every word, and 4 bytes for every entry of the last hidden state and its norm
+    gathered = 2 * 2 * heads * (128 + 128) * sizes
+    freed = found.framework.logit_bytes * found.architecture.vocab + 4 * found.architecture.hidden
+    assert running.tolist() == (gathered <= freed).tolist()
+    assert running[0] and not running[-1]
+
+
 def test_parts_add_up(costs: SequenceCosts) -> None:
     for style in STYLES:
         runs = np.isfinite(costs.seconds[style][0])
