@@ -8,7 +8,8 @@ from time import perf_counter
 import numpy as np
 
 from perfmodel.terms import Array
-from solvers.sequence_bounds import alone_s, area_gpu_s, named_work_bound
+from solvers.sequence_barrier_bound import barrier_bound
+from solvers.sequence_bounds import alone_s, named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
 from solvers.sequence_layout import places
@@ -17,6 +18,8 @@ from solvers.sequence_static import plan_static
 
 _SMALL = 8
 """Sequences up to which all plans are searched."""
+_BOUND_SHARE = 0.1
+"""Part of the time that the bound may take [1]."""
 _FACTORS = np.array([1.0, 1.15, 1.6])
 """Trial ends of a micro-batch, over the time of its longest sequence alone [1]."""
 
@@ -68,8 +71,11 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         found = _searched(case, deadline)
         if found is not None:
             return found, makespan(case, found), "all plans"
+    priced = barrier_bound(case, _BOUND_SHARE * time_limit_s)
+    if priced.bound_s > bound:
+        bound, name = priced.bound_s, "micro-batches"
     order = np.argsort(-case.lengths, kind="stable")
-    level = _Levels(case)
+    level = _Levels(case, priced.worth_s)
     batches = level.batches(order, np.inf, None, np.inf)
     assert batches is not None
     batches = min(batches, _static(case), key=_total)
@@ -132,13 +138,14 @@ class _Levels:
     ----------
     case : Case
         Sequences and costs.
+    worth_s : array, shape (K,)
+        What each sequence adds to the bound [s].
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, worth_s: Array) -> None:
         self.case = case
         self.alone = alone_s(case)
-        possible = np.isfinite(self.alone)
-        self.worth: Array = np.where(possible, area_gpu_s(case, "one-shot"), np.inf).min(axis=1)
+        self.worth = worth_s
         self.rng = np.random.default_rng(0)
 
     def batches(
@@ -152,7 +159,7 @@ class _Levels:
             done.append(batch)
             order = order[batch.groups.group[order] < 0]
             total += batch.end_s
-            if total + self.worth[order].sum() / self.case.gpus >= limit_s or perf_counter() > deadline:
+            if total + self.worth[order].sum() >= limit_s or perf_counter() > deadline:
                 return None
         return done
 
@@ -169,7 +176,7 @@ class _Levels:
             assert groups is not None
             members = order[groups.group[order] >= 0]
             end = _end_s(case, groups.column, groups.group, members)
-            score = float(self.worth[members].sum()) / (case.gpus * end)
+            score = float(self.worth[members].sum()) / end
             if len(members) == len(order):
                 score = 1.0 / end + 1e3
             elif chance is not None:
@@ -187,7 +194,7 @@ class _Levels:
             if ends.sum() <= bound_s * (1 + ENOUGH):
                 break
             work = np.array([self.worth[batch.members].sum() for batch in batches])
-            loss = np.maximum(ends - work / self.case.gpus, 0.0) + 1e-3 * ends
+            loss = np.maximum(ends - work, 0.0) + 1e-3 * ends
             number = min(int(rng.integers(2, 5)), len(batches))
             chosen = rng.choice(len(batches), number, replace=False, p=loss / loss.sum())
             order = np.concatenate([batches[index].members for index in chosen])

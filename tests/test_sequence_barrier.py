@@ -1,10 +1,13 @@
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 import pytest
 
 from solvers.sequence_barrier import plan_barrier
-from solvers.sequence_case import makespan
+from solvers.sequence_barrier_bound import barrier_bound
+from solvers.sequence_bounds import work_bound
+from solvers.sequence_case import Case, makespan
 from tests.sequence_checker import faults
 from tests.sequence_reference import brute_force_barrier, costs, small
 
@@ -42,3 +45,44 @@ def test_more_sequences_than_memory():
 def test_longest_fits_nowhere():
     with pytest.raises(ValueError, match="fits no group"):
         plan_barrier(costs(2, [1, 2], [9, 1], 1, 1, 1, [inf, 1], (1, 1), 4), 1.0)
+
+
+def test_what_a_long_micro_batch_cannot_hold_runs_after_it():
+    """The longest takes two of three accelerators for 10 s, beside it there is memory for one of four others.
+
+    The other three take 1 s more. Work alone asks for 8 s, and the longest for 10 s.
+    """
+    work = np.array([[inf, 10.0], [1.0, inf], [1.0, inf], [1.0, inf], [1.0, inf]])
+    case = Case(np.array([8, 4, 4, 4, 4]), np.array([1, 2]), work, np.zeros(2), 4.0, 3)
+    assert work_bound(case, "barrier") == pytest.approx(10.0)
+    assert barrier_bound(case, 1.0).bound_s == pytest.approx(11.0, rel=1e-6)
+    assert brute_force_barrier(case) == pytest.approx(11.0)
+
+
+def test_no_plan_beats_the_bound_and_no_micro_batch_what_its_sequences_are_worth():
+    higher = 0
+    for seed in range(2100, 2160):
+        case = small(seed)
+        optimum, priced = brute_force_barrier(case), barrier_bound(case, 0.1)
+        assert priced.bound_s <= optimum * (1 + 1e-9), seed
+        higher += priced.bound_s > work_bound(case, "barrier") * (1 + 1e-6)
+        plan, _, _ = plan_barrier(case, 5.0)
+        for batch in np.unique(plan.step):
+            inside = plan.step == batch
+            column = np.searchsorted(case.degrees, plan.degree)[plan.group[inside]]
+            busy = np.bincount(plan.group[inside], case.work_s[inside, column], len(plan.degree))
+            busy[plan.group[inside]] += case.fixed_s[column]
+            assert priced.worth_s[inside].sum() <= busy.max() * (1 + 1e-9), seed
+    assert higher > 20
+
+
+def test_a_bound_of_micro_batches_moves_with_its_units():
+    case = small(2003)
+    scaled = replace(case, work_s=8 * case.work_s, fixed_s=8 * case.fixed_s)
+    assert barrier_bound(scaled, 1.0).bound_s == pytest.approx(8 * barrier_bound(case, 1.0).bound_s, rel=1e-3)
+
+
+def test_bound_of_no_sequences_and_of_one_that_fits_nowhere():
+    none = Case(np.zeros(0, np.int64), np.array([1, 2]), np.zeros((0, 2)), np.zeros(2), 4.0, 3)
+    assert barrier_bound(none, 1.0).bound_s == 0.0
+    assert barrier_bound(costs(2, [1, 2], [9, 1], 1, 1, 1, [inf, 1], (1, 1), 4), 1.0).bound_s == inf
