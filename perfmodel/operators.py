@@ -170,6 +170,48 @@ def causal_pairs(seq_len: Number, window: int) -> Number:
     return seq_len * reach - reach * reach / 2
 
 
+def attention_products(attention: Attention, hidden: int, shape: Shape, form: Form) -> list[Operator]:
+    """Return the products by weights of an attention block, the one out of it last.
+
+    Parameters
+    ----------
+    attention : Attention
+        The layer's attention, of any kind.
+    hidden : int
+        Width of the residual stream.
+    shape : Shape
+        What one rank computes.
+    form : Form
+        How their factors are kept.
+    """
+    T, t, h = shape.tokens, shape.tp, hidden
+    norm_tokens = T / shape.norm_share
+    heads = attention.heads / t
+    key, value = attention.qk_head_dim, attention.v_head_dim
+    block_input = 2 * norm_tokens * h
+    out = gemm("output projection", T, heads * value, h, form, 2 * T * heads * value)
+    if attention.kind == "mla":
+        # DeepSeek-V2 (arXiv 2405.04434), section 2.1: down-projections are shared by all heads, up-projections split
+        query_rank, kv_rank, rope_dim = attention.q_lora_rank, attention.kv_lora_rank, attention.rope_head_dim
+        down = query_rank + kv_rank + rope_dim
+        query_inner = query_rank or h
+        up = heads * (attention.head_dim + value)
+        return [
+            gemm("latent projections", norm_tokens, h, down, form, block_input),
+            gemm("query up-projection", T, query_inner, heads * key, form, 2 * norm_tokens * query_rank),
+            gemm("key-value up-projection", T, kv_rank, up, form, 2 * norm_tokens * kv_rank),
+            out,
+        ]
+    gate = attention.gate_features / t
+    if attention.kind == "linear":
+        # as many queries as keys, and of every value head a decay and a share
+        columns = 2 * attention.kv_heads / t * key + heads * value + gate + 2 * heads
+        return [gemm("query-key-value projection", T, h, columns, form, block_input), out]
+    kv_heads = np.maximum(attention.kv_heads / t, 1.0)
+    columns = heads * key + kv_heads * (key + value) + gate
+    return [gemm("query-key-value projection", T, h, columns, form, block_input), out]
+
+
 def attention_operators(
     attention: Attention, hidden: int, shape: Shape, *, norm: bool, rope: bool, fused: bool, dropout: bool, form: Form
 ) -> list[Operator]:
@@ -184,7 +226,14 @@ def attention_operators(
         Dropout on scores and residuals, with its masks.
     form : Form
         How factors of projections are kept.
+
+    Raises
+    ------
+    ValueError
+        Of linear attention; its kernels in serving are those of ``perfmodel.linear_attention``.
     """
+    if attention.kind == "linear":
+        raise ValueError("linear attention is modelled in serving alone, not in training")
     T, t, h = shape.tokens, shape.tp, hidden
     norm_tokens = T / shape.norm_share
     heads = attention.heads / t
@@ -193,33 +242,13 @@ def attention_operators(
     operators = []
     if norm:
         operators.append(elementwise("attention norm", "norm", norm_tokens, 2 * h, 2 * norm_tokens * h))
-    block_input = 2 * norm_tokens * h
+    *inward, outward = attention_products(attention, hidden, shape, form)
+    operators += inward
     if attention.kind == "mla":
-        # DeepSeek-V2 (arXiv 2405.04434), section 2.1: down-projections are shared by all heads, up-projections split
-        query_rank, kv_rank, rope_dim = attention.q_lora_rank, attention.kv_lora_rank, attention.rope_head_dim
-        down = query_rank + kv_rank + rope_dim
-        operators.append(gemm("latent projections", norm_tokens, h, down, form, block_input))
-        query_inner = query_rank or h
-        operators.append(gemm("query up-projection", T, query_inner, heads * key, form, 2 * norm_tokens * query_rank))
-        operators.append(
-            gemm(
-                "key-value up-projection",
-                T,
-                kv_rank,
-                heads * (attention.head_dim + value),
-                form,
-                2 * norm_tokens * kv_rank,
-            )
-        )
         kv_heads = heads
-    else:
-        operators.append(
-            gemm("query-key-value projection", T, h, heads * key + kv_heads * (key + value), form, block_input)
-        )
     if rope:
         operators.append(elementwise("rotary embedding", "rotation", T, 2 * (heads + kv_heads) * key, 0.0))
     q_elements, k_elements, v_elements = T * heads * key, T * kv_heads * key, T * kv_heads * value
-    out_elements = T * heads * value
     kept = 2 * (q_elements + k_elements + v_elements)
     pairs_share = shape.sequences / shape.cp
     if fused:
@@ -261,7 +290,7 @@ def attention_operators(
         softmax_kept = 2 * scores + (3 * scores if dropout else 0.0)
         moved = 4.5 if dropout else 2
         operators.append(elementwise("softmax", "stream", scores, moved, softmax_kept, 2 if dropout else 1, core=True))
-    operators.append(gemm("output projection", T, heads * value, h, form, 2 * out_elements))
+    operators.append(outward)
     mask = norm_tokens * h if dropout else 0.0
     operators.append(elementwise("attention residual", "stream", 1, 3 * norm_tokens * h + mask / 2, mask))
     return operators

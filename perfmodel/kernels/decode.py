@@ -65,7 +65,14 @@ def shapes_of(
         Bytes of an element of queries and of the cache; arithmetic in 8 bits where queries take one.
     block_size : int
         Tokens of a block of a paged cache (Kwon et al., PagedAttention, arXiv 2309.06180).
+
+    Raises
+    ------
+    ValueError
+        Of linear attention, which keeps no keys and values: ``perfmodel.linear_attention``.
     """
+    if attention.kind == "linear":
+        raise ValueError("linear attention keeps no keys and values")
     latent = attention.kind == "mla"
     return _arrays(
         sequences=sequences,

@@ -65,7 +65,14 @@ def shapes_of(
         Ranks that share the heads; a key-value head is copied where there are fewer than ranks.
     query_bytes, cache_bytes : float
         Bytes of an element of queries and of keys and values; arithmetic in 8 bits where queries take one.
+
+    Raises
+    ------
+    ValueError
+        Of linear attention, which keeps no keys and values: ``perfmodel.linear_attention``.
     """
+    if attention.kind == "linear":
+        raise ValueError("linear attention keeps no keys and values")
     heads = attention.heads / np.asarray(tp)
     kv_heads = heads if attention.kind == "mla" else np.maximum(attention.kv_heads / np.asarray(tp), 1.0)
     return _arrays(
