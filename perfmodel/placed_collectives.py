@@ -24,7 +24,7 @@ from perfmodel.collectives import (
     send,
     visits,
 )
-from perfmodel.collectives.algorithms import one_shot_all_reduce, two_shot_all_reduce
+from perfmodel.collectives.algorithms import engine_all_reduce
 from perfmodel.collectives.model import Integers
 from perfmodel.job import families_of
 from perfmodel.measured_collectives import CAPABILITIES, PROTOCOLS, Case
@@ -36,9 +36,6 @@ from perfmodel.validation import Defaults
 HOST_SPREAD = 0.3
 """Standard deviation of ln(latency) among hosts, where none is given: of empty all-reduces of eight accelerators that
 take 12.9, 15.6, 22.6, 25 and 25 us on the five machines measured."""
-
-ENGINE_BYTES = 8 * 2**20
-"""Size up to which inference engines reduce with kernels of their own [bytes]; vLLM's limit, of others 1 to 16 MiB."""
 
 ENGINE_SPREAD = 0.12
 """Standard deviation of ln(time) among the engines' own kernels, beside the link's: of three engines on two boxes."""
@@ -174,13 +171,6 @@ def placed(case: Case, described: Sequence[Machine], defaults: Defaults, rows: i
     return Placed(ranks, ranks)
 
 
-def _engine_all_reduce(ranks: Group, sizes: Array, model: CollectiveModel) -> Array:
-    """Time of an inference engine's all-reduce: its own kernels up to `ENGINE_BYTES`, NCCL above [s]."""
-    own = replace(model, launch_s=model.launch_s * model.engine_launch)
-    direct = np.minimum(one_shot_all_reduce(ranks, sizes, own), two_shot_all_reduce(ranks, sizes, own))
-    return np.where(sizes <= ENGINE_BYTES, direct, all_reduce(ranks, sizes, model))
-
-
 PREDICTIONS: dict[str, Predict] = {
     "all_reduce": all_reduce,
     "all_gather": all_gather,
@@ -210,7 +200,7 @@ def case_seconds(case: Case, ranks: Group, sizes: Array, model: CollectiveModel)
         most = case.most_nodes or None
         return dispatch(ranks, sizes, case.copies, model, once_per_node=case.once_per_node, most_nodes=most)
     if case.library == "engine":
-        return _engine_all_reduce(ranks, sizes, model)
+        return engine_all_reduce(ranks, sizes, model)
     return PREDICTIONS[case.operation](ranks, sizes, model)
 
 

@@ -7,7 +7,7 @@ Notation as in `perfmodel.collectives.model`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from perfmodel.collectives.model import CollectiveModel, Crossing, Group, crossi
 from perfmodel.collectives.times import (
     IN_NETWORK_MEMBERS,
     all_gather,
+    all_reduce,
     all_to_all,
     broadcast,
     hierarchical_all_reduce,
@@ -26,6 +27,9 @@ from perfmodel.collectives.times import (
 )
 from perfmodel.network_bounds import tower_bound
 from perfmodel.terms import Array, Number
+
+ENGINE_BYTES = 8 * 2**20
+"""Size up to which inference engines reduce with kernels of their own [bytes]; vLLM's limit, of others 1 to 16 MiB."""
 
 Seconds = Callable[[Group, Number, CollectiveModel], Array]
 Allowed = Callable[[Group, CollectiveModel], str]
@@ -126,6 +130,13 @@ def two_shot_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveMod
     latency = (1 + 2 * np.log2(np.maximum(ranks.size, 1))) * step_s
     seconds = model.launch_s + latency + 2 * _direct_transfer(ranks, buffer_bytes, model)
     return np.where(ranks.size > 1, seconds, 0.0)
+
+
+def engine_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
+    """Time of an inference engine's all-reduce: its own kernels up to `ENGINE_BYTES`, the library's above [s]."""
+    own = replace(model, launch_s=model.launch_s * model.engine_launch)
+    direct = np.minimum(one_shot_all_reduce(ranks, buffer_bytes, own), two_shot_all_reduce(ranks, buffer_bytes, own))
+    return np.where(np.asarray(buffer_bytes) <= ENGINE_BYTES, direct, all_reduce(ranks, buffer_bytes, model))
 
 
 def sharp_all_reduce(ranks: Group, buffer_bytes: Number, model: CollectiveModel) -> Array:
