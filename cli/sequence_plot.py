@@ -50,9 +50,10 @@ def draw(question: SequenceScenario, result: Result, path: Path) -> None:
 
     assert result.plan is not None
     assert result.prediction is not None
-    plan = scatter_of(result.plan)
+    tp = question.costs.tp
+    plan = scatter_of(result.plan, tp)
     group, begin, end = timeline(question.case, plan)
-    low, high = plan.first_gpu[group], plan.first_gpu[group] + plan.degree[group]
+    low, high = tp * plan.first_gpu[group], tp * (plan.first_gpu[group] + plan.degree[group])
     corners = np.stack([begin, low, begin, high, end, high, end, low], axis=1).reshape(-1, 4, 2)
     sizes = sorted(set(plan.degree[group].tolist()))
     with matplotlib.rc_context(_STYLE):
@@ -62,9 +63,9 @@ def draw(question: SequenceScenario, result: Result, path: Path) -> None:
         colours = shades[np.searchsorted(sizes, plan.degree[group])]
         axes.add_collection(PolyCollection(list(corners), facecolors=colours, edgecolors="white", linewidths=0.3))
         axes.set_xlim(0, result.prediction["makespan_s"])
-        axes.set_ylim(0, question.machine.accelerators)
+        axes.set_ylim(0, question.machine.accelerators // question.costs.pp)
         axes.set_xlabel("time [s]")
-        axes.set_ylabel("accelerator")
+        axes.set_ylabel("accelerator of the first stage" if question.costs.pp > 1 else "accelerator")
         axes.set_title(
             f"{len(plan.group)} sequences, schedule {plan.schedule}: {result.prediction['makespan_s']:.4g} s",
             loc="left",

@@ -7,7 +7,9 @@ of sequences of its length: with T(n, s, d) the time of a micro-step of n sequen
 
 so that a full micro-step of equal sequences takes T, and c is what does not shrink with the tokens: launches,
 latencies, kernels too small to fill the accelerator (the line through a full and a half micro-step, at s' = cap / 2).
-T is the time of a micro-step in `perfmodel.training`, with context-parallel groups of d neighbours.
+T is the time of a micro-step in `perfmodel.training`, with context-parallel groups of d neighbours. With tensor and
+pipeline parallelism a rank of a group is a unit of tp pp accelerators, and T the time of a micro-step on the slowest
+stage.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from perfmodel.job import Job
 from perfmodel.layer import embedding_cost, layer_cost, logits_cost
 from perfmodel.memory import available_bytes
 from perfmodel.parameters import stage_weights
+from perfmodel.pipeline import split_layers
 from perfmodel.plan import CHOICES, DEFAULTS, Plan, plan_from_rows
-from perfmodel.terms import Array, Term
-from perfmodel.training import predict_step, with_host
+from perfmodel.terms import LINK, Array, Number, Term, chosen
+from perfmodel.training import predict_step, send_to_next_s, with_host
 
 Style = Literal["ulysses", "ring", "all-gather", "hybrid"]
 STYLES: tuple[Style, ...] = ("ulysses", "ring", "all-gather", "hybrid")
@@ -46,7 +49,7 @@ class SequenceCosts:
     Parameters
     ----------
     degrees : array of int, shape (D,)
-        Sizes of a group, ascending.
+        Sizes of a group, ascending [units of tp pp accelerators].
     lengths : array, shape (L,)
         Lengths at which costs are known, ascending [tokens].
     seconds : mapping of str to array, shape (L, D)
@@ -58,11 +61,13 @@ class SequenceCosts:
     outside_s : mapping of str to float
         Time of a step beside its micro-steps, by part [s].
     capacity_tokens : float
-        Tokens that one accelerator holds.
+        Tokens that one unit holds: those of a micro-step, which its tp accelerators share on every stage.
     state_bytes, token_bytes : float
         Memory of an accelerator that does not depend on tokens, and of each token [bytes].
     exact : AlphaBeta or None
         Costs as a formula, instead of the tables.
+    tp, pp : int
+        Accelerators that share the layers of a unit, and stages that follow one another.
     """
 
     degrees: NDArray[np.int64]
@@ -75,6 +80,13 @@ class SequenceCosts:
     state_bytes: float
     token_bytes: float
     exact: AlphaBeta | None = None
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def unit(self) -> int:
+        """Accelerators of one rank of a group."""
+        return self.tp * self.pp
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -178,14 +190,26 @@ def memory_per_token(job: Job, row: Mapping[str, Any]) -> tuple[float, float, fl
 
     Notes
     -----
-    Reserved memory is a straight line in the tokens that an accelerator holds: the line through two numbers of them.
+    Reserved memory is a straight line in the tokens of a micro-step: the line through two numbers of them. A pipeline
+    holds pp micro-steps on its first stage. The stage that needs most may change with the tokens, which bends the line
+    upwards only: of a pipeline it is taken through half of what it says at first and all of it, where it is too high.
     """
-    few, many = 1024, 2048
-    plan = plan_from_rows([{**row, "dp": job.ranks, "cp": 1, "micro_batch": count} for count in (1, 2)])
-    reserved = predict_step(replace(job, seq_len=few, global_batch=2 * job.ranks), plan, explain=False)
+    available = available_bytes(job)
+    state, token = _memory_line(job, row, 1024)
+    if row["pp"] > 1 and available > state:
+        state, token = _memory_line(job, row, max(int((available - state) / token / 2), 1))
+    return state, token, available
+
+
+def _memory_line(job: Job, row: Mapping[str, Any], few: int) -> tuple[float, float]:
+    """Return memory without tokens, and of each token, from a micro-step of so many tokens and one of twice as many."""
+    replicas = job.ranks // (row["tp"] * row["pp"])
+    plan = plan_from_rows([{**row, "dp": replicas, "cp": 1, "micro_batch": count} for count in (1, 2)])
+    batch = 2 * row["pp"] * replicas  # so that the pipeline is full
+    reserved = predict_step(replace(job, seq_len=few, global_batch=batch), plan, explain=False)
     low, high = (float(value) for value in np.broadcast_to(reserved.memory.reserved_peak, (2,)))
-    slope = (high - low) / (many - few)
-    return low - few * slope, slope, available_bytes(job)
+    slope = (high - low) / few
+    return low - few * slope, slope
 
 
 def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layout: Mapping[str, Any]) -> SequenceCosts:
@@ -196,11 +220,11 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
     job : Job
         Model, machine and framework.
     degrees : sequence of int
-        Sizes of a group.
+        Sizes of a group [units of tp pp accelerators].
     styles : sequence of str
         Ways to split a sequence.
     layout : mapping
-        Fields of a training plan that all groups share: ZeRO stage, recomputation.
+        Fields of a training plan that all groups share: tensor and pipeline size, ZeRO stage, recomputation.
 
     Notes
     -----
@@ -239,7 +263,19 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
         seconds[style] = np.where(running[style], total * share, np.inf)
         parts[style] = {name: value * share for name, value in found.items()}
     outside, each = _outside(job, row, full)
-    return SequenceCosts(sizes, lengths, seconds, parts, constant + each, outside, capacity, state_bytes, token_bytes)
+    return SequenceCosts(
+        sizes,
+        lengths,
+        seconds,
+        parts,
+        constant + each,
+        outside,
+        capacity,
+        state_bytes,
+        token_bytes,
+        tp=row["tp"],
+        pp=row["pp"],
+    )
 
 
 def runs(job: Job, row: Mapping[str, Any], style: str, degrees: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -278,7 +314,7 @@ def _peak_bytes(job: Job, row: Mapping[str, Any], style: str, degree: int) -> fl
 def micro_step(
     job: Job, row: Mapping[str, Any], lengths: Array, degrees: NDArray[np.int64], tokens: float, style: str
 ) -> Term:
-    """Return the time of a micro-step of so many tokens an accelerator, in sequences of each length, on each size.
+    """Return the time of a micro-step of so many tokens a unit, in sequences of each length, on each size.
 
     Parameters
     ----------
@@ -287,33 +323,51 @@ def micro_step(
     lengths : array, shape (L,)
         Length of all sequences of the micro-step [tokens].
     degrees : array of int, shape (D,)
-        Accelerators of the group.
+        Units of the group.
     tokens : float
-        Tokens of the micro-step that each accelerator holds; sequences count in fractions.
+        Tokens of the micro-step that each unit holds; sequences count in fractions.
 
     Returns
     -------
     Term
-        Of arrays of shape (L, D) [s].
+        Of arrays of shape (L, D) [s]; of a pipeline the slowest stage, with what it sends forward and backward.
     """
     s, d = (grid.ravel() for grid in np.meshgrid(lengths, degrees, indexing="ij"))
     first = plan_from_rows([{**row, "dp": 1, "cp": 1, "micro_batch": 1, "cp_style": style}]).taken(slice(None))
     fields: dict[str, Any] = {
         name: np.broadcast_to(getattr(first, name), s.shape) for name in (*first.__dataclass_fields__,)
     }
-    fields |= {"cp": d, "dp": np.maximum(job.ranks // d, 1), "micro_batch": tokens * d / s}
+    replicas = np.maximum(job.ranks // (d * row["tp"] * row["pp"]), 1)
+    fields |= {"cp": d, "dp": replicas, "micro_batch": tokens * d / s}
     plan = Plan(**fields)
     varied: Any = s
     asked = replace(job, seq_len=varied)
     layers = [layer_cost(asked, layer, plan) for layer in job.architecture.layers]
     costs = [*layers, embedding_cost(asked, plan), logits_cost(asked, plan)]
-    leading = float(job.architecture.leading)
-    weights = stage_weights(job.architecture, float(job.architecture.depth), leading, 1.0, 1.0)
-    stage = with_host(asked, costs, weights, job.constants.host_softness)
+    stages = [with_host(asked, costs, weights, job.constants.host_softness) for weights in _stages(job, row["pp"])]
+    stage = stages[0]
+    if len(stages) > 1:
+        seconds = np.stack([np.broadcast_to(one.seconds, s.shape) for one in stages])
+        stage = chosen(seconds.argmax(axis=0), stages)
     slowed = Term("slowdown under overlap", (job.constants.overlap_slowdown - 1) * np.asarray(stage.hidden_seconds))
-    return _shaped(
-        Term("micro-step", stage.seconds + slowed.seconds, children=(stage, slowed)), (len(lengths), len(degrees))
-    )
+    parts = [stage, slowed]
+    if row["pp"] > 1:
+        parts.append(Term("pipeline sends", 2 * send_to_next_s(asked, plan), LINK))
+    whole: Number = sum((part.seconds for part in parts[1:]), stage.seconds)
+    return _shaped(Term("micro-step", whole, children=tuple(parts)), (len(lengths), len(degrees)))
+
+
+def _stages(job: Job, pp: int) -> list[list[Number]]:
+    """Return how often the stages of a pipeline, first, inner and last, compute each kind of layer and the ends."""
+    model = job.architecture
+    if pp == 1:
+        return [stage_weights(model, float(model.depth), float(model.leading), 1.0, 1.0)]
+    split = split_layers(model.depth, model.leading, np.array(pp), np.array(1))
+    ends = ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0))
+    return [
+        stage_weights(model, float(layers), float(leading), *end)
+        for layers, leading, end in zip(split.layers, split.leading, ends, strict=True)
+    ]
 
 
 def _shaped(term: Term, form: tuple[int, int]) -> Term:
@@ -340,12 +394,14 @@ def _leaf_seconds(term: Term) -> dict[str, Array]:
 def _outside(job: Job, row: Mapping[str, Any], tokens: float) -> tuple[dict[str, float], float]:
     """Return the time of a step beside its micro-steps by part, and what sharded weights add to each micro-step [s]."""
     length = max(int(tokens), 1)
-    plan = plan_from_rows([{**row, "dp": job.ranks, "cp": 1, "micro_batch": 1}])
-    step = predict_step(replace(job, seq_len=length, global_batch=job.ranks), plan, explain=False).step
+    replicas = job.ranks // (row["tp"] * row["pp"])
+    plan = plan_from_rows([{**row, "dp": replicas, "cp": 1, "micro_batch": 1}])
+    step = predict_step(replace(job, seq_len=length, global_batch=replicas), plan, explain=False).step
     found = {child.name: float(np.asarray(child.seconds).reshape(-1)[0]) for child in step.children}
     traffic = {name: found[name] for name in ("gradient traffic", "weight traffic")}
     outside = {name: found[name] for name in ("optimizer", "host work per step")}
-    if row["zero_stage"] >= 3:
+    once = row["pp"] > 1 and not job.framework.reshards_in_pipeline  # weights then stay gathered for the step
+    if row["zero_stage"] >= 3 and not once:
         return outside, sum(traffic.values())
     return outside | traffic, 0.0
 

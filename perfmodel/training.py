@@ -169,15 +169,20 @@ def _sends(job: Job, plan: Plan, micro_batches: Array, work_s: Number) -> Term:
     Sends of the steady state hide behind the stage's work where the framework overlaps them and the schedule is
     interleaved; plain 1F1B waits for them (SC21, arXiv 2104.04473, section 2.2.2, for the count).
     """
-    norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
-    message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
-    ranks = group(job.levels, plan.pp, plan.pp_stride)
-    once = send(ranks, message, job.collectives)
+    once = send_to_next_s(job, plan)
     filling = 2 * (plan.pp - 1) * once
     steady = 2 * plan.vpp * micro_batches * once
     overlapped = (plan.vpp > 1) & job.framework.overlap_pp
     hidden = np.where(overlapped, np.minimum(steady, work_s), 0.0)
     return Term("pipeline sends", filling + steady - hidden, LINK, hidden_seconds=hidden)
+
+
+def send_to_next_s(job: Job, plan: Plan) -> Array:
+    """Return the time in which the activations of a micro-batch reach the next stage [s]."""
+    norm_share = np.where(plan.seq_parallel == 1, plan.tp, 1)
+    message = 2 * plan.micro_batch * job.seq_len / plan.cp * job.architecture.hidden / norm_share
+    ranks = group(job.levels, plan.pp, plan.pp_stride)
+    return np.asarray(send(ranks, message, job.collectives))
 
 
 def _gradient_terms(

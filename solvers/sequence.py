@@ -147,7 +147,7 @@ def plan(
         plan=plan_dict(scenario, best.plan),
         prediction=prediction,
         breakdown=tree,
-        binding=_binding(case, best, bound),
+        binding=_binding(case, scenario.machine.accelerators, best, bound),
         alternatives=[
             {"plan": plan_dict(scenario, one.plan), "prediction": said}
             for one, (said, _) in zip(ordered[1:], answers[1:], strict=True)
@@ -307,9 +307,9 @@ def _described(
     return prediction, tree
 
 
-def _binding(case: Case, best: Planned, bound_s: float) -> list[dict[str, Any]]:
+def _binding(case: Case, gpus: int, best: Planned, bound_s: float) -> list[dict[str, Any]]:
     """Return what sets the bound, and what one more accelerator would change."""
-    price = -bound_s / case.gpus if best.bound_name == "work" else None
+    price = -bound_s / gpus if best.bound_name == "work" else None
     return [
         {
             "constraint": f"bound: {best.bound_name}",
@@ -324,13 +324,16 @@ def _binding(case: Case, best: Planned, bound_s: float) -> list[dict[str, Any]]:
 def _left_out(scenario: SequenceScenario, case: Case, found: list[Planned]) -> list[dict[str, Any]]:
     there = {one.plan.schedule for one in found}
     rows: list[dict[str, Any]] = []
+    if case.stages > 1:
+        reason = "splits: groups that split would drain the pipeline"
+        rows.append({"reason": reason, "candidates": None, "nearest": None})
     if "splits" in there and (case.node_units or any(b % a for a, b in pairwise(case.degrees.tolist()))):
         reason = "splits: only sizes that divide one another and a node split; other sizes serve fixed groups alone"
         rows.append({"reason": reason, "candidates": None, "nearest": None})
     for name in scenario.schedules:
         if name in there or name not in PLANNERS:
             continue
-        tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens
+        tokens, room = int(case.held.sum()), case.gpus * case.capacity_tokens
         full = name == "one-shot" and tokens > room
         reason = f"{name}: {tokens:,} tokens at once, room for {int(room):,}" if full else f"{name}: no plan was found"
         rows.append({"reason": reason, "candidates": None, "nearest": None})

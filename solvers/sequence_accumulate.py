@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.terms import Array
-from solvers.sequence_bounds import alone_s, area_gpu_s, integer_bound, named_work_bound
+from solvers.sequence_bounds import alone_s, area_gpu_s, crowded_gpu_s, integer_bound, named_work_bound, usable_s
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 from solvers.sequence_layout import Free, laid_out, one_size
+from solvers.sequence_pipeline import balanced
 
 ENOUGH = 2e-3
 """Gap at which a plan is good enough to stop the search [1]."""
@@ -134,7 +135,8 @@ def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     -----
     Groups are filled to a trial makespan, which is not monotone: several are tried between the bound and the best plan,
     each with several limits on how much larger a group may be than its sequence needs. Then whole numbers of groups
-    raise the bound, and the makespans above it are tried again.
+    raise the bound, and the makespans above it are tried again. For a pipeline every filling is cut anew into
+    micro-steps of equal time.
     """
     started = time.perf_counter()
     bound, name = named_work_bound(case, "fixed")
@@ -168,7 +170,9 @@ def _best_filling(
         if reached <= bound * (1 + enough) or useless >= patience:
             break
         limit = bound + share * (min(reached, 2 * bound) - bound)
-        found = _filled(listed, limit * (1 + 1e-9), reach)
+        found = _filled(listed, limit * (1 + 1e-9), reach, _room_s(case, listed, limit * (1 + 1e-9)))
+        if found is not None and case.stages > 1:
+            found = balanced(case, found)
         end = np.inf if found is None else makespan(case, found)
         useless = 0 if end < reached * (1 - 1e-4) else useless + 1
         if found is not None and end < reached:
@@ -237,7 +241,7 @@ def _split(case: Case, area: Array, column: Integers) -> Scatter:
         inside = begin[:, None] + np.arange(degree)
         ends = free[inside].max(axis=1)
         block = _levelled(ends, seconds[members])
-        step[members], steps = _packed(block, case.lengths[members], degree * case.capacity_tokens, len(ends))
+        step[members], steps = _packed(block, case.held[members], degree * case.capacity_tokens, len(ends))
         ends += np.bincount(block, work[members], len(ends)) + case.fixed_s[number] * steps
         free[inside] = ends[:, None]
         used, place = np.unique(block, return_inverse=True)
@@ -259,7 +263,7 @@ def _levelled(ends: Array, seconds: Array) -> Integers:
     return np.array(block, np.int64)
 
 
-def _packed(block: Integers, lengths: Integers, room: float, blocks: int) -> tuple[Integers, Integers]:
+def _packed(block: Integers, lengths: Array, room: float, blocks: int) -> tuple[Integers, Integers]:
     """Pack the sequences of every block into micro-steps of so many tokens, longest first, each where it fits best.
 
     Returns
@@ -298,15 +302,16 @@ def _uniform(case: Case) -> Scatter | None:
     if len(holding) == 0:
         return None
     column = np.full(len(case.lengths), holding[0], np.int64)
-    return replace(_split(case, area_gpu_s(case, "fixed"), column), schedule="fixed")
+    plan = replace(_split(case, area_gpu_s(case, "fixed"), column), schedule="fixed")
+    return balanced(case, plan) if case.stages > 1 else plan
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """A case as plain lists, longest sequence first: what the loop below reads, sequence by sequence."""
+    """A case as plain lists, longest sequence first, lengths as memory holds them: what the loop below reads."""
 
     order: list[int]
-    lengths: list[int]
+    lengths: list[float]
     alone: list[list[float]]
     work: list[list[float]]
     area: list[list[float]]
@@ -322,19 +327,30 @@ def _listed(case: Case) -> _Listed:
     order = np.argsort(-alone.min(axis=1), kind="stable")
     return _Listed(
         order.tolist(),
-        case.lengths[order].tolist(),
+        case.held[order].tolist(),
         alone[order].tolist(),
         case.work_s[order].tolist(),
         area[order].tolist(),
         case.degrees.tolist(),
-        case.fixed_s.tolist(),
+        (case.fixed_s if case.stages == 1 else 0.0 * case.fixed_s).tolist(),
         (case.degrees * case.capacity_tokens).tolist(),
         case.gpus,
         case.node_units,
     )
 
 
-def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
+def _room_s(case: Case, listed: _Listed, limit_s: float) -> list[list[float]] | None:
+    """Return the time for sequences that a group has which each of them opens; None where that is the limit [s]."""
+    if case.stages == 1:
+        return None
+    area = area_gpu_s(case, "fixed")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room: Array = usable_s(case, "fixed", limit_s) * (area / crowded_gpu_s(case, "fixed", area, limit_s))
+    rows: list[list[float]] = np.nan_to_num(room)[listed.order].tolist()
+    return rows
+
+
+def _filled(listed: _Listed, limit_s: float, reach: float, room_s: list[list[float]] | None = None) -> Scatter | None:
     """Fill groups that are to end by a limit, longest sequence first; what does not fit goes where it ends first.
 
     A sequence goes to an open group where it fits, at the least cost in accelerator time: what a larger group takes
@@ -366,12 +382,13 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
         insort(open_groups[size], (free, number))
         group[item], step[item] = number, chosen
 
-    def opened(size: int) -> None:
+    def opened(size: int, item: int) -> int:
         column.append(size)
         steps.append([])
         counts.append(0)
-        open_groups[size].append((limit_s, len(column) - 1))
-        open_groups[size].sort()
+        new = (limit_s if room_s is None else room_s[item][size], len(column) - 1)
+        insort(open_groups[size], new)
+        return open_groups[size].index(new)
 
     for item, alone in enumerate(listed.alone):
         area, work, length = listed.area[item], listed.work[item], lengths[item]
@@ -405,9 +422,7 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
             put(item, best, where)
         elif spare.fits(degrees[needed]):
             spare.take(degrees[needed])
-            opened(needed)
-            place = len(open_groups[needed]) - 1
-            put(item, needed, place)
+            put(item, needed, opened(needed, item))
         else:
             late.append(item)
     for item in late:
@@ -425,8 +440,10 @@ def _filled(listed: _Listed, limit_s: float, reach: float) -> Scatter | None:
         if best <= -2:
             best = -2 - best
             spare.take(degrees[best])
-            opened(best)
-        put(item, best, len(open_groups[best]) - 1)
+            place = opened(best, item)
+        else:
+            place = len(open_groups[best]) - 1
+        put(item, best, place)
     return _placed(listed, column, group, step)
 
 

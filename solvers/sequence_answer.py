@@ -14,8 +14,9 @@ from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Array, Term, to_dict, total
 from solvers.result import Objective, Result
 from solvers.sequence_bounds import alone_s, work_bound
-from solvers.sequence_case import Case, Integers, Scatter, group_ends, makespan, step_times
+from solvers.sequence_case import Case, Integers, Scatter, drain_s, group_ends, makespan, step_times
 from solvers.sequence_scenario import SequenceScenario
+from solvers.sequence_unit import accelerators
 
 _BOUNDS = {
     "projections": COMPUTE,
@@ -27,6 +28,7 @@ _BOUNDS = {
     "sequences": COMPUTE,
     "fixed time of micro-steps": HOST,
     "waiting for other groups": IDLE,
+    "pipeline bubble": IDLE,
     "norms and activations": MEMORY,
     "quantisation": MEMORY,
     "embedding": MEMORY,
@@ -64,11 +66,12 @@ def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
     steps = _from_zero(plan)
     degrees = plan.degree[plan.group]
     chunks = np.where(styles == "none", 1, np.where(styles == "ulysses", degrees, 2 * degrees))
-    groups = []
+    groups, units = [], scenario.machine.accelerators // scenario.costs.unit
     for number, (degree, first) in enumerate(zip(plan.degree.tolist(), plan.first_gpu.tolist(), strict=True)):
         used = sorted(set(styles[plan.group == number].tolist()))
         style = used[0] if len(used) == 1 else "mixed" if used else "none"
-        groups.append({"id": number, "degree": degree, "style": style, "gpus": list(range(first, first + degree))})
+        own = accelerators(first, degree, units, scenario.costs.tp, scenario.costs.pp)
+        groups.append({"id": number, "degree": degree, "style": style, "gpus": own})
     columns = (plan.group, steps, chunks, scenario.lengths, styles)
     assignment = [
         {"sequence": number, "group": group, "micro_step": step, "chunks": cut, "tokens": tokens, "style": style}
@@ -79,16 +82,16 @@ def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
     return {"schedule": plan.schedule, "groups": groups, "assignment": assignment}
 
 
-def scatter_of(told: Mapping[str, Any]) -> Scatter:
-    """Return the plan that `plan_dict` wrote."""
+def scatter_of(told: Mapping[str, Any], tp: int = 1) -> Scatter:
+    """Return the plan that `plan_dict` wrote, with so many accelerators that share a layer."""
     groups, assignment = told["groups"], told["assignment"]
-    columns = ([one["degree"] for one in groups], [one["gpus"][0] for one in groups])
+    columns = ([one["degree"] for one in groups], [one["gpus"][0] // tp for one in groups])
     places = ([one["group"] for one in assignment], [one["micro_step"] for one in assignment])
     return Scatter(told["schedule"], *(np.array(column, dtype=np.int64) for column in (*columns, *places)))
 
 
 def timeline(case: Case, plan: Scatter) -> tuple[Integers, Array, Array]:
-    """Return group, begin and end of every micro-step [s]."""
+    """Return group, begin and end of every micro-step, on the first stage of a pipeline [s]."""
     group, step, seconds, _ = step_times(case, plan)
     if plan.schedule == "barrier":
         slowest = np.zeros(int(step.max(initial=0)) + 1)
@@ -98,7 +101,7 @@ def timeline(case: Case, plan: Scatter) -> tuple[Integers, Array, Array]:
     # micro-steps are listed by group, in their order: those of a group follow one another until it ends
     until = np.cumsum(seconds)
     last = np.searchsorted(group, group, side="right") - 1
-    end = group_ends(case, plan)[group] - (until[last] - until)
+    end = (group_ends(case, plan) - drain_s(case, plan, group, seconds))[group] - (until[last] - until)
     return group, end - seconds, end
 
 
@@ -168,6 +171,8 @@ def described(
             "gain_p10": gain * gain_low,
             "gain_p90": gain * gain_high,
         }
+    if case.stages > 1:
+        beside |= _pipeline(case, plan)
     prediction: dict[str, Any] = {
         "step_time_s": value,
         "step_time_s_p10": value * low,
@@ -176,14 +181,33 @@ def described(
         **beside,
         "tokens": int(case.lengths.sum()),
         "sequences": len(case.lengths),
-        "gpus": case.gpus,
-        "tokens_per_s_per_gpu": float(case.lengths.sum()) / value / case.gpus,
+        "gpus": scenario.machine.accelerators,
+        "tokens_per_s_per_gpu": float(case.lengths.sum()) / value / scenario.machine.accelerators,
         "busy_share": float(work.sum()) / (slowest * case.gpus),
         "micro_steps": len(group),
         "capacity_tokens": case.capacity_tokens,
         "memory_bytes": {str(number): float(value) for number, value in enumerate(memory)},
     }
     return prediction, to_dict(step)
+
+
+def _pipeline(case: Case, plan: Scatter) -> dict[str, float]:
+    """Return how equal micro-steps are, and the share of the stages' time in which pipelines fill and drain.
+
+    The balance is the longest micro-step of each group (behind barriers: of all) over their mean, weighted by time.
+    """
+    group, step, seconds, _ = step_times(case, plan)
+    if plan.schedule == "barrier":
+        slowest = np.zeros(int(step.max(initial=0)) + 1)
+        np.maximum.at(slowest, step, seconds)
+        slowest = slowest[slowest > 0]
+        drain = (case.stages - 1) * float(slowest.max(initial=0.0))
+        share, balance = drain / makespan(case, plan), float(slowest.max() / slowest.mean())
+    else:
+        drains = drain_s(case, plan, group, seconds)
+        share = float((drains * plan.degree).sum()) / (makespan(case, plan) * case.gpus)
+        balance = float((drains / (case.stages - 1) * np.bincount(group, minlength=len(drains))).sum() / seconds.sum())
+    return {"micro_step_balance": balance, "pipeline_bubble_share": share}
 
 
 def _tree(scenario: SequenceScenario, case: Case, plan: Scatter) -> Term:
@@ -212,6 +236,8 @@ def _tree(scenario: SequenceScenario, case: Case, plan: Scatter) -> Term:
     else:
         parts["sequences"] = float(work.sum())
     parts["fixed time of micro-steps"] = fixed
+    if case.stages > 1:
+        parts["pipeline bubble"] = makespan(case, plan) - math.fsum(parts.values())
     spent = total("micro-steps", [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in parts.items()])
     outside = [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in costs.outside_s.items()]
     return total("step", [spent, *outside])
@@ -227,7 +253,7 @@ def _chain(case: Case, plan: Scatter) -> list[tuple[int, int]]:
     ends = group_ends(case, plan)
     current = int(ends.argmax())
     chain = [current]
-    busy = np.bincount(group, seconds, len(plan.degree))
+    busy = np.bincount(group, seconds, len(plan.degree)) + drain_s(case, plan, group, seconds)
     while True:
         begin = ends[current] - busy[current]
         if begin <= 1e-12 * ends.max():
@@ -248,12 +274,12 @@ def infeasible_answer(scenario: SequenceScenario, case: Case, began: float) -> R
     if len(stuck):
         worst = int(stuck[case.lengths[stuck].argmax()])
         reason = _stuck_reason(scenario, case, worst, len(stuck))
-        return _refusal(scenario, reason, _relaxation(scenario, case, int(case.lengths[worst])), began)
+        return _refusal(scenario, reason, _relaxation(scenario, case, float(case.held[worst])), began)
     schedules = scenario.schedules if scenario.given is None else (scenario.given.schedule,)
     if scenario.given is None and not any(math.isfinite(work_bound(case, name)) for name in schedules):
         tokens, room = int(case.lengths.sum()), case.gpus * case.capacity_tokens
         per_node = scenario.machine.node.accelerators.count
-        nodes = math.ceil(tokens / case.capacity_tokens / per_node)
+        nodes = math.ceil(float(case.held.sum()) / case.capacity_tokens * scenario.costs.unit / per_node)
         reason = f"one-shot: {tokens:,} tokens at once, and the cluster has room for {int(room):,}"
         change = {"constraint": "nodes", "now": scenario.machine.nodes, "needed": nodes, "unit": ""}
         return _refusal(scenario, reason, [change], began)
@@ -277,10 +303,10 @@ def _stuck_reason(scenario: SequenceScenario, case: Case, sequence: int, count: 
     largest = int(case.degrees.max())
     room = int(largest * case.capacity_tokens)
     said = f"sequence {sequence} has {length:,} tokens{others}"
-    return f"{said}; the largest group, {largest} accelerators, holds {room:,}"
+    return f"{said}; the largest group, {largest * scenario.costs.unit} accelerators, holds {room:,}"
 
 
-def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dict[str, Any]]:
+def _relaxation(scenario: SequenceScenario, case: Case, length: float) -> list[dict[str, Any]]:
     """Return what would hold a sequence: a larger group, or more memory."""
     costs = scenario.costs
     largest = int(case.degrees.max())
@@ -288,13 +314,14 @@ def _relaxation(scenario: SequenceScenario, case: Case, length: int) -> list[dic
     if case.capacity_tokens > 0:
         needed = 2 ** math.ceil(math.log2(length / case.capacity_tokens))
         node = scenario.machine.node.accelerators.count
-        if needed > node and not scenario.question.search.across_nodes:
+        unit = "accelerators" if costs.unit == 1 else f"units of {costs.unit} accelerators"
+        if needed * costs.tp > node and not scenario.question.search.across_nodes:
             constraint = "a group across nodes (search.across_nodes)"
-            changes.append({"constraint": constraint, "now": largest, "needed": needed, "unit": "accelerators"})
+            changes.append({"constraint": constraint, "now": largest, "needed": needed, "unit": unit})
         elif needed > largest:
-            changes.append({"constraint": "search.degrees", "now": largest, "needed": needed, "unit": "accelerators"})
+            changes.append({"constraint": "search.degrees", "now": largest, "needed": needed, "unit": unit})
         if needed > case.gpus:
-            nodes = math.ceil(needed / scenario.machine.node.accelerators.count)
+            nodes = math.ceil(needed * costs.unit / scenario.machine.node.accelerators.count)
             changes.append({"constraint": "nodes", "now": scenario.machine.nodes, "needed": nodes, "unit": ""})
     memory = costs.state_bytes + costs.token_bytes * max(length / largest, 1.0)
     now = costs.state_bytes + costs.token_bytes * costs.capacity_tokens

@@ -62,6 +62,7 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     Few sequences: all plans. Otherwise micro-batches one by one. The longest sequence that is left, on the smallest
     group that holds it or the next, gives trial ends; groups are filled for each, and the micro-batch stays that uses
     the accelerators best. Then a few micro-batches at a time are dissolved and filled anew with other trial ends.
+    Pipelines wait for the longest micro-batch once more for each further stage, so that several limits on it are tried.
     """
     deadline = perf_counter() + 0.95 * time_limit_s
     bound, name = named_work_bound(case, "barrier")
@@ -71,14 +72,16 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         found = _searched(case, deadline)
         if found is not None:
             return found, makespan(case, found), "all plans"
-    priced = barrier_bound(case, _BOUND_SHARE * time_limit_s)
-    if priced.bound_s > bound:
-        bound, name = priced.bound_s, "micro-batches"
+    flat = replace(case, stages=1)
+    priced = barrier_bound(flat, _BOUND_SHARE * time_limit_s)
+    # the longest micro-batch, no less than the longest sequence, passes every further stage once more
+    together = priced.bound_s + (case.stages - 1) * float(alone_s(flat).min(axis=1).max())
+    if together > bound:
+        bound, name = together, "micro-batches"
     order = np.argsort(-case.lengths, kind="stable")
     level = _Levels(case, priced.worth_s)
-    batches = level.batches(order, np.inf, None, np.inf)
-    assert batches is not None
-    batches = min(batches, _static(case), key=_total)
+    starts = [level.batches(order, np.inf, None, np.inf, most_s) for most_s in level.ceilings()]
+    batches = min((*(start for start in starts if start), _static(case)), key=level.total)
     batches = level.improved(batches, bound, deadline)
     return _scatter(case, batches), bound, name
 
@@ -119,11 +122,6 @@ def _static(case: Case) -> list[_Batch]:
     return batches
 
 
-def _total(batches: list[_Batch]) -> float:
-    """Return the time of all micro-batches [s]; infinite where there is none."""
-    return sum(batch.end_s for batch in batches) if batches else np.inf
-
-
 def _end_s(case: Case, column: Integers, group: Integers, members: Integers) -> float:
     """Return when the slowest group of a micro-batch ends [s]."""
     owner = group[members]
@@ -143,19 +141,35 @@ class _Levels:
     """
 
     def __init__(self, case: Case, worth_s: Array) -> None:
-        self.case = case
+        self.stages = case.stages
+        self.case = case = replace(case, stages=1)  # a micro-batch is filled as on one stage
         self.alone = alone_s(case)
         self.worth = worth_s
         self.rng = np.random.default_rng(0)
 
+    def total(self, batches: list[_Batch]) -> float:
+        """Return the time of all micro-batches [s]; infinite where there is none."""
+        ends = [batch.end_s for batch in batches]
+        return sum(ends) + (self.stages - 1) * max(ends) if ends else np.inf
+
+    def ceilings(self) -> list[float]:
+        """Return limits on the longest micro-batch that are worth a try [s]."""
+        if self.stages == 1:
+            return [np.inf]
+        least = float(self.alone.min(axis=1, initial=np.inf).max(initial=0.0))
+        return [*(least * np.array([1.0, 1.2, 1.6, 2.5, 4.0])).tolist(), np.inf]
+
     def batches(
-        self, order: Integers, limit_s: float, chance: np.random.Generator | None, deadline: float
+        self, order: Integers, limit_s: float, chance: np.random.Generator | None, deadline: float, most_s: float
     ) -> list[_Batch] | None:
-        """Fill micro-batches until no sequence is left; None once they take longer than a limit, or the search does."""
+        """Fill micro-batches until no sequence is left; None once they take longer than a limit, or the search does.
+
+        None is to take longer than `most_s`, unless its longest sequence does.
+        """
         done: list[_Batch] = []
         total = 0.0
         while len(order):
-            batch = self._next(order, chance)
+            batch = self._next(order, chance, most_s)
             done.append(batch)
             order = order[batch.groups.group[order] < 0]
             total += batch.end_s
@@ -163,13 +177,16 @@ class _Levels:
                 return None
         return done
 
-    def _next(self, order: Integers, chance: np.random.Generator | None) -> _Batch:
+    def _next(self, order: Integers, chance: np.random.Generator | None, most_s: float) -> _Batch:
         """Return the micro-batch that uses the accelerators best among several trial ends."""
         case = self.case
         open_s = self.alone[order[0]]
         kinds = np.flatnonzero(np.isfinite(open_s))[:2]
         factors = _FACTORS if chance is None else _FACTORS * np.append(1.0, chance.uniform(0.9, 1.25, 2))
         limits = np.unique(np.outer(open_s[kinds], factors))
+        if limits[-1] > most_s:
+            least = float(open_s.min())
+            limits = np.unique(np.append(limits[(limits >= least) & (limits <= most_s)], max(most_s, least)))
         balance = np.full(len(limits), 0.3) if chance is None else chance.uniform(0.03, 1.0, len(limits))
         best, most = None, -np.inf
         for groups in fill(case, limits, balance, order, leave=True):
@@ -191,7 +208,7 @@ class _Levels:
         rng, lengths = self.rng, self.case.lengths
         while perf_counter() < deadline and len(batches):
             ends = np.array([batch.end_s for batch in batches])
-            if ends.sum() <= bound_s * (1 + ENOUGH):
+            if self.total(batches) <= bound_s * (1 + ENOUGH):
                 break
             work = np.array([self.worth[batch.members].sum() for batch in batches])
             loss = np.maximum(ends - work, 0.0) + 1e-3 * ends
@@ -199,36 +216,64 @@ class _Levels:
             chosen = rng.choice(len(batches), number, replace=False, p=loss / loss.sum())
             order = np.concatenate([batches[index].members for index in chosen])
             order = order[np.argsort(-lengths[order], kind="stable")]
-            new = self.batches(order, float(ends[chosen].sum()), rng, deadline)
-            if new is not None:
-                batches = [batch for index, batch in enumerate(batches) if index not in chosen] + new
+            rest = [batch for index, batch in enumerate(batches) if index not in chosen]
+            limit, most = float(ends[chosen].sum()), np.inf
+            if self.stages > 1:  # any longest micro-batch is worth it that makes up for itself
+                longest = max((batch.end_s for batch in rest), default=0.0)
+                limit += (self.stages - 1) * (float(ends.max()) - longest)
+                most = float(ends.max()) * (1.0 if rng.random() < 0.5 else rng.uniform(0.7, 1.1))
+            new = self.batches(order, limit, rng, deadline, most)
+            if new is not None and (self.stages == 1 or self.total(rest + new) < self.total(batches)):
+                batches = rest + new
         return batches
 
 
-def _searched(case: Case, deadline: float) -> Scatter | None:
-    """Search all plans: every set of sequences as a micro-batch, and every way to take the sets apart."""
-    number = len(case.lengths)
-    order = np.argsort(-case.lengths, kind="stable")
-    single: dict[int, tuple[float, Scatter]] = {}
-    for chosen in range(1, 2**number):
-        members = order[[place for place in range(number) if chosen >> place & 1]]
-        part = replace(case, lengths=case.lengths[members], work_s=case.work_s[members])
-        if part.lengths.sum() > case.gpus * case.capacity_tokens * (1 + 1e-12):
-            continue
-        plan, complete = searched(part, np.inf, deadline)
-        if not complete:
-            return None
-        if plan is not None:
-            single[chosen] = makespan(part, plan), plan
+def _cover(number: int, single: dict[int, float]) -> list[tuple[float, int]]:
+    """Return for every set of so many sequences the least sum of micro-batches that hold it, and one of them."""
     least: list[tuple[float, int]] = [(0.0, 0)]
     for left in range(1, 2**number):
         first, best = left & -left, (np.inf, 0)
         chosen = left
         while chosen:
             if chosen & first and chosen in single:
-                best = min(best, (single[chosen][0] + least[left ^ chosen][0], chosen))
+                best = min(best, (single[chosen] + least[left ^ chosen][0], chosen))
             chosen = (chosen - 1) & left
         least.append(best)
+    return least
+
+
+def _searched(case: Case, deadline: float) -> Scatter | None:
+    """Search all plans: every set of sequences as a micro-batch, and every way to take the sets apart."""
+    number = len(case.lengths)
+    drains, case = case.stages - 1, replace(case, stages=1)
+    order = np.argsort(-case.lengths, kind="stable")
+    single: dict[int, tuple[float, Scatter]] = {}
+    for chosen in range(1, 2**number):
+        members = order[[place for place in range(number) if chosen >> place & 1]]
+        part = case.of(members)
+        if part.held.sum() > case.gpus * case.capacity_tokens * (1 + 1e-12):
+            continue
+        plan, complete = searched(part, np.inf, deadline)
+        if not complete:
+            return None
+        if plan is not None:
+            single[chosen] = makespan(part, plan), plan
+    if not drains:
+        least = _cover(number, {chosen: end for chosen, (end, _) in single.items()})
+    else:
+        # for every longest micro-batch the least sum of those that are no longer
+        least, reached, sums = [(np.inf, 0)] * 2**number, np.inf, 0.0
+        for longest in sorted({end for end, _ in single.values()}, reverse=True):
+            if drains * longest + sums >= reached:
+                continue
+            found = _cover(number, {chosen: end for chosen, (end, _) in single.items() if end <= longest})
+            sums = sums or found[-1][0]  # without a limit: no choice has less
+            if not np.isfinite(found[-1][0]) or perf_counter() > deadline:
+                break
+            if found[-1][0] + drains * longest < reached:
+                least, reached = found, found[-1][0] + drains * longest
+        if perf_counter() > deadline:
+            return None
     left = 2**number - 1
     batches = []
     while left:

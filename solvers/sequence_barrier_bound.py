@@ -182,7 +182,7 @@ def barrier_bound(case: Case, time_limit_s: float) -> Priced:
 
 
 def _program(case: Case, alone: Array, order: Integers) -> _Program:
-    tokens, work = case.lengths[order].astype(float), case.work_s[order]
+    tokens, work = case.held[order], case.work_s[order]
     least = float(case.fixed_s[case.degrees <= case.gpus].min())
     area = case.degrees * work + (case.fixed_s - least) * tokens[:, None] / case.capacity_tokens
     thin = np.where(np.isfinite(work), work, np.inf) / tokens[:, None]

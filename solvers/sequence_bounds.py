@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,30 +45,62 @@ _CUTS = 40
 def alone_s(case: Case) -> Array:
     """Return how long each sequence takes with a group of each size to itself [s], shape (K, D).
 
-    Infinite where it may not run or does not fit.
+    Infinite where it may not run or does not fit. Through a pipeline it takes every stage in turn.
     """
-    fits = case.lengths[:, None] <= case.degrees * case.capacity_tokens
+    fits = case.held[:, None] <= case.degrees * case.capacity_tokens
     fits &= case.degrees <= case.gpus
-    return np.where(fits, case.work_s + case.fixed_s, np.inf)
+    return np.where(fits, case.stages * (case.work_s + case.fixed_s), np.inf)
 
 
 def area_gpu_s(case: Case, schedule: Schedule) -> Array:
     """Return the accelerator time a sequence takes at least in a group of each size [s], shape (K, D).
 
     Where memory holds for a micro-step, a step of a group of d holds at most ``d cap`` tokens, so that a sequence of s
-    tokens brings at least ``s / (d cap)`` of a step's fixed time. In one shot that time is charged by group instead.
+    tokens brings at least ``s / (d cap)`` of a step's fixed time. In one shot, and where a pipeline makes more steps
+    worth their time, that time is charged by group instead (`usable_s`).
     """
     area: Array = case.degrees * case.work_s
-    if schedule != "one-shot":
-        area = area + case.fixed_s * case.lengths[:, None] / case.capacity_tokens
+    if schedule != "one-shot" and case.stages == 1:
+        area = area + case.fixed_s * case.held[:, None] / case.capacity_tokens
     return area
 
 
 def usable_s(case: Case, schedule: Schedule, makespan_s: float) -> Array:
-    """Return the time groups of each size have for sequences within a makespan [s], shape (D,)."""
-    if schedule != "one-shot":
+    """Return the time groups of each size have for sequences within a makespan [s], shape (D,).
+
+    Notes
+    -----
+    Work W in n micro-steps of fixed time c takes s stages at least ``W + n c + (s - 1) (W / n + c)``, whatever n no
+    less than ``(sqrt(W) + sqrt((s - 1) c))^2``, so that within C it is ``W <= (sqrt(C) - sqrt((s - 1) c))^2``. Behind
+    barriers the same holds of every accelerator and the least c of the sizes it may be in.
+    """
+    if schedule == "one-shot":
+        return np.maximum(makespan_s / case.stages - case.fixed_s, 0.0)
+    fixed_s = np.full(len(case.degrees), case.fixed_s.min()) if schedule == "barrier" else case.fixed_s
+    if case.stages == 1:
         return np.full(len(case.degrees), makespan_s)
-    return np.maximum(makespan_s - case.fixed_s, 0.0)
+    usable: Array = np.maximum(np.sqrt(makespan_s) - np.sqrt((case.stages - 1) * fixed_s), 0.0) ** 2
+    return usable
+
+
+def crowded_gpu_s(case: Case, schedule: Schedule, area: Array, makespan_s: float) -> Array:
+    """Return accelerator time with what a sequence keeps from its group where it alone is a long micro-step [s].
+
+    Notes
+    -----
+    A sequence of time w makes its group's longest micro-step no less than ``w + c``. Where w is above the best average,
+    ``sqrt(U c / (s - 1))`` with U of `usable_s`, at least ``W / w`` such steps leave the group
+    ``W <= (C - (s - 1) (w + c)) / (1 + c / w)`` instead of U. All of a group keep to the least of these, so that each
+    may be charged by its own.
+    """
+    if case.stages == 1 or schedule == "one-shot":
+        return area
+    drains, fixed_s = case.stages - 1, case.fixed_s.min() if schedule == "barrier" else case.fixed_s
+    usable, work = usable_s(case, schedule, makespan_s), case.work_s
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = np.maximum(makespan_s - drains * (work + fixed_s), 0.0) / (1 + fixed_s / work)
+        crowded = area * (usable / own)
+    return np.where(work > np.sqrt(usable * fixed_s / drains), crowded, area)
 
 
 def work_bound(case: Case, schedule: Schedule) -> float:
@@ -90,7 +122,8 @@ def work_bound(case: Case, schedule: Schedule) -> float:
     -----
     Least C with ``sum_k min_d A_kd / (C - c_d) <= N`` over the sizes d that hold sequence k and finish it alone by C;
     ``A_kd`` is the accelerator time and ``c_d`` the fixed time of a group. Where memory holds for a micro-step,
-    ``A_kd`` has its share of the steps' fixed time and the divisor is C.
+    ``A_kd`` has its share of the steps' fixed time and the divisor is C. With s pipeline stages that holds as well, of
+    the divisor ``C - (s - 1) c_d``, beside what `usable_s` says of steps of any number.
     """
     return named_work_bound(case, schedule)[0]
 
@@ -105,18 +138,37 @@ def named_work_bound(case: Case, schedule: Schedule) -> tuple[float, str]:
         return float("inf"), "memory"
 
     def enough(makespan_s: float) -> bool:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = area / usable_s(case, schedule, makespan_s)
-        return float(np.where(alone <= makespan_s, share, np.inf).min(axis=1).sum()) <= case.gpus
+        return all(
+            _needed(alone, each, usable, makespan_s) <= case.gpus
+            for each, usable in _shares(case, schedule, makespan_s)
+        )
 
     floor = float(np.where(np.isfinite(alone), area, np.inf).min(axis=1).sum()) / case.gpus
     bound = _least(enough, max(longest, floor))
     return bound, "longest sequence" if bound == longest else "work"
 
 
+def _shares(case: Case, schedule: Schedule, makespan_s: float) -> list[tuple[Array, Array]]:
+    """Return pairs of accelerator time of sequences and time that groups have for it, each of which has to suffice."""
+    area = crowded_gpu_s(case, schedule, area_gpu_s(case, schedule), makespan_s)
+    found = [(area, usable_s(case, schedule, makespan_s))]
+    if case.stages > 1 and schedule != "one-shot":
+        flat = replace(case, stages=1)
+        drain = (case.stages - 1) * (case.fixed_s.min() if schedule == "barrier" else case.fixed_s)
+        found.append((area_gpu_s(flat, schedule), np.maximum(usable_s(flat, schedule, makespan_s) - drain, 0.0)))
+    return found
+
+
+def _needed(alone: Array, area: Array, usable: Array, makespan_s: float) -> float:
+    """Return the accelerators that sequences need at least within a makespan."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = area / usable
+    return float(np.where(alone <= makespan_s, share, np.inf).min(axis=1).sum())
+
+
 def _overfull(case: Case, schedule: Schedule) -> bool:
     """Return whether the sequences exceed all memory where everything is held at once."""
-    return schedule == "one-shot" and float(case.lengths.sum()) > case.gpus * case.capacity_tokens
+    return schedule == "one-shot" and float(case.held.sum()) > case.gpus * case.capacity_tokens
 
 
 def _least(enough: Callable[[float], bool], floor_s: float) -> float:
@@ -171,8 +223,9 @@ class _Trial:
 def _trial(case: Case, schedule: Schedule, alone: Array, area: Array, makespan_s: float) -> _Trial:
     """Return what is needed at a makespan; where memory holds for a micro-step its rows are part of the time."""
     usable = usable_s(case, schedule, makespan_s)
-    held = case.lengths.astype(float) if schedule == "one-shot" else np.zeros(len(case.lengths))
+    held = case.held if schedule == "one-shot" else np.zeros(len(case.lengths))
     room = np.full(len(case.degrees), case.capacity_tokens if schedule == "one-shot" else 0.0)
+    area = crowded_gpu_s(case, schedule, area, makespan_s)
     return _Trial(np.where(alone <= makespan_s, area, np.inf), held, usable, room, case.degrees, case.gpus)
 
 

@@ -5,7 +5,7 @@ Kept apart from the planners: what a case and a plan are, and how long a plan ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,18 +29,24 @@ class Case:
     lengths : array of int, shape (K,)
         Tokens of each sequence.
     degrees : array of int, shape (D,)
-        Sizes a group may have, ascending.
+        Sizes a group may have, ascending [units of as many accelerators as hold one rank of a group].
     work_s : array, shape (K, D)
         Time of a sequence on a group of each size [s]; infinite where it may not run there.
     fixed_s : array, shape (D,)
         Time of a micro-step of a group beside its sequences [s]; an empty group has none.
     capacity_tokens : float
-        Tokens that one accelerator holds at a time; a group of d holds d times as many.
+        Tokens that one unit holds at a time; a group of d holds d times as many.
     gpus : int
-        Accelerators.
+        Units.
     node_units : int or None
-        Accelerators of a node, where groups are laid out by nodes; None where sizes divide one another and a node, so
-        that groups in a row, largest first, keep within nodes.
+        Units of a node, where groups are laid out by nodes; None where sizes divide one another and a node, so that
+        groups in a row, largest first, keep within nodes.
+    held_tokens : array, shape (K,), or None
+        What each sequence takes of the memory [tokens]; its length where None. Less where activations are offloaded;
+        a longer sequence may then take less than a shorter one.
+    stages : int
+        Pipeline stages, each on a part of every unit. Micro-steps of t_1 to t_n follow one another through them in
+        ``sum t_i + (stages - 1) max t_i``.
     """
 
     lengths: Integers
@@ -50,6 +56,18 @@ class Case:
     capacity_tokens: float
     gpus: int
     node_units: int | None = None
+    held_tokens: Array | None = None
+    stages: int = 1
+
+    @property
+    def held(self) -> Array:
+        """What each sequence takes of the memory, shape (K,) [tokens]."""
+        return self.lengths.astype(float) if self.held_tokens is None else self.held_tokens
+
+    def of(self, members: Integers) -> Case:
+        """Return the case of some of the sequences."""
+        held = None if self.held_tokens is None else self.held_tokens[members]
+        return replace(self, lengths=self.lengths[members], work_s=self.work_s[members], held_tokens=held)
 
 
 @dataclass(frozen=True)
@@ -61,8 +79,8 @@ class Scatter:
     schedule : str
         One of `Schedule`.
     degree, first_gpu : array of int, shape (G,)
-        Size and first accelerator of every group; its accelerators are neighbours. A later group begins when all its
-        accelerators have finished the groups before it, so that blocks may split.
+        Size and first unit of every group; its units are neighbours. A later group begins when all its units have
+        finished the groups before it, so that blocks may split.
     group, step : array of int, shape (K,)
         Group of every sequence, and micro-step within it; with ``barrier`` the micro-batch.
     """
@@ -75,25 +93,38 @@ class Scatter:
 
 
 def step_times(case: Case, plan: Scatter) -> tuple[Integers, Integers, Array, Array]:
-    """Return group, step, seconds and tokens of every micro-step that has a sequence."""
+    """Return group, step, seconds on a stage, and tokens held, of every micro-step that has a sequence."""
     column = np.searchsorted(case.degrees, plan.degree)
     steps = int(plan.step.max(initial=0)) + 1
     key = plan.group * steps + plan.step
     used, inverse = np.unique(key, return_inverse=True)
     work = case.work_s[np.arange(len(case.lengths)), column[plan.group]]
     seconds = np.bincount(inverse, work, len(used)) + case.fixed_s[column[used // steps]]
-    tokens = np.bincount(inverse, case.lengths.astype(float), len(used))
+    tokens = np.bincount(inverse, case.held, len(used))
     return used // steps, used % steps, seconds, tokens
 
 
+def drain_s(case: Case, plan: Scatter, group: Integers, seconds: Array) -> Array:
+    """Return how long the pipeline of every group fills and drains, from groups and seconds of micro-steps [s]."""
+    longest = np.zeros(len(plan.degree))
+    np.maximum.at(longest, group, seconds)
+    return (case.stages - 1) * longest
+
+
 def group_ends(case: Case, plan: Scatter) -> Array:
-    """Return when every group has finished [s]; with barriers a micro-batch ends with its slowest group."""
+    """Return when every group has finished [s]; with barriers a micro-batch ends with its slowest group.
+
+    Notes
+    -----
+    A pipeline of s equal stages is a proportionate flow shop: jobs of t_1 to t_n take sum t_i + (s - 1) max t_i in any
+    order (Pinedo, Scheduling, section 6.1); forward and backward passes one after the other each take their share.
+    """
     group, step, seconds, _ = step_times(case, plan)
     if plan.schedule == "barrier":
         slowest = np.zeros(int(step.max(initial=0)) + 1)
         np.maximum.at(slowest, step, seconds)
-        return np.full(len(plan.degree), slowest.sum())
-    busy = np.bincount(group, seconds, len(plan.degree))
+        return np.full(len(plan.degree), slowest.sum() + (case.stages - 1) * slowest.max(initial=0.0))
+    busy = np.bincount(group, seconds, len(plan.degree)) + drain_s(case, plan, group, seconds)
     free = np.zeros(case.gpus)
     ends = np.zeros(len(plan.degree))
     for number in range(len(plan.degree)):

@@ -41,7 +41,7 @@ class Filled:
 def eligible(case: Case, limit_s: float | Array) -> NDArray[np.bool_]:
     """Return on which degrees each sequence ends within the limit and finds room; limits of shape (S,) lead."""
     limit = np.asarray(limit_s, dtype=float)[..., None, None]
-    room = (case.lengths[:, None] <= case.degrees * case.capacity_tokens) & (case.degrees <= case.gpus)
+    room = (case.held[:, None] <= case.degrees * case.capacity_tokens) & (case.degrees <= case.gpus)
     return np.asarray(room & (case.work_s + case.fixed_s <= limit * (1 + 1e-12)))
 
 
@@ -71,7 +71,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
     may = np.asarray(eligible(case, limit_s))[:, order]
     possible = np.asarray(may.any(axis=2))
     cheapest = np.where(may, (case.work_s * case.degrees)[order], np.inf).argmin(axis=2)
-    works, lengths = np.where(np.isfinite(case.work_s), case.work_s, _NEVER), case.lengths[order]
+    works, lengths = np.where(np.isfinite(case.work_s), case.work_s, _NEVER), case.held[order]
     wanted = case.degrees[cheapest]
     state = _State(len(limit_s), gpus, case.node_units)
     group = np.full((len(limit_s), len(order)), -1, dtype=np.int64)

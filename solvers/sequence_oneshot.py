@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -57,6 +58,9 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     them, and repair of what exceeds time or memory. Trials prefer makespans at which one more size becomes open to a
     long sequence, where optima tend to sit.
     """
+    if case.stages > 1:  # a single micro-step passes all stages
+        work_s, fixed_s = case.stages * case.work_s, case.stages * case.fixed_s
+        return plan_oneshot(replace(case, work_s=work_s, fixed_s=fixed_s, stages=1), time_limit_s)
     deadline = perf_counter() + 0.97 * time_limit_s
     bound, name = named_work_bound(case, "one-shot")
     if not np.isfinite(bound):
@@ -152,7 +156,7 @@ def _improved(case: Case, bound_s: float, best: Scatter | None, deadline: float)
             share = rng.uniform(0.96, 1.0, trials) if trials > 1 else np.ones(1)
             balance = rng.uniform(0.1, 0.6, trials)
             filled = fill(case, limit * share, balance, order, leave=True)
-            start = min(filled, key=lambda one: case.lengths[one.group < 0].sum() if one else np.inf)
+            start = min(filled, key=lambda one: case.held[one.group < 0].sum() if one else np.inf)
         else:
             time_share, room_share = rng.uniform(0.98, 1.0, 2)
             start = pooled_groups(case, limit, time_share, room_share, group_cost)
@@ -185,7 +189,7 @@ def searched(case: Case, limit_s: float, deadline: float) -> tuple[Scatter | Non
     """
     order = np.argsort(-case.lengths, kind="stable").tolist()
     degrees, fixed, work = case.degrees.tolist(), case.fixed_s.tolist(), case.work_s.tolist()
-    tokens = case.lengths.tolist()
+    tokens = case.held.tolist()
     room = [degree * case.capacity_tokens * (1 + 1e-12) for degree in degrees]
     area = np.where(np.isfinite(alone_s(case)), case.work_s * case.degrees, np.inf).min(axis=1)[order]
     rest = np.append(np.cumsum(area[::-1])[::-1], 0.0).tolist()

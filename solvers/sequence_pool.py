@@ -52,7 +52,7 @@ def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: flo
         return None
     work = np.zeros((number, columns))
     np.add.at(work, bucket, np.where(np.isfinite(case.work_s), case.work_s, 0.0)[order])
-    tokens = np.bincount(bucket, case.lengths[order].astype(float))
+    tokens = np.bincount(bucket, case.held[order])
     row, kind = np.nonzero(allowed)
     shares, every = len(row), np.arange(columns)
     where = np.concatenate([np.arange(shares), shares + every])
@@ -114,14 +114,14 @@ def _spread(case: Case, limit_s: float, column: Integers, order: Integers, wante
     group = np.full(len(order), -1, dtype=np.int64)
     time = case.fixed_s[column] / limit_s
     held = np.zeros(len(column))
-    room = case.degrees[column] * case.capacity_tokens
+    tokens, room = case.held, case.degrees[column] * case.capacity_tokens
     of_size = [np.flatnonzero(column == kind) for kind in range(len(case.degrees))]
     for sequence, kind in zip(order.tolist(), wanted.tolist(), strict=True):
         here = of_size[kind]
         if not len(here):
             continue
         work = case.work_s[sequence, kind] / limit_s
-        share = case.lengths[sequence] / room[here[0]]
+        share = tokens[sequence] / room[here[0]]
         best = here[int((time[here] * work + held[here] * share).argmin())]
         time[best] += work
         held[best] += share

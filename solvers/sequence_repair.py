@@ -40,7 +40,7 @@ class Repair:
 
     def __init__(self, case: Case, start: Filled, limit_s: float, rng: np.random.Generator) -> None:
         self.case, self.limit, self.rng = case, limit_s, rng
-        self.tokens = case.lengths.astype(float)
+        self.tokens = case.held
         self.work = np.where(np.isfinite(case.work_s), case.work_s, _NEVER * limit_s)
         self.column = np.concatenate([start.column, self._split(self._free(start.column))])
         self.group = start.group.copy()

@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from hardware.catalogue import Machine, UnknownName, description, read_file, resolve_cluster, unknown_family
 from hardware.faults import Fault, InputError
@@ -31,21 +31,17 @@ from perfmodel.sequence import (
     sequence_costs,
 )
 from solvers.sequence_case import Case, Integers, Scatter, Schedule
+from solvers.sequence_given import SequencePlan, given_plan
 from solvers.sequence_layout import nested
 from solvers.sequence_lengths import drawn, lognormal, lognormal_faults, read_lengths
+from solvers.sequence_unit import Index, SequenceLayout, Size, Strict, layout_faults, units_of
 
-Size = Annotated[int, Field(strict=True, ge=1)]
-Index = Annotated[int, Field(strict=True, ge=0)]
 Amount = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 SCHEDULES: tuple[Schedule, ...] = ("one-shot", "barrier", "fixed", "splits")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class SequenceDistribution(_Strict):
+class SequenceDistribution(Strict):
     """Lengths drawn from a distribution."""
 
     distribution: Literal["lognormal"]
@@ -64,14 +60,14 @@ class SequenceDistribution(_Strict):
     """Of numpy.random.default_rng."""
 
 
-class SequenceHistogram(_Strict):
+class SequenceHistogram(Strict):
     """Lengths with their counts."""
 
     histogram: dict[Size, Size] = Field(min_length=1)
     """Sequences of each length [tokens]."""
 
 
-class SequenceDraw(_Strict):
+class SequenceDraw(Strict):
     """A batch drawn from a long list."""
 
     file: str
@@ -89,7 +85,7 @@ def _form_of(value: Any) -> str:
     return "of a list" if isinstance(value, list | tuple) else "of a text"
 
 
-class SequenceWorkload(_Strict):
+class SequenceWorkload(Strict):
     """What a batch computes."""
 
     lengths: Annotated[
@@ -110,7 +106,7 @@ def _sizes_of(value: Any) -> str:
     return "of a word" if isinstance(value, str) else "of a list"
 
 
-class SequenceSearch(_Strict):
+class SequenceSearch(Strict):
     """What the planner may choose; a list left out means everything."""
 
     degrees: (
@@ -121,7 +117,7 @@ class SequenceSearch(_Strict):
         ]
         | None
     ) = None
-    """Sizes of a group, or any; the powers of two up to the cluster, or a node, if left out."""
+    """Sizes of a group [units of tp x pp accelerators], or any; powers of two up to cluster or node if left out."""
     across_nodes: bool = True
     """Whether a group may be larger than a node."""
     styles: tuple[Style, ...] = Field(STYLES, min_length=1)
@@ -130,16 +126,7 @@ class SequenceSearch(_Strict):
     """Everything at once; micro-batches with a barrier; groups that accumulate on their own; the same, splitting."""
 
 
-class SequenceLayout(_Strict):
-    """What all groups share: states of the model and recomputation."""
-
-    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 3
-    """0 nothing, 1 optimizer states, 2 and gradients, 3 and weights shared out over all accelerators."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activation recomputation."""
-
-
-class SequenceFit(_Strict):
+class SequenceFit(Strict):
     """Costs of FlexSP's form, instead of those of the models."""
 
     a1: NotNegative
@@ -162,48 +149,7 @@ class SequenceFit(_Strict):
     """Rate of an accelerator in the all-to-all of a group of each size; the cluster's where left out [bytes/s]."""
 
 
-class SequenceGroup(_Strict):
-    """A group of accelerators."""
-
-    id: Index
-    """Number of the group."""
-    degree: Size
-    """Accelerators."""
-    style: str = "best"
-    """A style, mixed (each sequence its own), or none of a single accelerator."""
-    gpus: tuple[Index, ...]
-    """Its accelerators, neighbours."""
-
-
-class SequenceAssignment(_Strict):
-    """Where a sequence is computed."""
-
-    sequence: Index
-    """Number of the sequence."""
-    group: Index
-    """Number of its group."""
-    micro_step: Index
-    """Micro-step of the group, or micro-batch."""
-    chunks: Size | None = None
-    """Pieces it is cut into."""
-    tokens: Size | None = None
-    """Its length."""
-    style: str | None = None
-    """How it is split."""
-
-
-class SequencePlan(_Strict):
-    """A scatter of sequences."""
-
-    schedule: Schedule
-    """How micro-steps follow one another."""
-    groups: tuple[SequenceGroup, ...]
-    """Groups, in the order in which they begin."""
-    assignment: tuple[SequenceAssignment, ...]
-    """Each sequence once."""
-
-
-class SequenceQuestion(_Strict):
+class SequenceQuestion(Strict):
     """How to scatter unequal sequences over groups of accelerators."""
 
     kind: Literal["sequence"]
@@ -266,24 +212,26 @@ class SequenceScenario:
         """Schedules allowed; all if nothing is said, but with sharded weights those in which all gather them together.
 
         Weights that are sharded over all accelerators (ZeRO-3) are gathered by all at a time, layer by layer, which
-        groups that accumulate on their own do not do.
+        groups that accumulate on their own do not do. A pipeline would drain whenever a group splits.
         """
         together = self.question.costs is None and self.question.layout.zero_stage >= 3
-        return self.question.search.schedule or (SCHEDULES[:2] if together else SCHEDULES)
+        allowed = SCHEDULES[:2] if together else SCHEDULES[:3] if self.question.layout.pp > 1 else SCHEDULES
+        return self.question.search.schedule or allowed
 
     @property
     def case(self) -> Case:
         """What the planners take."""
         costs = self.costs
-        node = self.machine.node.accelerators.count
+        units, node = units_of(self.machine.accelerators, self.machine.node.accelerators.count, costs.tp, costs.pp)
         return Case(
             self.lengths,
             costs.degrees,
             costs.of(self.lengths.astype(float)),
             costs.fixed_s,
             costs.capacity_tokens,
-            self.machine.accelerators,
+            units,
             node_units=None if nested(costs.degrees.tolist(), node) else node,
+            stages=costs.pp,
         )
 
     def batch(self, lengths: Integers) -> SequenceScenario:
@@ -360,19 +308,24 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
     if faults or machine is None or lengths is None or framework is None:
         raise InputError(faults)
 
-    node = machine.node.accelerators.count
-    most = machine.accelerators if question.search.across_nodes else min(node, machine.accelerators)
+    layout = question.layout
+    wrong = layout_faults(layout, machine.accelerators, architecture, question.search.schedule or ())
+    faults += [source.fault(at, message) for at, message in wrong]
+    units, node = units_of(machine.accelerators, machine.node.accelerators.count, layout.tp, layout.pp)
+    most = units if question.search.across_nodes else min(node, units)
+    of_units = f" in units of {layout.tp * layout.pp}" if layout.tp * layout.pp > 1 else ""
     degrees = question.search.degrees
     if degrees is None or degrees == "any":
         sizes = any_sizes(most, node) if degrees else tuple(2**power for power in range(most.bit_length()))
     else:
         sizes = tuple(sorted(set(degrees)))
         for number, degree in enumerate(degrees):
-            if degree > machine.accelerators:
-                message = f"the cluster has {machine.accelerators} accelerators [got {degree}]"
+            if degree > units and units:
+                message = f"the cluster has {machine.accelerators} accelerators{of_units} [got {degree}]"
                 faults.append(source.fault(("search", "degrees", number), message))
             elif degree > most:
-                message = f"a node has {node} accelerators, and across_nodes is false [got {degree}]"
+                count = machine.node.accelerators.count
+                message = f"a node has {count} accelerators{of_units}, and across_nodes is false [got {degree}]"
                 faults.append(source.fault(("search", "degrees", number), message))
     if architecture and architecture.learned_positions and lengths.max() > architecture.learned_positions:
         message = (
@@ -402,9 +355,9 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
         except UnknownName:
             message = unknown_family(machine.accelerator.architecture)
             raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
-        costs = sequence_costs(found, sizes, question.search.styles, question.layout.model_dump())
+        costs = sequence_costs(found, sizes, question.search.styles, question.layout.fields)
         if not len(costs.degrees):
-            heads = min(group.attention.heads for group in architecture.layers)
+            heads = min(group.attention.heads for group in architecture.layers) // question.layout.tp
             why = {
                 "ulysses": f"ulysses deals {heads} heads out, which divide over none of them",
                 "all-gather": "all-gather would need memory for the keys and values of the group",
@@ -412,7 +365,7 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
             said = "; ".join(why[style] for style in question.search.styles)
             message = f"no style runs on any of the degrees {', '.join(map(str, sizes))}: {said}"
             raise InputError([source.fault(("search", "degrees"), message)])
-    given = _given(question.plan, lengths, costs, machine, source) if question.plan is not None else None
+    given = given_plan(question.plan, lengths, costs, machine, source) if question.plan is not None else None
     resolved = _resolved(question, base_dir, machine, lengths, sizes)
     scenario = SequenceScenario(question, lengths, costs, machine, found, source, resolved, given)
     resolved["search"]["schedule"] = list(scenario.schedules)
@@ -448,58 +401,6 @@ def _fitted(fit: SequenceFit, machine: Machine, degrees: tuple[int, ...]) -> Seq
     form = AlphaBeta(fit.a1, fit.a2, fit.b1, fit.a3, fit.b2, rates)
     memory = fit.memory_bytes or machine.accelerator.memory.capacity
     return alpha_beta_costs(form, degrees, memory, fit.memory_state_bytes, fit.memory_per_token_bytes)
-
-
-def _given(plan: SequencePlan, lengths: Integers, costs: SequenceCosts, machine: Machine, source: Source) -> Scatter:
-    """Return the plan as planners know it, or say what is wrong with it."""
-    gpus, node = machine.accelerators, machine.node.accelerators.count
-    wrong: list[tuple[tuple[str | int, ...], str]] = []
-    place = {group.id: number for number, group in enumerate(plan.groups)}
-    if len(place) < len(plan.groups):
-        wrong.append((("groups",), "two groups have the same id"))
-    for number, one in enumerate(plan.groups):
-        if one.degree not in costs.degrees:
-            allowed = ", ".join(map(str, costs.degrees))
-            wrong.append((("groups", number, "degree"), f"should be one of {allowed} [got {one.degree}]"))
-        first = one.gpus[0] if one.gpus else 0
-        if one.gpus != tuple(range(first, first + one.degree)) or first + one.degree > gpus:
-            said = f"should be {one.degree} neighbours among 0 to {gpus - 1}"
-            wrong.append((("groups", number, "gpus"), said))
-        elif first // node != (first + one.degree - 1) // node and (one.degree <= node or first % node):
-            said = (
-                f"should lie within a node of {node}" if one.degree <= node else f"should begin with a node of {node}"
-            )
-            wrong.append((("groups", number, "gpus"), f"{said} [got {first} to {first + one.degree - 1}]"))
-        if one.style not in (*costs.styles, "mixed", "best", "none"):
-            allowed = ", ".join((*costs.styles, "mixed", "none"))
-            wrong.append((("groups", number, "style"), f"should be one of {allowed} [got {one.style!r}]"))
-    seen: set[int] = set()
-    for number, entry in enumerate(plan.assignment):
-        at = ("assignment", number)
-        if entry.sequence in seen:
-            wrong.append(((*at, "sequence"), f"sequence {entry.sequence} is assigned already"))
-        elif entry.sequence >= len(lengths):
-            said = f"sequences are numbered 0 to {len(lengths) - 1} [got {entry.sequence}]"
-            wrong.append(((*at, "sequence"), said))
-        seen.add(entry.sequence)
-        if entry.group not in place:
-            wrong.append(((*at, "group"), f"there is no group {entry.group}"))
-    missing = sorted(set(range(len(lengths))) - seen)
-    if missing:
-        wrong.append((("assignment",), f"sequence {missing[0]} is not assigned ({len(missing)} are not)"))
-    if wrong:
-        raise InputError(source.fault(("plan", *path), message) for path, message in wrong)
-    group, step = (np.zeros(len(lengths), dtype=np.int64) for _ in range(2))
-    index = [entry.sequence for entry in plan.assignment]
-    group[index] = [place[entry.group] for entry in plan.assignment]
-    step[index] = [entry.micro_step for entry in plan.assignment]
-    return Scatter(
-        plan.schedule,
-        np.array([one.degree for one in plan.groups], dtype=np.int64),
-        np.array([one.gpus[0] for one in plan.groups], dtype=np.int64),
-        group,
-        step,
-    )
 
 
 def _resolved(

@@ -15,6 +15,7 @@ from perfmodel.terms import Array
 from solvers.sequence_bounds import named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
 from solvers.sequence_layout import one_size
+from solvers.sequence_pipeline import balanced, balanced_batches
 
 
 def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
@@ -56,7 +57,7 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
             gpus=groups * degree,
         )
         bound, name = min((bound, name), named_work_bound(single, schedule))
-        if not np.isfinite(single.work_s).all() or case.lengths.max(initial=0) > degree * case.capacity_tokens:
+        if not np.isfinite(single.work_s).all() or case.held.max(initial=0) > degree * case.capacity_tokens:
             continue
         plan = _planned(single, schedule, groups)
         if plan is not None and (end := makespan(single, plan)) < reached:
@@ -69,11 +70,14 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
 def _planned(case: Case, schedule: Schedule, groups: int) -> Scatter | None:
     """Return a plan with groups of the case's only size; None where the memory did not do."""
     work, room = case.work_s[:, 0], float(case.degrees[0]) * case.capacity_tokens * (1 + 1e-12)
-    order = np.argsort(-case.lengths, kind="stable")
+    order, held = np.argsort(-case.lengths, kind="stable"), case.held
     degree = np.full(groups, case.degrees[0])
     first = np.arange(groups) * case.degrees[0]
     group, step = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
-    if schedule == "one-shot":
+    if case.stages > 1 and schedule == "barrier":
+        group, step = balanced_batches(case, groups)
+        group, degree, first = _own_groups(group, step, degree, first)
+    elif schedule == "one-shot":
         owner, left = _levelled(case, order, work, groups, room)
         if len(left):
             return None
@@ -92,7 +96,7 @@ def _planned(case: Case, schedule: Schedule, groups: int) -> Scatter | None:
         rooms: list[list[tuple[float, int]]] = [[] for _ in range(groups)]
         for sequence in order.tolist():
             end, number = ends[0]
-            tokens = float(case.lengths[sequence])
+            tokens = float(held[sequence])
             fitting = next((place for place, (space, _) in enumerate(rooms[number]) if space >= tokens), None)
             if fitting is None:
                 space, chosen = room, len(rooms[number])
@@ -102,15 +106,16 @@ def _planned(case: Case, schedule: Schedule, groups: int) -> Scatter | None:
             insort(rooms[number], (space - tokens, chosen))
             group[sequence], step[sequence] = number, chosen
             heapreplace(ends, (end + float(work[sequence]), number))
-    return Scatter(schedule, degree, first, group, step)
+    plan = Scatter(schedule, degree, first, group, step)
+    return balanced(case, plan) if case.stages > 1 and schedule == "fixed" else plan
 
 
 def _levelled(case: Case, order: Integers, work: Array, groups: int, room: float) -> tuple[Integers, Integers]:
     """Put each sequence on the group with the least work that has room; return groups, and places left over."""
-    busy, space = np.zeros(groups), np.full(groups, room)
+    busy, space, held = np.zeros(groups), np.full(groups, room), case.held
     owner = np.full(len(order), -1, dtype=np.int64)
     for place, sequence in enumerate(order.tolist()):
-        tokens = case.lengths[sequence]
+        tokens = held[sequence]
         best = int(np.where(space >= tokens, busy, np.inf).argmin())
         if space[best] < tokens:
             continue

@@ -14,6 +14,8 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
     `node` is how many accelerators a node has, where groups have to keep to nodes; the case's if it says so.
     """
     lengths = [int(length) for length in case.lengths]
+    weights = lengths if case.held_tokens is None else [float(tokens) for tokens in case.held_tokens]
+    again = int(case.stages) - 1  # how often the longest micro-step counts once more, to fill and drain a pipeline
     degrees = [int(degree) for degree in case.degrees]
     sizes = [int(degree) for degree in plan.degree]
     firsts = [int(first) for first in plan.first_gpu]
@@ -40,7 +42,7 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
     if found:
         return found
 
-    held: dict[tuple[int, int], int] = {}
+    held: dict[tuple[int, int], float] = {}
     busy: dict[tuple[int, int], float] = {}
     for sequence, (group, step) in enumerate(zip(owner, turn, strict=True)):
         column = degrees.index(sizes[group])
@@ -48,7 +50,7 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
         if not work < inf:
             found.append(f"sequence {sequence} may not run on {sizes[group]} accelerators")
         slot = (group, step)
-        held[slot] = held.get(slot, 0) + lengths[sequence]
+        held[slot] = held.get(slot, 0) + weights[sequence]
         busy[slot] = busy.get(slot, float(case.fixed_s[column])) + work
     for (group, step), tokens in held.items():
         room = sizes[group] * float(case.capacity_tokens)
@@ -59,14 +61,19 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
         found.append("a one-shot plan has a second step")
     if plan.schedule in ("one-shot", "fixed"):
         found += _shared(range(len(sizes)), sizes, firsts)
-        total = max((sum(busy[s] for s in busy if s[0] == g) for g in range(len(sizes))), default=0.0)
+        chains = [[seconds for slot, seconds in busy.items() if slot[0] == group] for group in range(len(sizes))]
+        total = max((sum(chain) + again * max(chain, default=0.0) for chain in chains), default=0.0)
     elif plan.schedule == "barrier":
-        total = 0.0
+        total = slowest = 0.0
         for step in sorted(set(turn)):
             here = [slot for slot in busy if slot[1] == step]
             found += [f"micro-batch {step}: {fault}" for fault in _shared([g for g, _ in here], sizes, firsts)]
-            total += max(busy[slot] for slot in here)
+            longest = max(busy[slot] for slot in here)
+            total, slowest = total + longest, max(slowest, longest)
+        total += again * slowest
     else:
+        if again:
+            found.append("groups that split do not run through a pipeline")
         total = _in_turn(found, sizes, firsts, busy, case.gpus)
     if seconds is not None and abs(total - seconds) > 1e-6 * max(total, seconds):
         found.append(f"takes {total} s, said to take {seconds} s")
