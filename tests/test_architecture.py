@@ -200,6 +200,16 @@ def test_parameters_of_linear_attention():
     assert layer_parameters(from_config(dense, "m").layers[0], 2048).dense_mlp == 3 * 2048 * 5120
 
 
+def test_a_text_model_takes_from_the_whole_what_it_leaves_out():
+    config = json.loads((MODELS / "qwen3.5-397b-a17b.json").read_text())
+    tied = config.pop("tie_word_embeddings")
+    for whole, expected in (({}, False), ({"tie_word_embeddings": True}, True), ({"tie_word_embeddings": tied}, tied)):
+        model = from_config(whole | {"model_type": "qwen3_5_moe", "text_config": config}, "m")
+        assert model.tied_embeddings is expected
+    own = from_config({"tie_word_embeddings": True, "text_config": config | {"tie_word_embeddings": False}}, "m")
+    assert own.tied_embeddings is False
+
+
 def test_flops_of_linear_attention_do_not_grow_with_the_sequence():
     # three products with the state of 128 x 128 of each of 64 heads
     linear, full = load("qwen3.5-397b-a17b").layers
@@ -683,6 +693,43 @@ def test_every_name_and_alias_means_one_model():
     assert len(plain) == len(set(plain))
     for name, others in aliases.items():
         assert all(bundled_architecture(alias) is bundled_architecture(name) for alias in others)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("llama2-7b", "llama-2-7b"),
+        ("llama2-70b", "llama-2-70b"),
+        ("llama3.1-8b", "llama-3.1-8b"),
+        ("llama3.1-70b", "llama-3.1-70b"),
+        ("Llama_3.3_70B", "llama-3.1-70b"),
+        ("llama3.1-405b", "llama-3.1-405b"),
+        ("mistral-7b", "mistral-7b"),
+        ("Mixtral 8x7B", "mixtral-8x7b"),
+        ("gptj-6b", "gptj-6b"),
+        ("GPT-J 6B", "gptj-6b"),
+        ("internlm-20b", "internlm-20b"),
+        ("deepseek-r1", "deepseek-v3"),
+        ("deepseek-r1-0528", "deepseek-v3"),
+        ("kimi-k2.5", "kimi-k2.5"),
+        ("MiniMax M2.5", "minimax-m2.5"),
+        ("qwen3.5-397b-a17b", "qwen3.5-397b-a17b"),
+        ("bloom-176b", "bloom-176b"),
+        ("llama3.2-70b", None),
+        ("qwen3.5-35b-a3b", None),
+        ("minimax-m1", None),
+        ("internlm-7b", None),
+        ("kimi-k2.6", None),
+    ],
+)
+def test_a_name_as_people_write_it_finds_its_model_and_no_neighbour(written, name):
+    assert bundled_architecture(written) is (load(name) if name else None)
+
+
+@pytest.mark.skipif(not (DATA.parent / "serving").is_dir(), reason=f"no measurements at {DATA.parent / 'serving'}")
+def test_every_model_of_the_served_rows_is_bundled():
+    rows = pd.read_csv(DATA.parent / "serving" / "serving_points.csv.gz", usecols=["model"])
+    assert [name for name in rows["model"].unique() if bundled_architecture(name) is None] == []
 
 
 def test_every_bundled_model_has_a_source_and_its_own_name():

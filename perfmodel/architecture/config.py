@@ -385,5 +385,7 @@ def _text_model(config: Mapping[str, Any]) -> tuple[str, Path, Mapping[str, Any]
     """Find the part of a configuration that describes the text model."""
     part = config.get("text_config")
     if isinstance(part, Mapping) and "model_type" in part:
+        if "tie_word_embeddings" in config:  # said of the whole model where its parts leave it out
+            part = {"tie_word_embeddings": config["tie_word_embeddings"], **part}
         return str(part["model_type"] or ""), ("text_config",), part
     return str(config.get("model_type") or ""), (), config
