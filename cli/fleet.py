@@ -95,7 +95,12 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
 
 def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
-    return {name: count for name, count in plan["counts"].items() if count}
+    found: dict[str, Any] = {name: count for name, count in plan["counts"].items() if count}
+    for name, bought in (plan.get("purchases") or {}).items():
+        ways = [f"{count} {way}" for way, count in bought.items() if count]
+        if name in found and ways != [f"{found[name]} on_demand"]:
+            found[name] = " + ".join(ways)
+    return found
 
 
 def _plan(plan: "Mapping[str, Any]") -> "RenderableType":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from solvers.backend import OPTIMAL_GAP, Solution, relative_gap
 from solvers.fleet_answer import binding, common, objective, plan_dict, prediction
-from solvers.fleet_balance import balanced
+from solvers.fleet_balance import balanced, spare_requests
+from solvers.fleet_case import Case
 from solvers.fleet_infeasible import beyond_limits, unserved
-from solvers.fleet_model import build
+from solvers.fleet_model import Fleet, build
 from solvers.fleet_others import alternatives
 from solvers.fleet_scenario import FleetScenario
 from solvers.fleet_today import given_fleet
@@ -19,6 +21,10 @@ from solvers.result import Result
 
 TIME_LIMIT_S = 20.0
 """How long to search, where nothing else is said [s]."""
+_PROOF = 1e-7
+"""Gap that counts as none [1]."""
+_FEW = 12
+"""Kinds of requests and periods up to which the price of one more request is found with whole accelerators, too."""
 
 
 def plan(
@@ -50,7 +56,7 @@ def plan(
     if reason is not None:
         return _infeasible(scenario, reason, began)
     model = build(case)
-    found = model.solve(gap=gap or 0.0, time_limit_s=limit_s)
+    found = model.solve(gap=gap or _PROOF, time_limit_s=limit_s)
     if found.status == "infeasible":
         return _infeasible(scenario, beyond_limits(case, time_limit_s=limit_s), began)
     relaxed_model = build(case, relaxed=True)
@@ -68,6 +74,8 @@ def plan(
     cost = float(fleet.cost(case).sum())
     bound = min(cost, found.best_bound if found.best_bound is not None else -np.inf)
     described = prediction(case, fleet, scenario.question, relaxed_model, relaxed)
+    if top and len(case.requests) * case.periods <= _FEW:
+        described |= _one_more(case, fleet, cost, began + limit_s)
     others = alternatives(case, fleet, top, began + limit_s) if top else []
     return Result(
         kind="fleet",
@@ -86,6 +94,27 @@ def plan(
         baseline=_baseline(scenario, cost),
         **common(scenario),
     )
+
+
+def _one_more(case: Case, fleet: Fleet, cost: float, until: float) -> dict[str, Any]:
+    """Return how many more requests of each kind the fleet takes, and what one more costs in whole accelerators."""
+    spare = spare_requests(case, fleet)
+    worth: dict[str, float | None] = {}
+    for number, name in enumerate(case.requests):
+        worth[name] = 0.0
+        if case.slices or spare[number] < 1:
+            more = replace(case, rate=case.rate + case.calls[number][:, None])
+            if unserved(more) is not None:
+                worth[name] = None
+                continue
+            model = build(more)
+            found = model.solve(gap=_PROOF, time_limit_s=max(until - time.perf_counter(), 0.0))
+            proved = found.status == "optimal" and found.objective is not None
+            worth[name] = max(found.objective - cost, 0.0) if proved and found.objective is not None else None
+    return {
+        "marginal_cost_whole_usd_per_hour": worth,
+        "spare_requests_per_s": {name: float(left) for name, left in zip(case.requests, spare, strict=True)},
+    }
 
 
 def _better(bound: float | None, relaxed: Solution) -> float | None:

@@ -102,10 +102,13 @@ def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h:
 
 
 def _mean_share(case: Case, fleet: Fleet) -> Array:
+    if case.periods == 1:
+        return np.asarray(fleet.share[:, :, 0])
     asked = case.rate * case.weight
     total = asked.sum(axis=1)
     weights = np.divide(asked, total[:, None], out=np.zeros_like(asked), where=total[:, None] > 0)
-    return np.asarray(np.einsum("iph,ih->ip", fleet.share, weights))
+    # rounded, since the order in which a sum over a day is taken shows in the last digits
+    return np.asarray(np.einsum("iph,ih->ip", fleet.share, weights)).round(12)
 
 
 def prediction(
@@ -131,7 +134,9 @@ def prediction(
     cost = fleet.cost(case)
     total = float(cost.sum())
     arrivals = float((case.rate[: len(case.classes)] @ case.weight).sum())
-    arrivals += _graph_requests(case, question)
+    for number, graph in enumerate(case.graphs, start=len(case.classes)):
+        call = graph.calls[0]
+        arrivals += float(case.rate[call] @ case.weight) / float(case.calls[number, call])
     tokens = float((case.rate @ case.weight) @ _lengths(case, question, "osl"))
     held = fleet.held(case)
     power = np.where(held > 0, np.where(held > 0, case.power_w[:, None], 0.0) * held, 0.0).sum(axis=0)
@@ -149,8 +154,9 @@ def prediction(
     found["utilisation"] = _utilisation(case, fleet)
     if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
         worth = prices(case, relaxed_model, relaxed)
-        found["one_more_request_per_s_usd_per_hour"] = {
-            name: float(worth[stream]) for stream, name in enumerate(case.streams)
+        found["marginal_cost_usd_per_hour"] = {
+            name: float(calls[calls > 0] @ worth[calls > 0])
+            for name, calls in zip(case.requests, case.calls, strict=True)
         }
     used = [one for one in range(len(case.accelerators)) if held[one].any()]
     found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
@@ -161,15 +167,6 @@ def prediction(
             if np.isfinite(case.price[:, place]).any()
         }
     return found
-
-
-def _graph_requests(case: Case, question: FleetQuestion) -> float:
-    """Return the requests that graphs answer, each counted once [requests/s]."""
-    first, total = len(case.classes), 0.0
-    for graph in question.workload.graphs:
-        total += float(case.rate[first] @ case.weight) / graph.calls[0].count
-        first += len(graph.calls)
-    return total
 
 
 def _lengths(case: Case, question: FleetQuestion, name: str) -> Array:

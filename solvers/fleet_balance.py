@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from perfmodel.terms import Array
 from solvers.backend import solve
 from solvers.fleet_case import Case
-from solvers.fleet_model import NOISE, Fleet
+from solvers.fleet_model import NOISE, Fleet, whole_shares
 
 
 def usable(case: Case, fleet: Fleet) -> Array:
@@ -80,6 +81,62 @@ def _divided(case: Case, room: Array, pairs: NDArray[np.bool_], h: int) -> Array
     divided = np.zeros(case.throughput.shape)
     for key, variable in share.items():
         divided[key] = found.values.get(variable.name, 0.0)
-    divided[divided < NOISE] = 0.0
-    total = divided.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(divided, total, out=np.zeros_like(divided), where=total > 0))
+    return whole_shares(divided)
+
+
+def spare_requests(case: Case, fleet: Fleet) -> Array:
+    """Return how many more requests of each kind alone a fleet would take at every time [requests/s].
+
+    Kinds are those of `Case.requests`. The others may go elsewhere on the same accelerators; calls of graphs go only
+    where they went, and where streams are cut into slices what is there stays where it is.
+    """
+    room = usable(case, fleet)
+    spare = np.full(len(case.requests), np.inf)
+    for h in range(case.periods):
+        pairs = _pairs(case, fleet, room, h)
+        for number in range(len(spare)):
+            spare[number] = min(spare[number], _more(case, fleet, room[:, h], pairs, number, h))
+    return spare
+
+
+def _more(case: Case, fleet: Fleet, room: Array, pairs: NDArray[np.bool_], number: int, h: int) -> float:
+    """Return the most that can be added of one kind in a period [requests/s]."""
+    import pulp
+
+    calls = case.calls[number]
+    goes = (case.possible & (room > 0)) & (calls > 0)[:, None]
+    for graph in case.graphs:
+        for call in graph.calls:
+            goes[call] &= pairs[call]
+    problem = pulp.LpProblem("spare", pulp.LpMaximize)
+    more = problem.add_variable("more", 0)
+    # in instances kept busy, which are around one where rates may be anything
+    added = {(int(i), int(p)): problem.add_variable(f"m_{i}_{p}", 0) for i, p in np.argwhere(goes)}
+    busy = _busy(case, fleet, problem, pairs, h)
+    for stream in np.flatnonzero(calls):
+        there = [float(case.throughput[key]) * variable for key, variable in added.items() if key[0] == stream]
+        problem += pulp.lpSum(there) == float(calls[stream]) * more, f"more_{stream}"
+    for pool in map(int, np.flatnonzero(room > 0)):
+        there = [variable for (_, p), variable in added.items() if p == pool]
+        # the routing that there is was found to a tolerance of the solver
+        problem += pulp.lpSum(there) + busy[pool] <= float(room[pool]) * (1 + 1e-6), f"room_{pool}"
+    problem.setObjective(more)
+    found = solve(problem)
+    return 0.0 if found.objective is None else max(found.objective, 0.0)
+
+
+def _busy(case: Case, fleet: Fleet, problem: Any, pairs: NDArray[np.bool_], h: int) -> list[Any]:
+    """Return what the requests that there are keep busy of each pool; without slices they may move."""
+    import pulp
+
+    if case.slices:
+        return list(map(float, case.load(fleet.share)[:, h]))
+    share = {(int(i), int(p)): problem.add_variable(f"x_{i}_{p}", 0, 1) for i, p in np.argwhere(pairs)}
+    for stream in np.flatnonzero(case.rate[:, h] > 0):
+        problem += pulp.lpSum(x for (i, _), x in share.items() if i == stream) == 1, f"demand_{stream}"
+    return [
+        pulp.lpSum(
+            max(float(case.rate[i, h] / case.throughput[i, p]), NOISE) * x for (i, p), x in share.items() if p == pool
+        )
+        for pool in range(len(case.pool_size))
+    ]

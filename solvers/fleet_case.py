@@ -117,6 +117,10 @@ class Case:
         Equal parts a stream is cut into, each of which goes to one pool; None for any share.
     lost : int
         Instances of each pool that may fail.
+    requests : tuple of str
+        What can be asked once more: the classes, then the graphs.
+    calls : array, (requests, I)
+        Calls of each stream that one such request makes [1].
     """
 
     accelerators: tuple[str, ...]
@@ -141,9 +145,11 @@ class Case:
     hours: tuple[tuple[int, ...], ...]
     throughput: Array
     latency_s: Array
-    graphs: tuple[Graph, ...] = ()
-    slices: int | None = None
-    lost: int = 0
+    graphs: tuple[Graph, ...]
+    slices: int | None
+    lost: int
+    requests: tuple[str, ...]
+    calls: Array
 
     @property
     def periods(self) -> int:

@@ -87,6 +87,19 @@ class Limit:
         return "accelerators" if self.kind == "max" else "W"
 
 
+def whole_shares(share: Array) -> Array:
+    """Make the shares of each stream add up to one; those that do so but for rounding stay as they are.
+
+    Parameters
+    ----------
+    share : array, (I, P, ...)
+        Of each stream [1].
+    """
+    share = np.where(share < NOISE, 0.0, share)
+    total = share.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(share, total, out=share.copy(), where=(total > 0) & (abs(total - 1) > 1e-12)))
+
+
 def limits(case: Case) -> list[Limit]:
     """List the limits of a case that may be raised."""
     found = [Limit("max", one, float(most)) for one, most in enumerate(case.most) if math.isfinite(most)]
@@ -138,9 +151,7 @@ class Model:
             instances[key] = values.get(variable.name, 0.0)
         for key, variable in self.share.items():
             share[key] = values.get(variable.name, 0.0) / (case.slices or 1)
-        share[share < NOISE] = 0.0
-        total = share.sum(axis=1, keepdims=True)
-        share = np.divide(share, total, out=np.zeros_like(share), where=total > 0)
+        share = whole_shares(share)
         reserved = np.zeros(len(case.accelerators))
         for one, variable in self.reserved.items():
             reserved[one] = values.get(variable.name, 0.0)

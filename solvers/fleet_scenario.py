@@ -182,11 +182,11 @@ def _faults(question: FleetQuestion, entries: list[Accelerator | UnknownName]) -
     return found + _workload_faults(question.workload, classes) + _plan_faults(question, classes)
 
 
-def _twice(names: list[str], at: _Path, key: str) -> list[tuple[_Path, str]]:
-    again = [number for number, name in enumerate(names) if name in names[:number]]
+def _twice(names: list[str], at: _Path, key: str, first: int = 0) -> list[tuple[_Path, str]]:
     return [
-        ((*at, number, key), f"stands twice; each should be called otherwise [got {names[number]!r}]")
-        for number in again
+        ((*at, number - first, key), f"stands twice; each should be called otherwise [got {name!r}]")
+        for number, name in enumerate(names)
+        if number >= first and name in names[:number]
     ]
 
 
@@ -206,7 +206,9 @@ def _workload_faults(workload: FleetWorkload, classes: list[str]) -> list[tuple[
     for path, profile in [(("workload", "profile"), workload.profile), *own]:
         if profile is not None and not any(profile):
             found.append((path, "should not be zero throughout"))
-    found += _twice([graph.name for graph in workload.graphs], ("workload", "graphs"), "name")
+    found += _twice(
+        [*classes, *(graph.name for graph in workload.graphs)], ("workload", "graphs"), "name", len(classes)
+    )
     for number, graph in enumerate(workload.graphs):
         found += _graph_faults(graph, ("workload", "graphs", number), classes)
     if not found and not any(one.rate_rps for one in rated):
@@ -342,6 +344,10 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
             )
         )
     of_stream = np.array(streams)
+    calls = np.zeros((len(workload.classes) + len(graphs), len(streams)))
+    calls[np.arange(len(workload.classes)), np.arange(len(workload.classes))] = 1.0
+    for number, asked in enumerate(graphs, start=len(workload.classes)):
+        calls[number, list(asked.calls)] = np.array(counts)[list(asked.calls)]
     matches = of_class[of_stream][:, None] == held
     rate, alike = np.unique(np.array(rates), axis=1, return_inverse=True)
     alike = alike.reshape(-1)
@@ -378,6 +384,8 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
         graphs=tuple(graphs),
         slices=workload.slice_factor,
         lost=question.headroom.lost_instances,
+        requests=tuple(class_names(workload) + [graph.name for graph in workload.graphs]),
+        calls=calls,
     )
 
 

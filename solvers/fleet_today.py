@@ -9,7 +9,7 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.fleet_case import ON_DEMAND, PURCHASES, RESERVED, SPOT, Case
 from solvers.fleet_infeasible import Reason, beyond_limits, only_period, unserved
-from solvers.fleet_model import Fleet, Model, build
+from solvers.fleet_model import Fleet, Model, build, whole_shares
 from solvers.fleet_question import FleetPeriod, FleetPlan
 from solvers.fleet_scenario import FleetScenario
 
@@ -68,11 +68,11 @@ def _routing(case: Case, parts: list[FleetPlan | FleetPeriod]) -> Array:
     routed = np.full((*case.throughput.shape, case.periods), np.nan)
     for h, part in enumerate(parts):
         for name, shares in (part.routing or {}).items():
-            stream, total = case.streams.index(name), sum(shares.values())
+            stream = case.streams.index(name)
             for pool, one in enumerate(case.pool_accelerator):
                 own = case.pool_model[pool] == case.stream_model[stream]
-                routed[stream, pool, h] = shares.get(case.accelerators[one], 0.0) / total if own else 0.0
-    return routed
+                routed[stream, pool, h] = shares.get(case.accelerators[one], 0.0) if own else 0.0
+    return whole_shares(routed)
 
 
 def _misrouted(case: Case, routed: Array) -> Reason | None:
