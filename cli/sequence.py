@@ -233,7 +233,7 @@ def _stream(
         rows.append(
             {
                 "batch": answer.name,
-                "status": "optimal" if gap <= OPTIMAL_GAP else "time_limit",
+                "status": "optimal" if gap <= OPTIMAL_GAP else "time_limit" if answer.cut else "feasible",
                 "sequences": len(answer.case.lengths),
                 "tokens": int(answer.case.lengths.sum()),
                 "schedule": answer.best.plan.schedule,

@@ -7,9 +7,13 @@ values, and marginal values are given only where they exist.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,6 +100,34 @@ class _Matrix:
     @property
     def integers(self) -> list[int]:
         return [index for index, variable in enumerate(self.variables) if variable.isInteger()]
+
+
+@contextmanager
+def apart_from_stdout() -> Iterator[None]:
+    """Send to stderr what HiGHS prints although told to print nothing, as it does at some limits of time.
+
+    Its lines come from C, so that Python's own stdout does not see them: what the C library holds back is written out
+    before the descriptor is given back.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:  # the process has no stdout
+        yield
+        return
+    flushed = getattr(ctypes.CDLL(None), "fflush", None) if os.name == "posix" else None
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    if flushed is not None:
+        flushed(None)
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        if flushed is not None:
+            flushed(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def relative_gap(value: float, bound: float) -> float:
@@ -342,7 +374,8 @@ def _run(
             raise ValueError(f"HiGHS refuses {name} = {value}")
     if highs.passModel(model) == highspy.HighsStatus.kError:
         raise SolverError("HiGHS refuses the model")
-    highs.run()
+    with apart_from_stdout():
+        highs.run()
     return highs
 
 

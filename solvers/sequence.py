@@ -25,6 +25,9 @@ from solvers.sequence_static import plan_static
 TIME_LIMIT_S = 10.0
 """How long to search, where nothing else is said [s]."""
 
+_CUT = 0.9
+"""Part of its time that a search cut by the clock has used at least; planners keep a little for their return [1]."""
+
 Planner = Callable[[Case, float], tuple[Scatter, float, str]]
 
 PLANNERS: dict[Schedule, Planner] = {
@@ -48,12 +51,15 @@ class Planned:
         Its time, and what no plan of the schedule can beat [s].
     bound_name : str
         Which bound that is.
+    cut : bool
+        Whether the search used all its time; one that finds nothing better ends before.
     """
 
     plan: Scatter
     makespan_s: float
     bound_s: float
     bound_name: str
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class BatchAnswer:
         The best plan with groups of one size, and what no such plan can beat; None where no size holds the batch.
     solve_time_s : float
         Wall time for costs, plan and bound, without the static plan [s].
+    cut : bool
+        Whether a search used all its time; one that finds nothing better ends before.
     """
 
     name: str
@@ -82,6 +90,7 @@ class BatchAnswer:
     bound_s: float
     static: Planned | None
     solve_time_s: float
+    cut: bool
 
 
 def plan(
@@ -107,8 +116,9 @@ def plan(
     Returns
     -------
     Result
-        ``optimal``: the plan meets the bound; ``feasible``: it meets `gap`; ``time_limit``: with the bound and gap
-        reached; ``infeasible``: a sequence fits no group, or the batch not at once.
+        ``optimal``: the plan meets the bound; ``feasible``: it meets `gap`, or the search ended before its time;
+        ``time_limit``: with the bound and gap reached; ``infeasible``: a sequence fits no group, or the batch not at
+        once.
     """
     began = time.perf_counter()
     case = scenario.case
@@ -136,7 +146,8 @@ def plan(
     value = prediction["step_time_s"]
     limit = min(bound + outside, value)
     reached = relative_gap(value, limit)
-    status: Any = "optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit"
+    ended = not any(one.cut for one in found) or (gap is not None and reached <= gap)
+    status: Any = "optimal" if reached <= OPTIMAL_GAP else "feasible" if ended else "time_limit"
     return Result(
         kind="sequence",
         status=status,
@@ -187,12 +198,14 @@ def planned(
     wanted = [name for name in wanted if math.isfinite(work_bound(case, name))]
     found = []
     for number, name in enumerate(wanted):
+        began, share_s = time.perf_counter(), time_limit_s / len(wanted)
         try:
-            scatter, bound, bound_name = PLANNERS[name](case, time_limit_s / len(wanted))
+            scatter, bound, bound_name = PLANNERS[name](case, share_s)
         except ValueError:  # the planner found none; where that is proved the work bound says so before
             continue
         value = makespan(case, scatter)
-        found.append(Planned(scatter, value, min(bound, value), bound_name))
+        cut = time.perf_counter() - began >= _CUT * share_s
+        found.append(Planned(scatter, value, min(bound, value), bound_name, cut))
         if progress is not None:
             progress((number + 1) / len(wanted))
     return found
@@ -293,7 +306,7 @@ def plan_batches(
         best = min(found, key=lambda one: one.makespan_s)
         bound = min(one.bound_s for one in found)
         beside = best_static(case, [one.plan.schedule for one in found]) if static else None
-        yield BatchAnswer(name, case, best, bound, beside, spent)
+        yield BatchAnswer(name, case, best, bound, beside, spent, any(one.cut for one in found))
 
 
 def _described(

@@ -16,6 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array
 
 from perfmodel.terms import Array
+from solvers.backend import apart_from_stdout
 from solvers.sequence_case import Case, Schedule
 
 _RESOLUTION = 1e-12
@@ -395,16 +396,18 @@ def _counts(rows: list[Array], trial: _Trial, layouts: Array | None, time_limit_
         return layouts[most] if room[most] >= 1 - _TOLERANCE else None
     sizes = len(trial.degrees)
     for limit in (_BRIEF_S, max(time_limit_s, _BRIEF_S)):
-        answer = milp(
-            np.append(np.zeros(sizes), -1.0),
-            integrality=np.append(np.ones(sizes), 0.0),
-            bounds=Bounds(np.append(np.zeros(sizes), 1 - _TOLERANCE), np.append(trial.gpus // trial.degrees, _ROOM)),
-            constraints=[
-                LinearConstraint(np.column_stack([np.array(rows), -np.ones(len(rows))]), 0, np.inf),
-                LinearConstraint(np.append(trial.degrees, 0.0)[None, :], 0, trial.gpus),
-            ],
-            options={"mip_rel_gap": _LOOSE, "time_limit": limit},
-        )
+        limits = np.append(trial.gpus // trial.degrees, _ROOM)
+        with apart_from_stdout():
+            answer = milp(
+                np.append(np.zeros(sizes), -1.0),
+                integrality=np.append(np.ones(sizes), 0.0),
+                bounds=Bounds(np.append(np.zeros(sizes), 1 - _TOLERANCE), limits),
+                constraints=[
+                    LinearConstraint(np.column_stack([np.array(rows), -np.ones(len(rows))]), 0, np.inf),
+                    LinearConstraint(np.append(trial.degrees, 0.0)[None, :], 0, trial.gpus),
+                ],
+                options={"mip_rel_gap": _LOOSE, "time_limit": limit},
+            )
         if answer.status == _INFEASIBLE:
             return None
         if answer.x is not None:

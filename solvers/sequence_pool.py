@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from perfmodel.terms import Array
+from solvers.backend import apart_from_stdout
 from solvers.sequence_case import Case, Integers
 from solvers.sequence_fill import Filled, eligible
 from solvers.sequence_layout import Free
@@ -62,18 +63,19 @@ def pooled_groups(case: Case, limit_s: float, time_share: float, room_share: flo
     held = np.concatenate([tokens[row] / case.capacity_tokens, -room_share * degrees])
     place = (np.concatenate([kind, every]), where)
     shape = (columns, shares + columns)
-    answer = milp(
-        np.concatenate([np.zeros(shares), degrees + group_cost]),
-        constraints=[
-            LinearConstraint(whole, 1, 1),
-            LinearConstraint(coo_matrix((busy, place), shape=shape), -np.inf, 0),
-            LinearConstraint(coo_matrix((held, place), shape=shape), -np.inf, 0),
-            LinearConstraint(np.concatenate([np.zeros(shares), degrees])[None, :], -np.inf, case.gpus),
-        ],
-        integrality=np.concatenate([np.zeros(shares), np.ones(columns)]),
-        bounds=Bounds(0, np.concatenate([np.ones(shares), case.gpus // degrees])),
-        options={"node_limit": _NODES, "mip_rel_gap": 1e-3},
-    )
+    with apart_from_stdout():
+        answer = milp(
+            np.concatenate([np.zeros(shares), degrees + group_cost]),
+            constraints=[
+                LinearConstraint(whole, 1, 1),
+                LinearConstraint(coo_matrix((busy, place), shape=shape), -np.inf, 0),
+                LinearConstraint(coo_matrix((held, place), shape=shape), -np.inf, 0),
+                LinearConstraint(np.concatenate([np.zeros(shares), degrees])[None, :], -np.inf, case.gpus),
+            ],
+            integrality=np.concatenate([np.zeros(shares), np.ones(columns)]),
+            bounds=Bounds(0, np.concatenate([np.ones(shares), case.gpus // degrees])),
+            options={"node_limit": _NODES, "mip_rel_gap": 1e-3},
+        )
     if answer.x is None:
         return None
     share = np.zeros((number, columns))

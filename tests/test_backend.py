@@ -1,5 +1,6 @@
 """The solver wrapper: every trap of PuLP and HiGHS, and answers checked by exhaustion."""
 
+import ctypes
 import itertools
 import math
 import random
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers.backend import OPTIMAL_GAP, Solution, relative_gap, solve
+from solvers.backend import OPTIMAL_GAP, Solution, apart_from_stdout, relative_gap, solve
 
 MIN, MAX = pulp.LpMinimize, pulp.LpMaximize
 
@@ -413,3 +414,15 @@ def test_solver_is_imported_only_when_used() -> None:
     code = "import sys, solvers.backend; print([m for m in ('pulp', 'highspy', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_c_library_prints_does_not_reach_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    library = ctypes.CDLL(None)
+    sys.stdout.write("before\n")
+    with apart_from_stdout():
+        library.puts(b"noise")
+    sys.stdout.write("after\n")
+    library.fflush(None)
+    printed = capfd.readouterr()
+    assert printed.out.split() == ["before", "after"]
+    assert printed.err.split() == ["noise"]

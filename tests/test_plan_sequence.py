@@ -532,3 +532,15 @@ def test_a_schedule_without_a_plan_says_so() -> None:
     found = plan(asked(text), time_limit_s=0.5)
     assert found.plan is None and found.status == "time_limit"
     assert [entry["reason"] for entry in found.why_not] == ["one-shot: no plan was found"]
+
+
+def test_a_search_that_ends_by_itself_is_not_one_cut_by_the_clock() -> None:
+    """Groups that split are planned in milliseconds; micro-batches are searched until the time is over."""
+    text = EIGHT.replace("[18, 10, 9, 5, 4, 4, 2, 1]", str([18, 10, 9, 5, 4, 4, 2, 1, *[3, 7, 2] * 6]))
+    ended, cut = (
+        plan(asked(text.replace("one-shot", schedule)), time_limit_s=limit)
+        for schedule, limit in (("splits", 5.0), ("barrier", 0.3))
+    )
+    assert ended.gap is not None and ended.gap > 1e-4 and ended.status == "feasible"
+    assert cut.gap is not None and cut.gap > 1e-4 and cut.status == "time_limit"
+    assert ended.solve_time_s < 5.0
