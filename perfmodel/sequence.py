@@ -289,11 +289,14 @@ def runs(job: Job, row: Mapping[str, Any], style: str, degrees: NDArray[np.int64
     Notes
     -----
     Ulysses deals the heads out over the group. What all-gather brings together of the tokens of a full micro-step must
-    not take memory beside theirs (`perfmodel.memory`), so that groups hold as many tokens in every style.
+    not take memory beside theirs (`perfmodel.memory`), so that groups hold as many tokens in every style; in a pipeline
+    it does on all stages but the last.
     """
     if style == "ulysses":
         heads = min(group.attention.heads for group in job.architecture.layers)
         return np.asarray(heads % (row["tp"] * degrees) == 0)
+    if style == "all-gather" and row["pp"] > 1:
+        return degrees == 1
     if style == "all-gather":
 
         def takes_more(degree: int) -> bool:  # the larger the group, the more is gathered

@@ -150,6 +150,9 @@ def test_what_is_gathered_fits_where_logits_were(model: str, heads: int) -> None
     freed = found.framework.logit_bytes * found.architecture.vocab + 4 * found.architecture.hidden
     assert running.tolist() == (gathered <= freed).tolist()
     assert running[0] and not running[-1]
+    # in a pipeline the first stages have no logits
+    staged = sequence_costs(found, [1, 2, 4], ("ring", "all-gather"), LAYOUT | {"pp": 2, "zero_stage": 1})
+    assert np.isfinite(staged.of(np.array([4096.0]), "all-gather")[0]).tolist() == [True, False, False]
 
 
 def test_parts_add_up(costs: SequenceCosts) -> None:
