@@ -296,7 +296,7 @@ def runs(job: Job, row: Mapping[str, Any], style: str, degrees: NDArray[np.int64
         heads = min(group.attention.heads for group in job.architecture.layers)
         return np.asarray(heads % (row["tp"] * degrees) == 0)
     if style == "all-gather" and row["pp"] > 1:
-        return degrees == 1
+        return np.asarray(degrees == 1)
     if style == "all-gather":
 
         def takes_more(degree: int) -> bool:  # the larger the group, the more is gathered
