@@ -166,6 +166,8 @@ def _shown(result: "Result", top: int) -> "RenderableType":
     def brief(entry: "Mapping[str, Any]") -> dict[str, Any]:
         prediction = {key: value for key, value in entry["prediction"].items() if key != "memory_bytes"}
         plan = {"schedule": entry["plan"]["schedule"], "groups": len(entry["plan"]["groups"])}
+        if "remap" in entry["plan"]:
+            plan["remap"] = True
         return {**entry, "plan": plan, "prediction": prediction}
 
     short = replace(

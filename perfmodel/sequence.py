@@ -38,6 +38,8 @@ STYLES: tuple[Style, ...] = ("ulysses", "ring", "all-gather", "hybrid")
 
 KNOTS_PER_DOUBLING = 16
 """Lengths at which costs are computed; between them they are interpolated. A quadratic is then 0.05 % high at most."""
+ATTENTION_PARTS = ("attention core", "context-parallel communication", "slowdown under overlap")
+"""Parts of a sequence's time that stay with its group where tokens move for the linear layers."""
 _SHORTEST = 16
 """Shorter sequences cost their share of this one."""
 
@@ -101,6 +103,17 @@ class SequenceCosts:
             return np.asarray(np.minimum.reduce([self.of(lengths, one) for one in self.seconds]))
         return self.interpolated(self.seconds[style], lengths)
 
+    def attention_of(self, lengths: Array, style: str | None = None) -> Array:
+        """Return the part of `of` that is attention and its communication, in the same styles [s]."""
+        if self.exact is not None:
+            return self.exact.attention_s(np.asarray(lengths, float), self.degrees)
+        if style is None:
+            times = np.stack([self.of(lengths, one) for one in self.seconds])
+            parts = np.stack([self.attention_of(lengths, one) for one in self.seconds])
+            return np.asarray(np.take_along_axis(parts, times.argmin(axis=0)[None], axis=0)[0])
+        table = sum(self.parts[style][name] for name in ATTENTION_PARTS if name in self.parts[style])
+        return self.interpolated(np.where(np.isfinite(self.seconds[style]), table, np.inf), lengths)
+
     def interpolated(self, table: Array, lengths: Array) -> Array:
         """Return a table's values at some lengths; below the first one they are in proportion to it."""
         wanted = np.maximum(np.asarray(lengths, float), self.lengths[0])
@@ -142,6 +155,11 @@ class AlphaBeta:
         rate = np.array([self.bandwidth.get(int(degree), np.inf) for degree in degrees])
         s = lengths[:, None]
         return np.asarray((self.a1 * s * s + self.a2 * s) / degrees + self.a3 * s / (degrees * rate))
+
+    def attention_s(self, lengths: Array, degrees: NDArray[np.int64]) -> Array:
+        """Return of `seconds` what is quadratic, and the all-to-all [s]."""
+        linear = self.a2 * np.asarray(lengths, float)[:, None] / degrees
+        return np.asarray(self.seconds(lengths, degrees) - linear)
 
     def fixed_s(self, degrees: NDArray[np.int64]) -> Array:
         """Return the fixed time of a micro-step on groups of every size [s]."""

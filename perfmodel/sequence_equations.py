@@ -41,6 +41,13 @@ SEQUENCE_EXPLANATIONS: dict[str, Explanation] = {
         "FlexSP (arXiv 2412.01523), section 4.1",
         "perfmodel.sequence.AlphaBeta",
     ),
+    "moves between layouts": Explanation(
+        "in each layer, direction and micro-batch tokens move to equal numbers and back: min sum c_ij T_ij with "
+        "surpluses as row sums and deficits as column sums; latency + the largest row or column, or (n/x)(b_intra + "
+        "b_inter + b_intra) where what leaves a node is dealt out over its x accelerators",
+        "Zeppelin, Balancing Variable-length Workloads in Data Parallel LLM Training: remapping, routing",
+        "perfmodel.sequence_remap.moves",
+    ),
     "fixed time of micro-steps": Explanation(
         "sum of c(d) = 2 T(n/2, s', d) - T(n, s', d), s' = cap / 2: what does not shrink with the tokens; sharded "
         "weights (ZeRO-3) add what of their gathering a full micro-step does not hide; with costs: b1 + b2 [d > 1]",

@@ -17,8 +17,9 @@ from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_answer import described, infeasible_answer, objective, plan_dict, sequence_provenance
 from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_bounds import work_bound
-from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
+from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan, remapping
 from solvers.sequence_oneshot import plan_oneshot
+from solvers.sequence_remapped import REMAPPED, plan_remapped
 from solvers.sequence_scenario import SequenceScenario
 from solvers.sequence_static import plan_static
 
@@ -140,8 +141,8 @@ def plan(
     best = ordered[0]
     bound = min(best.makespan_s, *(one.bound_s for one in found))
     spent = time.perf_counter() - began
-    static = best_static(case, [one.plan.schedule for one in found])
-    answers = [_described(scenario, case, one, static) for one in ordered]
+    static = best_static(case, dict.fromkeys(one.plan.schedule for one in found))
+    answers = [_described(scenario, case, one, static, found) for one in ordered]
     (prediction, tree), outside = answers[0], sum(scenario.costs.outside_s.values())
     value = prediction["step_time_s"]
     limit = min(bound + outside, value)
@@ -196,18 +197,24 @@ def planned(
     """
     wanted = [name for name in scenario.schedules if name in PLANNERS]
     wanted = [name for name in wanted if math.isfinite(work_bound(case, name))]
-    found = []
-    for number, name in enumerate(wanted):
-        began, share_s = time.perf_counter(), time_limit_s / len(wanted)
+    ways = dict.fromkeys((name, remapped) for name in wanted for remapped in sorted(scenario.question.search.remap))
+    ways = {(name, remapped): None for name, remapped in ways if not remapped or name in REMAPPED}
+    found: list[Planned] = []
+    for number, (name, remapped) in enumerate(ways):
+        plain = next((one.plan for one in found if one.plan.schedule == name), None)
+        began, share_s = time.perf_counter(), time_limit_s / len(ways)
         try:
-            scatter, bound, bound_name = PLANNERS[name](case, share_s)
+            if remapped:
+                scatter, bound, bound_name = plan_remapped(case, PLANNERS[name], plain, share_s)
+            else:
+                scatter, bound, bound_name = PLANNERS[name](case, share_s)
         except ValueError:  # the planner found none; where that is proved the work bound says so before
             continue
         value = makespan(case, scatter)
         cut = time.perf_counter() - began >= _CUT * share_s
         found.append(Planned(scatter, value, min(bound, value), bound_name, cut))
         if progress is not None:
-            progress((number + 1) / len(wanted))
+            progress((number + 1) / len(ways))
     return found
 
 
@@ -261,13 +268,17 @@ def styled_case(scenario: SequenceScenario) -> Case:
     assert given is not None and asked is not None
     column = np.searchsorted(case.degrees, given.degree)[given.group]
     work = case.work_s.copy()
+    attention = None if case.attention_s is None else case.attention_s.copy()
     rows = np.arange(len(case.lengths))
     styles = np.array([group.style for group in asked.groups])[given.group]
     for style in scenario.costs.styles:
         chosen = (styles == style) & np.isfinite(work[rows, column]) & (case.degrees[column] > 1)
         table = scenario.costs.of(case.lengths.astype(float), style)
         work[rows[chosen], column[chosen]] = table[rows[chosen], column[chosen]]
-    return replace(case, work_s=work)
+        if attention is not None:
+            table = scenario.costs.attention_of(case.lengths.astype(float), style)
+            attention[rows[chosen], column[chosen]] = table[rows[chosen], column[chosen]]
+    return replace(case, work_s=work, attention_s=attention)
 
 
 def plan_batches(
@@ -305,19 +316,34 @@ def plan_batches(
             continue
         best = min(found, key=lambda one: one.makespan_s)
         bound = min(one.bound_s for one in found)
-        beside = best_static(case, [one.plan.schedule for one in found]) if static else None
+        beside = best_static(case, dict.fromkeys(one.plan.schedule for one in found)) if static else None
         yield BatchAnswer(name, case, best, bound, beside, spent, any(one.cut for one in found))
 
 
 def _described(
-    scenario: SequenceScenario, case: Case, one: Planned, static: Planned | None
+    scenario: SequenceScenario, case: Case, one: Planned, static: Planned | None, found: list[Planned]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return prediction and breakdown of a plan, beside the best static one of all schedules allowed."""
+    """Return prediction and breakdown of a plan, beside the best static one of all schedules allowed.
+
+    Where tokens are remapped the gain is over the best plan of the schedule without, or over the same plan without.
+    """
     beside = None if static is None else (static.plan, static.makespan_s, static.bound_s)
     prediction, tree = described(scenario, case, one.plan, beside)
     prediction["makespan_bound_s"] = one.bound_s
     prediction["makespan_gap"] = relative_gap(one.makespan_s, one.bound_s)
+    if one.plan.remapped:
+        times = [other.makespan_s for other in _unmoved(one, found)] or [
+            makespan(case, replace(one.plan, remapped=False))
+        ]
+        without = min(times) + sum(scenario.costs.outside_s.values())
+        prediction["step_time_without_remap_s"] = without
+        prediction["remap_gain"] = without / prediction["step_time_s"]
     return prediction, tree
+
+
+def _unmoved(one: Planned, found: list[Planned]) -> list[Planned]:
+    """Return the plans of the same schedule without remapping."""
+    return [other for other in found if other.plan.schedule == one.plan.schedule and not other.plan.remapped]
 
 
 def _binding(case: Case, gpus: int, best: Planned, bound_s: float) -> list[dict[str, Any]]:
@@ -343,8 +369,19 @@ def _left_out(scenario: SequenceScenario, case: Case, found: list[Planned]) -> l
     if "splits" in there and (case.node_units or any(b % a for a, b in pairwise(case.degrees.tolist()))):
         reason = "splits: only sizes that divide one another and a node split; other sizes serve fixed groups alone"
         rows.append({"reason": reason, "candidates": None, "nearest": None})
+    for one in found:
+        without = min((other.makespan_s for other in _unmoved(one, found)), default=0.0)
+        if one.plan.remapped and one.makespan_s > without > 0:
+            moving_s = float(remapping(case, one.plan).seconds.sum())
+            times = f"{one.makespan_s:.4g} s, of it {moving_s:.3g} s of moves, against {without:.4g} s without"
+            reason = f"{one.plan.schedule} with remapping takes {times}: it does not pay"
+            rows.append({"reason": reason, "candidates": None, "nearest": None})
     for name in scenario.schedules:
         if name in there or name not in PLANNERS:
+            continue
+        if False not in scenario.question.search.remap and name not in REMAPPED:
+            reason = f"{name}: its groups do not meet in every layer, so that tokens cannot be remapped"
+            rows.append({"reason": reason, "candidates": None, "nearest": None})
             continue
         tokens, room = int(case.held.sum()), case.gpus * case.capacity_tokens
         full = name == "one-shot" and tokens > room

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perfmodel import provenance
 from perfmodel.intervals import gain_interval, step_interval
+from perfmodel.sequence import ATTENTION_PARTS
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Array, Term, to_dict, total
 from solvers.result import Objective, Result
 from solvers.sequence_bounds import alone_s, work_bound
-from solvers.sequence_case import Case, Integers, Scatter, drain_s, group_ends, makespan, step_times
+from solvers.sequence_case import (
+    Case,
+    Integers,
+    Scatter,
+    drain_s,
+    group_ends,
+    makespan,
+    remapping,
+    shared_s,
+    step_times,
+)
 from solvers.sequence_scenario import SequenceScenario
 from solvers.sequence_unit import accelerators
 
@@ -79,7 +90,17 @@ def plan_dict(scenario: SequenceScenario, plan: Scatter) -> dict[str, Any]:
             zip(*(column.tolist() for column in columns), strict=True)
         )
     ]
-    return {"schedule": plan.schedule, "groups": groups, "assignment": assignment}
+    told: dict[str, Any] = {"schedule": plan.schedule, "groups": groups, "assignment": assignment}
+    if plan.remapped:
+        moved = remapping(scenario.case, plan)
+        told["remap"] = {
+            "within_node_bytes": float(moved.within_bytes.sum()),
+            "across_nodes_bytes": float(moved.across_bytes.sum()),
+            "seconds": float(moved.seconds.sum()),
+            "largest_row_s": float(moved.largest_row_s.sum()),
+            "routed_micro_batches": int(moved.routed.sum()),
+        }
+    return told
 
 
 def scatter_of(told: Mapping[str, Any], tp: int = 1) -> Scatter:
@@ -87,7 +108,8 @@ def scatter_of(told: Mapping[str, Any], tp: int = 1) -> Scatter:
     groups, assignment = told["groups"], told["assignment"]
     columns = ([one["degree"] for one in groups], [one["gpus"][0] // tp for one in groups])
     places = ([one["group"] for one in assignment], [one["micro_step"] for one in assignment])
-    return Scatter(told["schedule"], *(np.array(column, dtype=np.int64) for column in (*columns, *places)))
+    degree, first, group, step = (np.array(column, dtype=np.int64) for column in (*columns, *places))
+    return Scatter(told["schedule"], degree, first, group, step, told.get("remap") is not None)
 
 
 def timeline(case: Case, plan: Scatter) -> tuple[Integers, Array, Array]:
@@ -147,12 +169,13 @@ def described(
     outside = sum(costs.outside_s.values())
     step = _tree(scenario, case, plan)
     value = float(step.seconds)
-    group, _, seconds, tokens = step_times(case, plan)
+    group, turn, seconds, tokens = step_times(case, plan)
     low, high = (float("nan"),) * 2
     if scenario.job is not None:
         low, high = (float(factor) for factor in step_interval(scenario.job, step))
-    work = seconds * plan.degree[group]
     slowest = makespan(case, plan)
+    shared = shared_s(case, plan)
+    busy = float(((seconds - shared[turn]) * plan.degree[group]).sum() + shared.sum() * case.gpus)
     fullest = np.zeros(len(plan.degree))
     np.maximum.at(fullest, group, tokens)
     memory = costs.state_bytes + costs.token_bytes * fullest / plan.degree
@@ -183,7 +206,7 @@ def described(
         "sequences": len(case.lengths),
         "gpus": scenario.machine.accelerators,
         "tokens_per_s_per_gpu": float(case.lengths.sum()) / value / scenario.machine.accelerators,
-        "busy_share": float(work.sum()) / (slowest * case.gpus),
+        "busy_share": busy / (slowest * case.gpus),
         "micro_steps": len(group),
         "capacity_tokens": case.capacity_tokens,
         "memory_bytes": {str(number): float(value) for number, value in enumerate(memory)},
@@ -218,29 +241,50 @@ def _tree(scenario: SequenceScenario, case: Case, plan: Scatter) -> Term:
     member = np.isin(plan.group * steps + plan.step, [group * steps + step for group, step in chain])
     column = np.searchsorted(case.degrees, plan.degree)
     fixed = float(sum(case.fixed_s[column[group]] for group, _ in chain))
-    rows = np.flatnonzero(member)
-    work = case.work_s[rows, column[plan.group[rows]]]
-    parts: dict[str, float] = {}
-    if costs.exact is None:
-        styles = _styles(scenario, plan)[rows]
-        styles = np.where(styles == "none", costs.styles[0], styles)
-        for style in costs.styles:
-            chosen = rows[styles == style]
-            lengths = case.lengths[chosen].astype(float)
-            for name, table in costs.parts[style].items():
-                found = costs.interpolated(table, lengths)[np.arange(len(chosen)), column[plan.group[chosen]]]
-                parts[name] = parts.get(name, 0.0) + float(np.where(np.isfinite(found), found, 0.0).sum())
-        # parts and whole are interpolated alike; where the best style changes between, they differ by rounding
-        scale = float(work.sum()) / (math.fsum(parts.values()) or 1.0)
-        parts = {name: seconds * scale for name, seconds in parts.items()}
+    kind = np.arange(len(plan.group)), column[plan.group]
+    weight = member.astype(float)
+    if costs.exact is not None:
+        parts = {"sequences": float(case.work_s[kind] @ weight)}
+    elif plan.remapped:
+        assert case.attention_s is not None
+        attention, dealt = case.attention_s[kind], plan.degree[plan.group] / case.gpus
+        linear = case.work_s[kind] - attention
+        names = [name for name in costs.parts[costs.styles[0]] if name not in ATTENTION_PARTS]
+        parts = _parts(scenario, plan, weight, ATTENTION_PARTS, float(attention @ weight))
+        parts |= _parts(scenario, plan, dealt, names, float(linear @ dealt))
+        parts["moves between layouts"] = float(remapping(case, plan).seconds.sum())
     else:
-        parts["sequences"] = float(work.sum())
+        names = list(costs.parts[costs.styles[0]])
+        parts = _parts(scenario, plan, weight, names, float(case.work_s[kind] @ weight))
     parts["fixed time of micro-steps"] = fixed
     if case.stages > 1:
         parts["pipeline bubble"] = makespan(case, plan) - math.fsum(parts.values())
     spent = total("micro-steps", [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in parts.items()])
     outside = [Term(name, value, _BOUNDS.get(name, LINK)) for name, value in costs.outside_s.items()]
     return total("step", [spent, *outside])
+
+
+def _parts(
+    scenario: SequenceScenario, plan: Scatter, weight: Array, names: Sequence[str], seconds: float
+) -> dict[str, float]:
+    """Return the time of some parts of sequences, each times its weight, that add up to so many seconds [s].
+
+    Parts and whole are interpolated alike; where the best style changes between, they differ by rounding.
+    """
+    costs = scenario.costs
+    styles = _styles(scenario, plan)
+    styles = np.where(styles == "none", costs.styles[0], styles)
+    column = np.searchsorted(costs.degrees, plan.degree)[plan.group]
+    parts = dict.fromkeys(names, 0.0)
+    for style in costs.styles:
+        chosen = np.flatnonzero((styles == style) & (weight > 0))
+        lengths = scenario.lengths[chosen].astype(float)
+        for name in names:
+            if name in costs.parts[style]:
+                found = costs.interpolated(costs.parts[style][name], lengths)[np.arange(len(chosen)), column[chosen]]
+                parts[name] += float(np.where(np.isfinite(found), found, 0.0) @ weight[chosen])
+    scale = seconds / (math.fsum(parts.values()) or 1.0)
+    return {name: value * scale for name, value in parts.items()}
 
 
 def _chain(case: Case, plan: Scatter) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.sequence_remap import Moves, Remap, moves
 from perfmodel.terms import Array
 
 Integers = NDArray[np.int64]
@@ -47,6 +48,10 @@ class Case:
     stages : int
         Pipeline stages, each on a part of every unit. Micro-steps of t_1 to t_n follow one another through them in
         ``sum t_i + (stages - 1) max t_i``.
+    attention_s : array, shape (K, D), or None
+        Part of `work_s` that stays with the group where tokens move for the linear layers [s].
+    remap : Remap or None
+        What moving them costs; None where they do not move.
     """
 
     lengths: Integers
@@ -58,6 +63,8 @@ class Case:
     node_units: int | None = None
     held_tokens: Array | None = None
     stages: int = 1
+    attention_s: Array | None = None
+    remap: Remap | None = None
 
     @property
     def held(self) -> Array:
@@ -67,7 +74,9 @@ class Case:
     def of(self, members: Integers) -> Case:
         """Return the case of some of the sequences."""
         held = None if self.held_tokens is None else self.held_tokens[members]
-        return replace(self, lengths=self.lengths[members], work_s=self.work_s[members], held_tokens=held)
+        attention = None if self.attention_s is None else self.attention_s[members]
+        work = self.work_s[members]
+        return replace(self, lengths=self.lengths[members], work_s=work, held_tokens=held, attention_s=attention)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,9 @@ class Scatter:
         finished the groups before it, so that blocks may split.
     group, step : array of int, shape (K,)
         Group of every sequence, and micro-step within it; with ``barrier`` the micro-batch.
+    remapped : bool
+        Whether tokens move to equal numbers for the linear layers, and back for attention, in every layer. Only where
+        all groups work on a micro-batch at a time.
     """
 
     schedule: Schedule
@@ -90,16 +102,24 @@ class Scatter:
     first_gpu: Integers
     group: Integers
     step: Integers
+    remapped: bool = False
 
 
 def step_times(case: Case, plan: Scatter) -> tuple[Integers, Integers, Array, Array]:
-    """Return group, step, seconds on a stage, and tokens held, of every micro-step that has a sequence."""
+    """Return group, step, seconds on a stage, and tokens held, of every micro-step that has a sequence.
+
+    Where tokens are remapped every micro-step of a micro-batch has, beside its own attention, an equal share of all
+    linear work and the time of the moves.
+    """
     column = np.searchsorted(case.degrees, plan.degree)
     steps = int(plan.step.max(initial=0)) + 1
     key = plan.group * steps + plan.step
     used, inverse = np.unique(key, return_inverse=True)
-    work = case.work_s[np.arange(len(case.lengths)), column[plan.group]]
+    table = case.attention_s if plan.remapped else case.work_s
+    assert table is not None
+    work = table[np.arange(len(case.lengths)), column[plan.group]]
     seconds = np.bincount(inverse, work, len(used)) + case.fixed_s[column[used // steps]]
+    seconds += shared_s(case, plan)[used % steps]
     tokens = np.bincount(inverse, case.held, len(used))
     return used // steps, used % steps, seconds, tokens
 
@@ -109,6 +129,31 @@ def drain_s(case: Case, plan: Scatter, group: Integers, seconds: Array) -> Array
     longest = np.zeros(len(plan.degree))
     np.maximum.at(longest, group, seconds)
     return (case.stages - 1) * longest
+
+
+def shared_s(case: Case, plan: Scatter) -> Array:
+    """Return the time that every accelerator spends in each micro-batch on linear work dealt out and on moves [s]."""
+    steps = int(plan.step.max(initial=0)) + 1
+    if not plan.remapped:
+        return np.zeros(steps)
+    assert case.attention_s is not None
+    degree = plan.degree[plan.group]
+    rows = np.arange(len(degree)), np.searchsorted(case.degrees, degree)
+    linear = np.bincount(plan.step, (case.work_s - case.attention_s)[rows] * degree, steps)
+    return np.asarray(linear / case.gpus + remapping(case, plan).seconds)
+
+
+def remapping(case: Case, plan: Scatter) -> Moves:
+    """Return what moving tokens takes in every micro-batch of a plan."""
+    assert case.remap is not None
+    held = np.zeros((int(plan.step.max(initial=0)) + 1, case.gpus))
+    used, inverse = np.unique(plan.group * len(held) + plan.step, return_inverse=True)
+    tokens = np.bincount(inverse, case.lengths.astype(float), len(used))
+    for slot, count in zip(used.tolist(), tokens.tolist(), strict=True):
+        number, step = divmod(slot, len(held))
+        degree, first = int(plan.degree[number]), int(plan.first_gpu[number])
+        held[step, first : first + degree] += count / degree
+    return moves(held, case.remap)
 
 
 def group_ends(case: Case, plan: Scatter) -> Array:

@@ -9,7 +9,7 @@ from hardware.faults import InputError
 from hardware.yaml_source import Source
 from perfmodel.sequence import SequenceCosts
 from solvers.sequence_case import Integers, Scatter, Schedule
-from solvers.sequence_unit import Index, Size, Strict, accelerators, units_of
+from solvers.sequence_unit import Index, NotNegative, Size, Strict, accelerators, units_of
 
 
 class SequenceGroup(Strict):
@@ -42,6 +42,21 @@ class SequenceAssignment(Strict):
     """How it is split."""
 
 
+class SequenceRemap(Strict):
+    """Tokens that move between attention and the linear layers; costed again wherever it is given."""
+
+    within_node_bytes: NotNegative | None = None
+    """Moved within nodes in a step [bytes]."""
+    across_nodes_bytes: NotNegative | None = None
+    """Moved between nodes in a step [bytes]."""
+    seconds: NotNegative | None = None
+    """Time of it [s]."""
+    largest_row_s: NotNegative | None = None
+    """The same if every accelerator sends for itself [s]."""
+    routed_micro_batches: Index | None = None
+    """Micro-batches in which what leaves a node is dealt out over all its accelerators first."""
+
+
 class SequencePlan(Strict):
     """A scatter of sequences."""
 
@@ -51,6 +66,8 @@ class SequencePlan(Strict):
     """Groups, in the order in which they begin."""
     assignment: tuple[SequenceAssignment, ...]
     """Each sequence once."""
+    remap: SequenceRemap | None = None
+    """Tokens move to equal numbers for the linear layers, and back; they stay if left out."""
 
 
 def given_plan(
@@ -113,4 +130,5 @@ def given_plan(
         np.array([one.gpus[0] // costs.tp for one in plan.groups], dtype=np.int64),
         group,
         step,
+        plan.remap is not None,
     )

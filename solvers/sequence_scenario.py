@@ -30,14 +30,15 @@ from perfmodel.sequence import (
     alpha_beta_costs,
     sequence_costs,
 )
+from perfmodel.sequence_remap import Remap, remap_costs
 from solvers.sequence_case import Case, Integers, Scatter, Schedule
 from solvers.sequence_given import SequencePlan, given_plan
 from solvers.sequence_layout import nested
 from solvers.sequence_lengths import drawn, lognormal, lognormal_faults, read_lengths
-from solvers.sequence_unit import Index, SequenceLayout, Size, Strict, layout_faults, units_of
+from solvers.sequence_remapped import REMAPPED
+from solvers.sequence_unit import Index, NotNegative, SequenceLayout, Size, Strict, layout_faults, units_of
 
 Amount = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 SCHEDULES: tuple[Schedule, ...] = ("one-shot", "barrier", "fixed", "splits")
 
 
@@ -120,6 +121,8 @@ class SequenceSearch(Strict):
     """Sizes of a group [units of tp x pp accelerators], or any; powers of two up to cluster or node if left out."""
     across_nodes: bool = True
     """Whether a group may be larger than a node."""
+    remap: tuple[bool, ...] = Field((False,), min_length=1)
+    """Whether tokens move to equal numbers for the linear layers; of one-shot and barrier."""
     styles: tuple[Style, ...] = Field(STYLES, min_length=1)
     """Ways to split a sequence over a group."""
     schedule: tuple[Schedule, ...] | None = Field(None, min_length=1)
@@ -196,6 +199,8 @@ class SequenceScenario:
         The scenario with files and defaults written out; reading it again asks the same.
     given : Scatter or None
         The plan given.
+    remap : Remap or None
+        What moving tokens between attention and the linear layers costs; None where they stay.
     """
 
     question: SequenceQuestion
@@ -206,6 +211,7 @@ class SequenceScenario:
     source: Source
     resolved: dict[str, Any]
     given: Scatter | None
+    remap: Remap | None = None
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -232,6 +238,8 @@ class SequenceScenario:
             units,
             node_units=None if nested(costs.degrees.tolist(), node) else node,
             stages=costs.pp,
+            attention_s=None if self.remap is None else costs.attention_of(self.lengths.astype(float)),
+            remap=self.remap,
         )
 
     def batch(self, lengths: Integers) -> SequenceScenario:
@@ -367,9 +375,32 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
             raise InputError([source.fault(("search", "degrees"), message)])
     given = given_plan(question.plan, lengths, costs, machine, source) if question.plan is not None else None
     resolved = _resolved(question, base_dir, machine, lengths, sizes)
-    scenario = SequenceScenario(question, lengths, costs, machine, found, source, resolved, given)
+    moving = (True in question.search.remap) or (given is not None and given.remapped)
+    remap = remap_costs(found, question.layout.recompute) if moving and found is not None else None
+    scenario = SequenceScenario(question, lengths, costs, machine, found, source, resolved, given, remap)
     resolved["search"]["schedule"] = list(scenario.schedules)
+    wrong = _remap_faults(scenario)
+    if wrong:
+        raise InputError(source.fault(path, message) for path, message in wrong)
     return scenario
+
+
+def _remap_faults(scenario: SequenceScenario) -> list[tuple[tuple[str | int, ...], str]]:
+    """Say where tokens are to be remapped that cannot be."""
+    search, given = scenario.question.search, scenario.given
+    asked = [("search", "remap")] if True in search.remap else []
+    asked += [("plan", "remap")] if given is not None and given.remapped else []
+    if scenario.job is None:
+        return [(path, "needs a model, not costs: what moves is as wide as its attention") for path in asked]
+    if scenario.costs.tp * scenario.costs.pp > 1:
+        return [(path, "needs tp = pp = 1: tokens move among accelerators that hold the whole model") for path in asked]
+    together = " or ".join(REMAPPED)
+    wrong: list[tuple[tuple[str | int, ...], str]] = []
+    if True in search.remap and not set(scenario.schedules) & set(REMAPPED):
+        wrong.append((("search", "remap"), f"needs the schedule {together}, whose groups meet in every layer"))
+    if given is not None and given.remapped and given.schedule not in REMAPPED:
+        wrong.append((("plan", "remap"), f"needs the schedule {together} [got {given.schedule}]"))
+    return wrong
 
 
 def _lengths(workload: SequenceWorkload, source: Source, base_dir: FilePath) -> Integers:

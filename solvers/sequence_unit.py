@@ -13,6 +13,7 @@ from perfmodel.pipeline import splits
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Index = Annotated[int, Field(strict=True, ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):

@@ -42,6 +42,10 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
     if found:
         return found
 
+    remapped = bool(getattr(plan, "remapped", False))
+    if remapped and plan.schedule not in ("one-shot", "barrier"):
+        return [f"tokens are remapped in the schedule {plan.schedule}, whose groups do not meet in every layer"]
+    linear: dict[int, float] = {}
     held: dict[tuple[int, int], float] = {}
     busy: dict[tuple[int, int], float] = {}
     for sequence, (group, step) in enumerate(zip(owner, turn, strict=True)):
@@ -49,9 +53,24 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
         work = float(case.work_s[sequence][column])
         if not work < inf:
             found.append(f"sequence {sequence} may not run on {sizes[group]} accelerators")
+        if remapped:
+            attention = float(case.attention_s[sequence][column])
+            linear[step] = linear.get(step, 0.0) + (work - attention) * sizes[group] / case.gpus
+            work = attention
         slot = (group, step)
         held[slot] = held.get(slot, 0) + weights[sequence]
         busy[slot] = busy.get(slot, float(case.fixed_s[column])) + work
+    if remapped:
+        for step, shared in linear.items():
+            on = [0.0] * case.gpus
+            for (group, turn_of), tokens in held.items():
+                if turn_of == step:
+                    for gpu in range(firsts[group], firsts[group] + sizes[group]):
+                        on[gpu] += tokens / sizes[group]
+            shared += _moving(on, case.remap)
+            for slot in busy:
+                if slot[1] == step:
+                    busy[slot] += shared
     for (group, step), tokens in held.items():
         room = sizes[group] * float(case.capacity_tokens)
         if tokens > room * (1 + TOLERANCE):
@@ -78,6 +97,46 @@ def faults(case: Any, plan: Any, seconds: float | None = None, node: int | None 
     if seconds is not None and abs(total - seconds) > 1e-6 * max(total, seconds):
         found.append(f"takes {total} s, said to take {seconds} s")
     return found
+
+
+def _moving(on: list[float], remap: Any) -> float:
+    """Return the time in which tokens come to equal numbers and back in all layers, transfer by transfer [s]."""
+    count, mean = len(on), sum(on) / len(on)
+    over = [max(tokens - mean, 0.0) for tokens in on]
+    under = [max(mean - tokens, 0.0) for tokens in on]
+    transfer: list[tuple[tuple[int, int], float, int]] = []
+    furthest = -1
+    for level, unit in enumerate(remap.units):
+        left_over, left_under = over[:], under[:]
+        for start in range(0, count, unit):
+            inside = range(start, start + unit)
+            has, lacks = sum(over[i] for i in inside), sum(under[i] for i in inside)
+            if has <= 1e-12 * sum(on) or lacks <= 1e-12 * sum(on):
+                continue
+            for i in inside:
+                for j in inside:
+                    amount = over[i] * under[j] / max(has, lacks)
+                    if amount > 0:
+                        transfer.append(((i, j), amount, level))
+                        left_over[i] -= amount
+                        left_under[j] -= amount
+                        furthest = max(furthest, level)
+        over, under = left_over, left_under
+    rate, near = [float(cost) * remap.token_bytes for cost in remap.seconds_per_byte], remap.node
+    unit = remap.units[near] if near >= 0 else 1
+    direct = routed = 0.0
+    for end in (0, 1):  # those who send, those who receive
+        alone, inside_node, leaving = [0.0] * count, [0.0] * count, [0.0] * (count // unit)
+        for pair, amount, level in transfer:
+            alone[pair[end]] += amount * rate[level]
+            if level <= near:
+                inside_node[pair[end]] += amount * rate[level]
+            else:
+                leaving[pair[end] // unit] += amount / unit * (rate[level] + 2 * (rate[near] if near >= 0 else 0.0))
+        direct = max(direct, *alone)
+        routed = max(routed, *(inside_node[gpu] + leaving[gpu // unit] for gpu in range(count)))
+    latency = float(remap.latency_s[furthest]) * remap.exchanges if furthest >= 0 else 0.0
+    return latency + min(direct, routed)
 
 
 def _astride(sizes: list[int], firsts: list[int], node: int | None) -> list[str]:
