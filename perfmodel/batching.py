@@ -217,7 +217,7 @@ def steps(law: StepLaw, requests: Requests, limits: Limits, sequences: ArrayLike
             some = -np.expm1(-arrived)
             held = np.minimum(arrived / np.maximum(some, 1e-300), whole)
             once = law.seconds(0.0, held * prompt, 0.0, held * prompt * requests.pairs_per_token)
-            loaded_per_decode = some / np.maximum(np.exp(-rate * once), 1e-9)
+            loaded_per_decode = some / np.maximum(np.exp(-np.multiply(rate, once)), 1e-9)
         loaded_per_decode = np.clip(loaded_per_decode, per_step / whole, per_step)
         held = per_step / loaded_per_decode
         loaded = law.seconds(0.0, held * prompt, 0.0, held * prompt * requests.pairs_per_token)

@@ -33,7 +33,7 @@ def test_steady_state_of_the_reference(row):
     )
     assert float(state.ttft_s) == pytest.approx(row["mean_ttft_s"], rel=0.05 if state.load < 0.81 else 0.2)
     assert float(state.running) == pytest.approx(row["mean_running"], rel=0.03)
-    assert float(state.tpot_quantile_s(0.99)) == pytest.approx(row["p99_tpot_s"], rel=0.03)
+    assert float(state.tpot_quantile_s(0.99)) == pytest.approx(row["p99_tpot_s"], rel=0.04)
     assert float(state.ttft_quantile_s(0.99)) == pytest.approx(row["p99_ttft_s"], rel=0.25)
 
 
