@@ -30,6 +30,7 @@ from perfmodel.memory import available_bytes
 from perfmodel.parameters import stage_weights
 from perfmodel.pipeline import split_layers
 from perfmodel.plan import CHOICES, DEFAULTS, Plan, plan_from_rows
+from perfmodel.sequence_offload import Offload, most_share, offload_of
 from perfmodel.terms import LINK, Array, Number, Term, chosen
 from perfmodel.training import predict_step, send_to_next_s, with_host
 
@@ -70,6 +71,8 @@ class SequenceCosts:
         Costs as a formula, instead of the tables.
     tp, pp : int
         Accelerators that share the layers of a unit, and stages that follow one another.
+    offload : Offload or None
+        What leaves for host memory; None where all activations stay.
     """
 
     degrees: NDArray[np.int64]
@@ -84,6 +87,7 @@ class SequenceCosts:
     exact: AlphaBeta | None = None
     tp: int = 1
     pp: int = 1
+    offload: Offload | None = None
 
     @property
     def unit(self) -> int:
@@ -230,7 +234,14 @@ def _memory_line(job: Job, row: Mapping[str, Any], few: int) -> tuple[float, flo
     return low - few * slope, slope
 
 
-def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layout: Mapping[str, Any]) -> SequenceCosts:
+def sequence_costs(
+    job: Job,
+    degrees: Sequence[int],
+    styles: Sequence[str],
+    layout: Mapping[str, Any],
+    *,
+    offload_activations: bool = False,
+) -> SequenceCosts:
     """Return what sequences cost on groups of every size, from the models of kernels, collectives and memory.
 
     Parameters
@@ -243,6 +254,8 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
         Ways to split a sequence.
     layout : mapping
         Fields of a training plan that all groups share: tensor and pipeline size, ZeRO stage, recomputation.
+    offload_activations : bool
+        Whether activations leave for host memory behind the work (`perfmodel.sequence_offload`); not with a pipeline.
 
     Notes
     -----
@@ -261,6 +274,10 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
     longest = max(full * sizes.max(initial=1), 2 * _SHORTEST)  # no group holds more
     steps = math.ceil(math.log2(longest / _SHORTEST) * KNOTS_PER_DOUBLING)
     lengths = np.geomspace(_SHORTEST, longest, steps + 1)
+    if offload_activations:  # a group holds more tokens than its memory; below, costs are those without offload
+        more = longest / (1 - most_share(job)) if most_share(job) < 1 else longest
+        extra = math.ceil(math.log2(more / longest) * KNOTS_PER_DOUBLING)
+        lengths = np.append(lengths, longest * (more / longest) ** (np.arange(1, extra + 1) / max(extra, 1)))
     reference = np.full(1, full / 2)
     seconds: dict[str, Array] = {}
     parts: dict[str, dict[str, Array]] = {}
@@ -281,6 +298,10 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
         seconds[style] = np.where(running[style], total * share, np.inf)
         parts[style] = {name: value * share for name, value in found.items()}
     outside, each = _outside(job, row, full)
+    offload = None
+    if offload_activations:
+        micro_steps = [(*_step_plan(job, row, lengths, sizes, full, style), running[style]) for style in styles]
+        offload = offload_of(job, micro_steps, lengths, full, token_bytes)
     return SequenceCosts(
         sizes,
         lengths,
@@ -293,6 +314,7 @@ def sequence_costs(job: Job, degrees: Sequence[int], styles: Sequence[str], layo
         token_bytes,
         tp=row["tp"],
         pp=row["pp"],
+        offload=offload,
     )
 
 
@@ -353,22 +375,13 @@ def micro_step(
     Term
         Of arrays of shape (L, D) [s]; of a pipeline the slowest stage, with what it sends forward and backward.
     """
-    s, d = (grid.ravel() for grid in np.meshgrid(lengths, degrees, indexing="ij"))
-    first = plan_from_rows([{**row, "dp": 1, "cp": 1, "micro_batch": 1, "cp_style": style}]).taken(slice(None))
-    fields: dict[str, Any] = {
-        name: np.broadcast_to(getattr(first, name), s.shape) for name in (*first.__dataclass_fields__,)
-    }
-    replicas = np.maximum(job.ranks // (d * row["tp"] * row["pp"]), 1)
-    fields |= {"cp": d, "dp": replicas, "micro_batch": tokens * d / s}
-    plan = Plan(**fields)
-    varied: Any = s
-    asked = replace(job, seq_len=varied)
+    asked, plan = _step_plan(job, row, lengths, degrees, tokens, style)
     layers = [layer_cost(asked, layer, plan) for layer in job.architecture.layers]
     costs = [*layers, embedding_cost(asked, plan), logits_cost(asked, plan)]
     stages = [with_host(asked, costs, weights, job.constants.host_softness) for weights in _stages(job, row["pp"])]
     stage = stages[0]
     if len(stages) > 1:
-        seconds = np.stack([np.broadcast_to(one.seconds, s.shape) for one in stages])
+        seconds = np.stack([np.broadcast_to(one.seconds, plan.cp.shape) for one in stages])
         stage = chosen(seconds.argmax(axis=0), stages)
     slowed = Term("slowdown under overlap", (job.constants.overlap_slowdown - 1) * np.asarray(stage.hidden_seconds))
     parts = [stage, slowed]
@@ -376,6 +389,21 @@ def micro_step(
         parts.append(Term("pipeline sends", 2 * send_to_next_s(asked, plan), LINK))
     whole: Number = sum((part.seconds for part in parts[1:]), stage.seconds)
     return _shaped(Term("micro-step", whole, children=tuple(parts)), (len(lengths), len(degrees)))
+
+
+def _step_plan(
+    job: Job, row: Mapping[str, Any], lengths: Array, degrees: NDArray[np.int64], tokens: float, style: str
+) -> tuple[Job, Plan]:
+    """Return the micro-steps of `micro_step`, lengths and sizes in one row."""
+    s, d = (grid.ravel() for grid in np.meshgrid(lengths, degrees, indexing="ij"))
+    first = plan_from_rows([{**row, "dp": 1, "cp": 1, "micro_batch": 1, "cp_style": style}]).taken(slice(None))
+    fields: dict[str, Any] = {
+        name: np.broadcast_to(getattr(first, name), s.shape) for name in (*first.__dataclass_fields__,)
+    }
+    replicas = np.maximum(job.ranks // (d * row["tp"] * row["pp"]), 1)
+    fields |= {"cp": d, "dp": replicas, "micro_batch": tokens * d / s}
+    varied: Any = s
+    return replace(job, seq_len=varied), Plan(**fields)
 
 
 def _stages(job: Job, pp: int) -> list[list[Number]]:

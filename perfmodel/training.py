@@ -291,7 +291,7 @@ def host_rates(job: Job) -> tuple[float, float]:
     node = job.machine.node
     tiers = [tier for tier in node.tiers if tier.name == "ddr"]
     if not tiers:
-        raise ValueError(f"{node.name} describes no tier named ddr, so an optimizer cannot be offloaded")
+        raise ValueError(f"{node.name} describes no tier named ddr, so nothing can be offloaded")
     tier = tiers[0]
     links = [link for link in node.links if link.name == tier.link]
     if not links or links[0].bandwidth is None:

@@ -12,6 +12,7 @@ import numpy as np
 from perfmodel import provenance
 from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.sequence import ATTENTION_PARTS
+from perfmodel.sequence_offload import Offload
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Array, Term, to_dict, total
 from solvers.result import Objective, Result
 from solvers.sequence_bounds import alone_s, work_bound
@@ -196,6 +197,8 @@ def described(
         }
     if case.stages > 1:
         beside |= _pipeline(case, plan)
+    if costs.offload is not None:
+        beside |= _offloaded(scenario, costs.offload, case, plan)
     prediction: dict[str, Any] = {
         "step_time_s": value,
         "step_time_s_p10": value * low,
@@ -212,6 +215,20 @@ def described(
         "memory_bytes": {str(number): float(value) for number, value in enumerate(memory)},
     }
     return prediction, to_dict(step)
+
+
+def _offloaded(scenario: SequenceScenario, offload: Offload, case: Case, plan: Scatter) -> dict[str, float]:
+    """Return the most that an accelerator has in host memory at a time, and how busy its link is in each direction."""
+    moved = offload.moved_bytes(case.lengths.astype(float))
+    steps = int(plan.step.max(initial=0)) + 1
+    used, inverse = np.unique(plan.group * steps + plan.step, return_inverse=True)
+    each = np.bincount(inverse, moved, len(used)) / plan.degree[used // steps]
+    busy = float(moved.sum()) / offload.rate / (makespan(case, plan) * case.gpus)
+    return {
+        "offloaded_bytes": float(each.max(initial=0.0)),
+        "host_memory_bytes": offload.host_bytes,
+        "host_link_busy_share": busy,
+    }
 
 
 def _pipeline(case: Case, plan: Scatter) -> dict[str, float]:
@@ -347,6 +364,8 @@ def _stuck_reason(scenario: SequenceScenario, case: Case, sequence: int, count: 
     largest = int(case.degrees.max())
     room = int(largest * case.capacity_tokens)
     said = f"sequence {sequence} has {length:,} tokens{others}"
+    if case.held_tokens is not None:
+        said += f", and takes the memory of {math.ceil(case.held_tokens[sequence]):,} beside what is offloaded"
     return f"{said}; the largest group, {largest * scenario.costs.unit} accelerators, holds {room:,}"
 
 

@@ -31,6 +31,7 @@ from perfmodel.sequence import (
     sequence_costs,
 )
 from perfmodel.sequence_remap import Remap, remap_costs
+from perfmodel.training import host_rates
 from solvers.sequence_case import Case, Integers, Scatter, Schedule
 from solvers.sequence_given import SequencePlan, given_plan
 from solvers.sequence_layout import nested
@@ -237,6 +238,7 @@ class SequenceScenario:
             costs.capacity_tokens,
             units,
             node_units=None if nested(costs.degrees.tolist(), node) else node,
+            held_tokens=None if costs.offload is None else costs.offload.held_tokens(self.lengths.astype(float)),
             stages=costs.pp,
             attention_s=None if self.remap is None else costs.attention_of(self.lengths.astype(float)),
             remap=self.remap,
@@ -363,7 +365,15 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
         except UnknownName:
             message = unknown_family(machine.accelerator.architecture)
             raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
-        costs = sequence_costs(found, sizes, question.search.styles, question.layout.fields)
+        offloads = question.layout.offload == "activations"
+        if offloads:
+            try:
+                host_rates(found)
+            except ValueError as error:
+                raise InputError([source.fault(("layout", "offload"), str(error))]) from None
+        costs = sequence_costs(
+            found, sizes, question.search.styles, question.layout.fields, offload_activations=offloads
+        )
         if not len(costs.degrees):
             heads = min(group.attention.heads for group in architecture.layers) // question.layout.tp
             why = {
@@ -394,6 +404,9 @@ def _remap_faults(scenario: SequenceScenario) -> list[tuple[tuple[str | int, ...
         return [(path, "needs a model, not costs: what moves is as wide as its attention") for path in asked]
     if scenario.costs.tp * scenario.costs.pp > 1:
         return [(path, "needs tp = pp = 1: tokens move among accelerators that hold the whole model") for path in asked]
+    if scenario.costs.offload is not None:
+        said = "needs layout.offload: none: activations of tokens that move are spread over the cluster"
+        return [(path, said) for path in asked]
     together = " or ".join(REMAPPED)
     wrong: list[tuple[tuple[str | int, ...], str]] = []
     if True in search.remap and not set(scenario.schedules) & set(REMAPPED):

@@ -36,11 +36,14 @@ class SequenceLayout(Strict):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation."""
 
+    offload: Literal["none", "activations"] = "none"
+    """What leaves for host memory: activations, as far as a sequence's own compute hides them."""
+
     @property
     def fields(self) -> dict[str, Any]:
         """The same as fields of a training plan."""
         split = self.tp > 1 if self.seq_parallel is None else self.seq_parallel
-        return {**self.model_dump(), "seq_parallel": split}
+        return {**self.model_dump(exclude={"offload"}), "seq_parallel": split}
 
 
 def layout_faults(
@@ -77,6 +80,12 @@ def layout_faults(
         if tp > 1 and layout.seq_parallel is False and any(part.feed_forward.experts for part in architecture.layers):
             said = "a mixture of experts needs sequence parallelism beside tensor parallelism"
             wrong.append((("layout", "seq_parallel"), said))
+    if layout.offload == "activations":
+        if architecture is None:
+            wrong.append((("layout", "offload"), "costs are given, which say nothing of activations"))
+        if pp > 1:
+            said = f"activations leave for host memory only without a pipeline [got pp: {pp}]"
+            wrong.append((("layout", "offload"), said))
     if layout.seq_parallel and tp == 1:
         wrong.append((("layout", "seq_parallel"), "sequence parallelism needs tp > 1"))
     if pp > 1 and "splits" in schedules:
