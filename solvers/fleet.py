@@ -63,7 +63,6 @@ def plan(
     relaxed = relaxed_model.solve(time_limit_s=limit_s)
     if found.objective is None:
         return Result(
-            kind="fleet",
             status="time_limit",
             objective=objective(None),
             best_bound=_better(found.best_bound, relaxed),
@@ -78,7 +77,6 @@ def plan(
         described |= _one_more(case, fleet, cost, began + limit_s)
     others = alternatives(case, fleet, top, began + limit_s) if top else []
     return Result(
-        kind="fleet",
         status=_status(found, cost, bound, gap),
         objective=objective(cost),
         best_bound=bound,
@@ -151,7 +149,6 @@ def predict(scenario: FleetScenario) -> Result:
     if fleet is None:
         return _infeasible(scenario, reason, began)
     return Result(
-        kind="fleet",
         status="feasible",
         objective=objective(float(fleet.cost(case).sum())),
         solve_time_s=time.perf_counter() - began,
@@ -180,7 +177,6 @@ def _baseline(scenario: FleetScenario, best: float) -> dict[str, Any] | None:
 def _infeasible(scenario: FleetScenario, reason: Any, began: float) -> Result:
     why, relaxation = reason
     return Result(
-        kind="fleet",
         status="infeasible",
         objective=objective(None),
         solve_time_s=time.perf_counter() - began,

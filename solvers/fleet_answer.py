@@ -30,10 +30,17 @@ def common(scenario: FleetScenario) -> dict[str, Any]:
         release = version("perfmodel")
     except PackageNotFoundError:
         release = "not installed"
-    return {
-        "scenario": scenario.resolved,
-        "provenance": {"version": release, "throughputs": "as given"},
-    }
+    question = scenario.question
+    said = [
+        f"{one.name}: "
+        + (
+            "as given"
+            if one.throughput_requests_per_s is not None
+            else f"predicted, {question.engine}, {one.precision_weights} weights, {written.get('node', one.node)}"
+        )
+        for one, written in zip(question.accelerators, scenario.resolved["accelerators"], strict=True)
+    ]
+    return {"kind": "fleet", "scenario": scenario.resolved, "provenance": {"version": release, "throughputs": said}}
 
 
 def plan_dict(case: Case, fleet: Fleet) -> dict[str, Any]:
@@ -158,6 +165,8 @@ def prediction(
             name: float(calls[calls > 0] @ worth[calls > 0])
             for name, calls in zip(case.requests, case.calls, strict=True)
         }
+    if any(one.throughput_requests_per_s is None for one in question.accelerators):
+        found["throughput_requests_per_s"] = _throughputs(case)
     used = [one for one in range(len(case.accelerators)) if held[one].any()]
     found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
     if (np.isfinite(case.price).sum(axis=1) > 1).any():
@@ -167,6 +176,17 @@ def prediction(
             if np.isfinite(case.price[:, place]).any()
         }
     return found
+
+
+def _throughputs(case: Case) -> dict[str, dict[str, float]]:
+    """Return what one instance of each kind sustains of each class [requests/s]."""
+    return {
+        name: {
+            asked: float(case.throughput[stream, case.pool_accelerator == one].max())
+            for stream, asked in enumerate(case.classes)
+        }
+        for one, name in enumerate(case.accelerators)
+    }
 
 
 def _lengths(case: Case, question: FleetQuestion, name: str) -> Array:

@@ -63,6 +63,25 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """An objective of latency that predicted throughputs are within.
+
+    Parameters
+    ----------
+    name : str
+        Its key.
+    limit_s : float
+        What it is [s].
+    reached_s : array, (classes, A)
+        The least that a request alone sees, not a number where throughputs are given [s].
+    """
+
+    name: str
+    limit_s: float
+    reached_s: Array
+
+
+@dataclass(frozen=True)
 class Case:
     """The fleet to choose, as arrays over accelerators (A), pools (P), streams of requests (I) and periods (H).
 
@@ -121,6 +140,8 @@ class Case:
         What can be asked once more: the classes, then the graphs.
     calls : array, (requests, I)
         Calls of each stream that one such request makes [1].
+    objectives : tuple of Objective
+        Of latency.
     """
 
     accelerators: tuple[str, ...]
@@ -150,6 +171,7 @@ class Case:
     lost: int
     requests: tuple[str, ...]
     calls: Array
+    objectives: tuple[Objective, ...] = ()
 
     @property
     def periods(self) -> int:

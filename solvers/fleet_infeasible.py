@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +31,10 @@ def unserved(case: Case) -> Reason | None:
     for stream in np.flatnonzero(asked & ~able.any(axis=1)):
         one = case.classes[case.stream_class[stream]]
         why.append(_because(f"no accelerator serves class {one!r} within the objectives"))
-        rate = float(case.rate[stream].max())
-        changes[case.streams[stream]] = _change(f"demand[{case.streams[stream]}]", rate, 0.0, "requests/s")
+        for name, now, needed, unit in _nearest(case, int(stream)):
+            known = changes.get(name)
+            if known is None or known["needed"] < needed:
+                changes[name] = _change(name, now, needed, unit)
     if not why:
         for graph in case.graphs:
             if asked[list(graph.calls)].any():
@@ -39,6 +42,22 @@ def unserved(case: Case) -> Reason | None:
                     why.append(_because(f"{name}: the fastest accelerators take longer than the limit"))
                     changes[name] = _change(name, now, needed, "s")
     return (why, list(changes.values())) if why else None
+
+
+def _nearest(case: Case, stream: int) -> list[tuple[str, float, float, str]]:
+    """Return the objectives that the nearest kind misses for a stream, else its rate, which would have to be none."""
+    one = case.stream_class[stream]
+    reached = np.array([objective.reached_s[one] / objective.limit_s for objective in case.objectives])
+    if len(reached) and np.isfinite(reached).any():
+        kind = int(np.nanargmin(np.where(np.isnan(reached), np.inf, reached).max(axis=0)))
+        missed = [
+            (objective.name, objective.limit_s, float(objective.reached_s[one, kind]), "s")
+            for objective in case.objectives
+            if math.isfinite(objective.reached_s[one, kind]) and objective.reached_s[one, kind] > objective.limit_s
+        ]
+        if missed:
+            return missed
+    return [(f"demand[{case.streams[stream]}]", float(case.rate[stream].max()), 0.0, "requests/s")]
 
 
 def _because(reason: str, nearest: dict[str, Any] | None = None) -> dict[str, Any]:

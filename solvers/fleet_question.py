@@ -44,10 +44,17 @@ class FleetAccelerator(_Strict):
     """Share of the accelerators rented on the spot market that is counted on; needed with a spot price."""
     max: Count | None = None
     """Accelerators there are; any number if left out."""
-    accelerators_per_instance: Annotated[
-        Annotated[Size, Tag("of all")] | Annotated[dict[str, Size], Tag("by model")], Discriminator(_form_of)
-    ] = 1
-    """Accelerators that hold one replica of a model; one number, or one by model."""
+    accelerators_per_instance: (
+        Annotated[Annotated[Size, Tag("of all")] | Annotated[dict[str, Size], Tag("by model")], Discriminator(_form_of)]
+        | None
+    ) = None
+    """Accelerators that hold one replica of a model; one number, or one by model. 1 with given throughputs, otherwise
+    what takes the fewest accelerators for the model's classes."""
+    node: str | None = None
+    """Node whose links join the accelerators of an instance: a name of the catalogue or a path; the first of the
+    catalogue with such accelerators if left out."""
+    precision_weights: str = "bf16"
+    """Type of the weights."""
     power: Watts | None = None
     """Of one accelerator, with its share of the host; the catalogue's limit if left out."""
     site: str | None = None
@@ -56,9 +63,10 @@ class FleetAccelerator(_Strict):
     """Share of an instance's throughput that may be used; the headroom's if left out."""
     throughput_requests_per_s: tuple[NotNegative, ...] | None = None
     """Requests of each class that one instance sustains within the objectives, in the order of the classes; 0 where
-    it cannot."""
+    it cannot; predicted if left out."""
     latency_s: tuple[NotNegative, ...] | None = None
-    """Time of one request of each class from end to end, in the order of the classes; needed with request graphs."""
+    """Time of one request of each class from end to end, in the order of the classes; needed with request graphs where
+    throughputs are given."""
 
 
 class FleetClass(_Strict):
@@ -135,12 +143,8 @@ class FleetSlo(_Strict):
 
     ttft_mean: Seconds | None = None
     """Mean time to the first token."""
-    ttft_p99: Seconds | None = None
-    """99th percentile of the time to the first token."""
     tpot_mean: Seconds | None = None
     """Mean time per output token after the first."""
-    tpot_p99: Seconds | None = None
-    """99th percentile of the time per output token after the first."""
 
 
 class FleetHeadroom(_Strict):
@@ -209,8 +213,10 @@ class FleetQuestion(_Strict):
     """Kind of question."""
     accelerators: tuple[FleetAccelerator, ...] = Field(min_length=1)
     """Kinds that can be rented."""
-    model: str = "model"
-    """Model of the classes that name none."""
+    model: str | None = None
+    """Model of the classes that name none: a bundled name, or the path of a config.json."""
+    engine: str = "vllm"
+    """Engine whose throughputs are predicted."""
     workload: FleetWorkload
     """What is asked of the fleet."""
     slo: FleetSlo = FleetSlo()

@@ -18,7 +18,7 @@ from hardware.faults import Fault, InputError
 from hardware.schema import Accelerator
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.terms import Array
-from solvers.fleet_case import Case, Graph
+from solvers.fleet_case import Case, Graph, Objective
 from solvers.fleet_question import (
     FleetAccelerator,
     FleetClass,
@@ -28,6 +28,7 @@ from solvers.fleet_question import (
     FleetQuestion,
     FleetWorkload,
 )
+from solvers.fleet_throughput import Rates, class_throughputs, models_of, node_of
 
 _Path = tuple[str | int, ...]
 
@@ -80,43 +81,16 @@ def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
     entries = [_catalogued(one) for one in question.accelerators]
     for path, message in _faults(question, entries):
         faults.append(source.fault(path, message))
-    throughput, latency = _rates(question, source, faults)
-    if faults or throughput is None:
+    rates = _rates(question, entries, source, base_dir, faults)
+    if faults or rates is None:
         raise InputError(sorted(faults, key=lambda fault: (fault.line, fault.column)))
-    case = _case(question, entries, throughput, latency)
+    case = _case(question, entries, rates)
     return FleetScenario(question, case, source, _resolved(question, entries, class_names(workload), case))
 
 
 def class_names(workload: FleetWorkload) -> list[str]:
     """Return what each class is called: its own name, else its lengths."""
     return [one.name or f"{one.isl}-{one.osl}" for one in workload.classes]
-
-
-def models_of(question: FleetQuestion) -> list[str]:
-    """Return the model of each class."""
-    return [one.model or question.model for one in question.workload.classes]
-
-
-def class_throughputs(accelerator: FleetAccelerator, question: FleetQuestion) -> tuple[Array, Array] | None:
-    """Return what one instance sustains of each class within the objectives [requests/s], and the latency of one [s].
-
-    Parameters
-    ----------
-    accelerator : FleetAccelerator
-        The kind.
-    question : FleetQuestion
-        Whose classes are meant.
-
-    Returns
-    -------
-    tuple of array, or None
-        Throughput and latency by class; None where neither is given.
-    """
-    given = accelerator.throughput_requests_per_s
-    if given is None:
-        return None
-    latency = accelerator.latency_s or (0.0,) * len(given)
-    return np.array(given), np.array(latency)
 
 
 def _catalogued(one: FleetAccelerator) -> Accelerator | UnknownName:
@@ -138,11 +112,6 @@ def _prices(one: FleetAccelerator, entry: Accelerator | UnknownName) -> tuple[fl
 
 def _power(one: FleetAccelerator, entry: Accelerator | UnknownName) -> float | None:
     return one.power if one.power is not None else None if isinstance(entry, UnknownName) else entry.power.limit
-
-
-def _per_instance(one: FleetAccelerator, model: str) -> int:
-    size = one.accelerators_per_instance
-    return size.get(model, 1) if isinstance(size, Mapping) else size
 
 
 def _faults(question: FleetQuestion, entries: list[Accelerator | UnknownName]) -> list[tuple[_Path, str]]:
@@ -299,32 +268,36 @@ def _length(workload: FleetWorkload) -> int:
     return max(len(workload.profile), *(len(one.profile or ()) for one in rated))
 
 
-def _rates(question: FleetQuestion, source: Source, faults: list[Fault]) -> tuple[Array | None, Array]:
-    """Return throughput [requests/s] and latency [s] of an instance, of shape (classes, accelerators)."""
-    count = len(question.workload.classes)
-    throughput = np.zeros((count, len(question.accelerators)))
-    latency = np.zeros_like(throughput)
-    for number, one in enumerate(question.accelerators):
-        found = class_throughputs(one, question)
-        if found is None:
-            at = ("accelerators", number, "throughput_requests_per_s")
-            faults.append(source.fault(at, f"missing; {one.name} needs throughput_requests_per_s, one for each class"))
-        elif all(len(values) == count for values in found):
-            throughput[:, number], latency[:, number] = found
-        if question.workload.graphs and one.latency_s is None:
+def _rates(
+    question: FleetQuestion,
+    entries: list[Accelerator | UnknownName],
+    source: Source,
+    base_dir: FilePath,
+    faults: list[Fault],
+) -> list[Rates] | None:
+    """Return what an instance of each kind sustains."""
+    count, found = len(question.workload.classes), []
+    for number, (one, entry) in enumerate(zip(question.accelerators, entries, strict=True)):
+        rates = class_throughputs(question, number, entry, source, base_dir, faults)
+        if question.workload.graphs and one.throughput_requests_per_s is not None and one.latency_s is None:
             at = ("accelerators", number, "latency_s")
             faults.append(source.fault(at, "missing; the request graphs have limits of latency"))
-    return (None if faults else throughput), latency
+        if rates is not None and len(rates.throughput) == len(rates.latency_s) == count:
+            found.append(rates)
+    return None if faults else found
 
 
-def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], throughput: Array, latency: Array) -> Case:
+def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rates: list[Rates]) -> Case:
     workload, kinds = question.workload, question.accelerators
     models = list(dict.fromkeys(models_of(question)))
     of_class = np.array([models.index(name) for name in models_of(question)])
     pools = [(one, model) for model in range(len(models)) for one in range(len(kinds))]
     kind, held = np.array(pools).T
+    throughput, latency, ttft, tpot = (
+        np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s", "ttft_s", "tpot_s")
+    )
     streams = list(range(len(workload.classes)))
-    rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
+    asked_rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
     counts, graphs = [1.0] * len(streams), []
     for graph in workload.graphs:
         order = ordered(graph)
@@ -333,7 +306,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
         for call in graph.calls:
             streams.append(class_names(workload).index(call.class_))
             counts.append(call.count)
-            rates.append(graph.rate_rps * call.count * _profile(graph.profile, workload))
+            asked_rates.append(graph.rate_rps * call.count * _profile(graph.profile, workload))
         graphs.append(
             Graph(
                 graph.name,
@@ -349,7 +322,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
     for number, asked in enumerate(graphs, start=len(workload.classes)):
         calls[number, list(asked.calls)] = np.array(counts)[list(asked.calls)]
     matches = of_class[of_stream][:, None] == held
-    rate, alike = np.unique(np.array(rates), axis=1, return_inverse=True)
+    rate, alike = np.unique(np.array(asked_rates), axis=1, return_inverse=True)
     alike = alike.reshape(-1)
     sites = [site.name for site in question.sites]
     shared = question.headroom.utilisation_max
@@ -371,7 +344,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
         models=tuple(models),
         pool_accelerator=kind,
         pool_model=held,
-        pool_size=np.array([_per_instance(kinds[one], models[model]) for one, model in pools]),
+        pool_size=np.array([rates[one].sizes[models[model]] for one, model in pools]),
         streams=tuple(stream_names(workload)),
         stream_class=of_stream,
         classes=tuple(class_names(workload)),
@@ -386,6 +359,14 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], thr
         lost=question.headroom.lost_instances,
         requests=tuple(class_names(workload) + [graph.name for graph in workload.graphs]),
         calls=calls,
+        objectives=tuple(
+            Objective(name, limit, reached)
+            for name, limit, reached in (
+                ("slo.ttft_mean", question.slo.ttft_mean, ttft),
+                ("slo.tpot_mean", question.slo.tpot_mean, tpot),
+            )
+            if limit is not None
+        ),
     )
 
 
@@ -407,6 +388,13 @@ def _resolved(
         if power is not None:
             offer["power"] = power
         offer["utilisation_max"] = float(case.utilisation_max[number])
+        sizes = {
+            case.models[case.pool_model[pool]]: int(case.pool_size[pool])
+            for pool in np.flatnonzero(case.pool_accelerator == number)
+        }
+        offer["accelerators_per_instance"] = sizes if len(sizes) > 1 else next(iter(sizes.values()))
+        if one.throughput_requests_per_s is None and one.node is None and not isinstance(entry, UnknownName):
+            offer["node"] = node_of(entry.name)
     for name, asked in zip(names, written["workload"]["classes"], strict=True):
         asked["name"] = name
     return written

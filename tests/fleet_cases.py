@@ -96,7 +96,7 @@ def per_instance(offer: Mapping[str, Any], model: str) -> int:
 
 def check_period(written: Mapping[str, Any], offers: Mapping[str, Any], part: Mapping[str, Any], h: int) -> None:
     workload, lost = written["workload"], written["headroom"]["lost_instances"]
-    model_of = [one.get("model", written["model"]) for one in workload["classes"]]
+    model_of = [one.get("model", written.get("model")) for one in workload["classes"]]
     load: dict[tuple[str, str], float] = {}
     for name, number, rate, _ in demands(written, h):
         if rate == 0:
