@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,9 @@ from solvers.result import Result
 from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_answer import described, infeasible_answer, objective, plan_dict, sequence_provenance
 from solvers.sequence_barrier import plan_barrier
-from solvers.sequence_bounds import work_bound
+from solvers.sequence_bounds import named_work_bound, work_bound
 from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan, remapping
+from solvers.sequence_layout import chained
 from solvers.sequence_oneshot import plan_oneshot
 from solvers.sequence_remapped import REMAPPED, plan_remapped
 from solvers.sequence_scenario import SequenceScenario
@@ -204,10 +206,11 @@ def planned(
         plain = next((one.plan for one in found if one.plan.schedule == name), None)
         began, share_s = time.perf_counter(), time_limit_s / len(ways)
         try:
+            planner = partial(_by_nodes, PLANNERS[name]) if case.node_units else PLANNERS[name]
             if remapped:
-                scatter, bound, bound_name = plan_remapped(case, PLANNERS[name], plain, share_s)
+                scatter, bound, bound_name = plan_remapped(case, planner, plain, share_s)
             else:
-                scatter, bound, bound_name = PLANNERS[name](case, share_s)
+                scatter, bound, bound_name = planner(case, share_s)
         except ValueError:  # the planner found none; where that is proved the work bound says so before
             continue
         value = makespan(case, scatter)
@@ -216,6 +219,24 @@ def planned(
         if progress is not None:
             progress((number + 1) / len(ways))
     return found
+
+
+def _by_nodes(planner: Planner, case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
+    """Plan with all sizes, and with those alone that divide one another and a node: more sizes are harder to search."""
+    few, start = chained(case), None
+    if few is not None:
+        try:
+            start = planner(few, 0.5 * time_limit_s)[0]
+        except ValueError:  # they do not hold every sequence, or not as packed
+            few = None
+    try:
+        scatter, bound, name = planner(case, time_limit_s * (1.0 if few is None else 0.5))
+    except ValueError:
+        if start is None:
+            raise
+        bound, name = named_work_bound(case, start.schedule)
+        return start, bound, name
+    return (start if start is not None and makespan(case, start) < makespan(case, scatter) else scatter), bound, name
 
 
 def best_static(case: Case, schedules: Iterable[Schedule]) -> Planned | None:

@@ -7,6 +7,7 @@ another and a node, accelerators in a row do, largest groups first; otherwise gr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -23,6 +24,31 @@ def nested(degrees: Iterable[int], node: int) -> bool:
     sizes = sorted({*degrees, node})
     within = pairwise(size for size in sizes if size <= node)
     return all(large % small == 0 for small, large in within) and all(size % node == 0 for size in sizes if size > node)
+
+
+def chained(case: Case) -> Case | None:
+    """Return the case of those sizes alone that divide one another and a node; None where there is none.
+
+    Few sizes fit beside one another without gaps, so that plans of them are worth a search of their own.
+    """
+    node = last = case.node_units or case.gpus
+    chosen = []
+    for number, size in reversed(list(enumerate(case.degrees.tolist()))):
+        if size % node == 0 if size > node else last % size == 0:
+            chosen.append(number)
+            last = min(size, last)
+    if not chosen:
+        return None
+    kept = np.array(chosen[::-1])
+    attention = None if case.attention_s is None else case.attention_s[:, kept]
+    return replace(
+        case,
+        degrees=case.degrees[kept],
+        work_s=case.work_s[:, kept],
+        fixed_s=case.fixed_s[kept],
+        node_units=None,
+        attention_s=attention,
+    )
 
 
 class Free:

@@ -11,7 +11,7 @@ from hardware.catalogue import resolve_cluster
 from hardware.faults import InputError
 from hardware.topology import levels
 from hardware.yaml_source import Source, read_yaml
-from perfmodel.collectives import all_to_all, collective_model, group
+from perfmodel.collectives import all_gather, all_to_all, collective_model, group
 from perfmodel.sequence import all_to_all_bandwidth
 from solvers.sequence import plan
 from solvers.sequence_answer import scatter_of
@@ -123,6 +123,9 @@ def test_a_group_within_a_node_stays_there_and_one_of_twelve_pays_the_network() 
     buffer = 1e9
     six, eight, twelve, sixteen = (float(all_to_all(group(tower, size, 1), buffer, model)) for size in (6, 8, 12, 16))
     assert six < eight < 0.1 * twelve
+    # a ring leaves the second node over four adapters instead of eight: (11/12)/4 against (15/16)/8
+    gathered = [float(all_gather(group(tower, size, 1), 1e10, model)) for size in (12, 16)]
+    assert gathered[0] / gathered[1] == pytest.approx(2 * (11 / 12) / (15 / 16), rel=0.05)
     # the eight send a third, the four two thirds: a third more than the half of sixteen
     assert twelve / sixteen == pytest.approx(4 / 3, rel=0.05)
 

@@ -10,7 +10,7 @@ from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_bounds import integer_bound, work_bound
 from solvers.sequence_case import makespan
-from solvers.sequence_layout import Free, laid_out, nested, one_size
+from solvers.sequence_layout import Free, chained, laid_out, nested, one_size
 from solvers.sequence_oneshot import plan_oneshot
 from solvers.sequence_static import plan_static
 from tests.sequence_checker import faults
@@ -74,6 +74,14 @@ def test_room_is_told_as_groups_are_placed() -> None:
 def test_sizes_that_divide_one_another_need_no_search() -> None:
     assert nested([1, 2, 4, 8, 16, 64], 8) and nested([3, 6, 12], 6) and nested([8, 24], 8)
     assert not nested([1, 6], 8) and not nested([2, 3], 6) and not nested([8, 12], 8) and not nested([64], 72)
+
+
+def test_sizes_that_divide_one_another_are_taken_out() -> None:
+    case = replace(costs(48, [1, 2, 3, 4, 6, 8, 12, 16, 20], [1], 1, 1, 1, [1] * 9, (1, 1), 9), node_units=8)
+    few = chained(case)
+    assert few is not None and few.degrees.tolist() == [1, 2, 4, 8, 16] and few.node_units is None
+    assert few.work_s.tolist() == case.work_s[:, [0, 1, 3, 5, 7]].tolist()
+    assert chained(replace(case, degrees=case.degrees[[4, 6]], node_units=8)) is None
 
 
 def test_groups_of_one_size() -> None:

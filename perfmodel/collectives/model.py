@@ -218,7 +218,7 @@ class Crossing:
     rate : array
         What one rank's links to the group carry of large messages [bytes/s].
     lanes : array
-        Links that the members inside a unit of the level below leave it over, at that rate each.
+        Links that the members inside that unit leave it over, at that rate each.
     """
 
     level: Level
@@ -246,7 +246,7 @@ def crossings(ranks: Group, model: CollectiveModel) -> Iterator[Crossing]:
     for level, members, fewest in zip(ranks.levels, ranks.members, ranks.fewest or ranks.members, strict=True):
         link = model.link(level.type)
         step_s = link.step + max(level.latency - link.path, 0.0)
-        lanes = 1.0 if link.one_path else below
+        lanes = 1.0 if link.one_path else least
         rate: Number = level.bandwidth * link.bandwidth
         units = level.ranks // inside
         if level.type in MESHES and units > 1:
