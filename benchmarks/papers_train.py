@@ -302,7 +302,7 @@ def ceilings() -> dict[str, str]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:.2e}" if value >= 1e6 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
@@ -333,8 +333,8 @@ def table(claims: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
             missing = f"not predicted; missing: {NOT_PREDICTED.get(name, 'a method for this claim')}"
             cells = ("", missing, bounds.get(name, ""))
         else:
-            ends = f" [{_number(found.low)}, {_number(found.high)}]" if found.low < found.high else ""
-            cells = (_number(found.value) + ends, verdict(claim, found), found.inputs)
+            ends = f" [{number(found.low)}, {number(found.high)}]" if found.low < found.high else ""
+            cells = (number(found.value) + ends, verdict(claim, found), found.inputs)
         stated = f"{span} {claim['unit']} ({claim['stated_as']})".replace(" 1e9", "e9")
         values = (name, stated, *cells)
         lines.append(dict(zip(COLUMNS, values, strict=True)) | {"answer": found})

@@ -1,28 +1,39 @@
-"""The table of what papers claim for training beside what the model predicts."""
+"""The tables of what papers claim beside what the models predict."""
 
 import csv
 import importlib.util
+import itertools
 import math
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
 CLAIMS = Path(os.environ.get("PERFMODEL_DATA", HERE.parents[1] / "shared" / "data")) / "papers" / "claims.csv"
 
 
-@pytest.fixture(scope="module")
-def papers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("papers_train", HERE.parent / "benchmarks" / "papers_train.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HERE.parent / "benchmarks" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up, and one table uses parts of another
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def papers() -> ModuleType:
+    return benchmark("papers_train")
+
+
+@pytest.fixture(scope="module")
+def sequence(papers: ModuleType) -> ModuleType:
+    return benchmark("papers_sequence")
 
 
 def test_every_claim_of_the_training_planner_has_one_line_with_a_finite_prediction_or_a_reason(papers):
@@ -74,3 +85,49 @@ def test_without_the_claims_one_line_says_so(papers, monkeypatch, capsys, tmp_pa
     monkeypatch.setattr(papers, "CLAIMS", tmp_path / "claims.csv")
     papers.main()
     assert capsys.readouterr().out.startswith("skipped: no ")
+
+
+@pytest.mark.slow
+def test_every_claim_of_the_sequence_planner_has_one_line(sequence):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    lines = list(sequence.lines(claims))
+    assert [line["claim_id"] for line in lines] == [row["claim_id"] for row in claims if row["planner"] == "sequence"]
+    for line in lines:
+        answer = line["answer"]
+        if answer is None:
+            assert line["verdict"].startswith("not predicted; missing: ")
+            assert line["claim_id"] in sequence.NOT_PREDICTED
+        else:
+            assert 0 <= answer.low <= answer.value <= answer.high < math.inf, line["claim_id"]
+            assert line["inputs assumed"]
+
+
+def test_buckets_lose_least(sequence):
+    """Against every way to cut nine lengths into three buckets."""
+    lengths = np.sort(np.random.default_rng(0).integers(1, 100, 9)).astype(float)
+    every = [
+        sum(float((part[-1] - part).sum()) for part in np.split(lengths, cuts))
+        for cuts in itertools.combinations(range(1, 9), 2)
+    ]
+    assert sequence.least_rounding(lengths, 3) == pytest.approx(min(every))
+    assert sequence.least_rounding(lengths, 9) == 0
+
+
+def test_a_static_mesh_packs_in_order(sequence):
+    # groups of two; packs of at most 10 tokens: 6 3, 8, 5 5, 9, dealt to two groups in turn; a token takes a second
+    lengths = np.array([6, 3, 8, 5, 5, 9])
+    work = np.stack([np.full(6, np.inf), lengths.astype(float)], axis=1)
+    case = sequence.Case(lengths, np.array([1, 2]), work, np.array([0.0, 1.0]), 5.0, 4)
+    assert sequence.in_order(case, 2, 10) == (9 + 1) + (10 + 1)
+
+
+def test_lengths_that_stand_in(sequence):
+    for kind in sequence.LENGTHS:
+        lengths = sequence.drawn(kind, 65_536, 400, 3)
+        assert len(lengths) == 400 and lengths.min() >= 32 and lengths.max() <= 65_536
+        assert np.array_equal(lengths, sequence.drawn(kind, 65_536, 400, 3))
+        batch = sequence.filling(kind, 65_536, 1e6, 3)
+        assert 1e6 - 65_536 <= batch.sum() <= 1e6
