@@ -143,8 +143,12 @@ class FleetSlo(_Strict):
 
     ttft_mean: Seconds | None = None
     """Mean time to the first token."""
+    ttft_p99: Seconds | None = None
+    """99th percentile of the time to the first token."""
     tpot_mean: Seconds | None = None
     """Mean time per output token after the first."""
+    tpot_p99: Seconds | None = None
+    """99th percentile of the time per output token after the first."""
 
 
 class FleetHeadroom(_Strict):

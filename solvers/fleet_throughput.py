@@ -8,26 +8,26 @@ from functools import cache
 from pathlib import Path as FilePath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware.catalogue import UnknownName, find, names, resolve_cluster
 from hardware.faults import Fault, InputError, Path
 from hardware.schema import Accelerator
 from hardware.yaml_source import Source, did_you_mean
 from perfmodel.architecture import Architecture, ModelNotCovered, load_architecture
+from perfmodel.batching import Limits, Requests, open_loop
 from perfmodel.serving.capacity import capacity
-from perfmodel.serving.engine import Engine, engines
-from perfmodel.serving.regimes import closed_loop
+from perfmodel.serving.engine import engines
 from perfmodel.serving.server import PRECISIONS, Server, server
-from perfmodel.serving.step import Deployment
+from perfmodel.serving.step import Deployment, Load, step
+from perfmodel.step_law import StepTable
 from perfmodel.terms import Array
-from solvers.fleet_question import FleetAccelerator, FleetQuestion, FleetSlo
+from solvers.fleet_question import FleetAccelerator, FleetQuestion
 
-_POINTS = 24
-"""Numbers of running sequences that are tried, from one to as many as fit."""
-_LASTING = 1e9
-"""Requests of a client of a loop that has always been running."""
-_EVEN = 1.0
-"""Requests come evenly over the time of an answer."""
+_POINTS = 32
+"""Rates that are tried between none and the capacity, and again between the best of these and the next."""
+_IDLE = 1e-6
+"""Share of the capacity at which a request is alone."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,19 @@ def class_throughputs(
         except ValueError as error:
             faults.append(source.fault((*at, "precision_weights"), f"{error} [got {precision!r}]"))
             return None
-        try:
-            rates[model] = _modelled(served, question, classes, model, per_instance(one, model))
-        except ValueError as error:
-            faults.append(source.fault((*at, "accelerators_per_instance"), str(error)))
+        allowed = _sizes(served, per_instance(one, model))
+        if isinstance(allowed, str):
+            faults.append(source.fault((*at, "accelerators_per_instance"), allowed))
             return None
+        rates[model] = _modelled(served, question, classes, model, np.array(allowed))
     merged = [np.empty(len(models)) for _ in range(4)]
     for model, part in rates.items():
         chosen = np.array([name == model for name in models])
         for whole, values in zip(merged, (part.throughput, part.latency_s, part.ttft_s, part.tpot_s), strict=True):
             whole[chosen] = values
     throughput, latency_s, ttft_s, tpot_s = merged
-    sizes = {model: part.sizes[model] for model, part in rates.items()}
-    return Rates(throughput, latency_s, sizes, ttft_s, tpot_s)
+    chosen_sizes = {model: part.sizes[model] for model, part in rates.items()}
+    return Rates(throughput, latency_s, chosen_sizes, ttft_s, tpot_s)
 
 
 def _once(faults: list[Fault], fault: Fault) -> None:
@@ -180,70 +180,86 @@ def _architecture(
     return None
 
 
-def _modelled(served: Server, question: FleetQuestion, classes: list[int], model: str, size: int | None) -> Rates:
+def _modelled(served: Server, question: FleetQuestion, classes: list[int], model: str, sizes: Array) -> Rates:
     """Return what an instance sustains of the classes of one model, at the size that takes the fewest accelerators.
 
     Notes
     -----
-    A throughput is that of a loop of as many sequences as keep the objectives and fit the cache, in its steady state
-    (`perfmodel.serving.regimes.closed_loop`).
+    A throughput is the highest rate of Poisson arrivals of one class alone at which one instance keeps the objectives,
+    the wait for a place in the batch included (`perfmodel.batching.open_loop`).
     """
-    sizes = np.array(_sizes(served, size))
     asked = [question.workload.classes[number] for number in classes]
-    prompt, output = (np.array([getattr(one, key) for one in asked], float) for key in ("isl", "osl"))
-    deployment = Deployment(tp=sizes[:, None])
-    room = capacity(served, Deployment(tp=sizes), _budget(served.engine)).cache_tokens
-    slots = np.floor(np.minimum(served.engine.defaults.max_num_seqs, room / (prompt + output)[:, None]))
-    running = np.maximum(slots, 1.0)[:, :, None] ** np.linspace(0.0, 1.0, _POINTS)
-    running = running.round()
-    seen = closed_loop(
-        served,
-        deployment,
-        running,
-        prompt[:, None, None],
-        output[:, None, None],
-        budget=_budget(served.engine),
-        slots=np.maximum(slots, 1.0)[:, :, None],
-        waves=_LASTING,
-        spread=_EVEN,
-    )
-    within = (running <= slots[:, :, None]) & _kept(question.slo, seen.ttft_s, seen.tpot_s)
-    rate = np.where(within, seen.requests_per_s, 0.0)
-    best = rate.argmax(axis=2)[:, :, None]
-    throughput = np.take_along_axis(rate, best, 2)[:, :, 0]
-    total_s = seen.ttft_s + (output - 1)[:, None, None] * seen.tpot_s
-    latency_s = np.take_along_axis(np.broadcast_to(total_s, rate.shape), best, 2)[:, :, 0]
+    prompt, output = (np.array([getattr(one, key) for one in asked], float)[:, None, None] for key in ("isl", "osl"))
+    engine, requests = served.engine, Requests(prompt, output)
+    room = capacity(served, Deployment(tp=sizes), engine.defaults.max_num_batched_tokens).cache_tokens
+    slots = np.floor(np.minimum(engine.defaults.max_num_seqs, room[:, None] / (prompt + output)))
+    limits = Limits(engine.batching, np.maximum(slots, 1.0), np.maximum(engine.defaults.max_num_batched_tokens, prompt))
+    law = step_table(served, sizes, prompt, output)
+    received_s = served.overhead_factor * engine.prompt_overhead
+
+    def seen(rate: Array) -> tuple[NDArray[np.bool_], Array, Array]:
+        state = open_loop(law, requests, limits, rate)
+        first_s = received_s + state.ttft_s
+        values = {"ttft_mean": first_s, "tpot_mean": state.tpot_s}
+        if question.slo.ttft_p99 is not None:
+            values["ttft_p99"] = received_s + state.ttft_quantile_s(0.99)
+        if question.slo.tpot_p99 is not None:
+            values["tpot_p99"] = state.tpot_quantile_s(0.99)
+        limits_s = {name: getattr(question.slo, name) for name in values}
+        kept = [values[name] <= limit for name, limit in limits_s.items() if limit is not None]
+        good = np.logical_and.reduce(np.broadcast_arrays(slots >= 1, state.load < 1, *kept))
+        return good, first_s, state.tpot_s
+
+    most = open_loop(law, requests, limits, np.array(1e-9)).capacity_requests_per_s
+    step, low = 1.0 / _POINTS, np.zeros_like(most)
+    for _ in range(2):
+        rates = low + most * step * np.arange(_POINTS)
+        good, _, _ = seen(np.maximum(rates, most * _IDLE))
+        # rates above the first that misses an objective miss it too
+        last = np.maximum(np.logical_and.accumulate(good, axis=2).sum(axis=2, keepdims=True) - 1, 0)
+        low, step = np.take_along_axis(rates, last, 2), step / _POINTS
+    low = np.maximum(low, most * _IDLE)
+    good, first_s, token_s = (values[:, :, 0] for values in seen(low))
+    _, alone_first_s, alone_token_s = (values[:, :, 0] for values in seen(most * _IDLE))
+    throughput = np.where(good, low[:, :, 0], 0.0)
     chosen = _fewest(throughput, sizes, np.array([one.rate_rps for one in asked]))
-    first_s, token_s = (np.where(slots >= 1, values[:, :, 0], np.inf) for values in (seen.ttft_s, seen.tpot_s))
-    quickest = token_s.argmin(axis=1)[:, None]
-    alone = [np.take_along_axis(values, quickest, 1)[:, 0] for values in (first_s, token_s)]
+    fits = slots[:, :, 0] >= 1
+    quickest = np.where(fits, alone_token_s, np.inf).argmin(axis=1)[:, None]
+    alone = [
+        np.take_along_axis(np.where(fits, values, np.inf), quickest, 1)[:, 0]
+        for values in (alone_first_s, alone_token_s)
+    ]
+    latency_s = first_s + (output[:, :, 0] - 1) * token_s
     return Rates(throughput[:, chosen], latency_s[:, chosen], {model: int(sizes[chosen])}, alone[0], alone[1])
 
 
-def _budget(engine: Engine) -> int:
-    return engine.defaults.max_num_batched_tokens
+def step_table(served: Server, sizes: Array, prompt: Array, output: Array) -> StepTable:
+    """Return the steps of each class on each size, at the context that its sequences have on average."""
+    engine = served.engine
+    running = np.unique(np.append(0.0, np.geomspace(1, max(engine.defaults.max_num_seqs, 2), 12).round()))
+    budget = max(engine.defaults.max_num_batched_tokens, float(prompt.max()))
+    tokens = np.append(0.0, np.geomspace(16, budget, 12))
+    whole = prompt[..., None]
+    piece = np.clip(tokens, 1.0, whole)
+    load = Load(
+        running[:, None], whole + output[..., None] / 2, tokens / piece, piece, (whole - piece) / 2, piece / whole
+    )
+    found = step(served, Deployment(tp=sizes[:, None, None]), load).seconds
+    shape = (len(prompt), len(sizes), 1, len(running), len(tokens))
+    return StepTable(running, tokens, np.broadcast_to(found, shape[:2] + shape[3:]).reshape(shape))
 
 
-def _sizes(served: Server, size: int | None) -> list[int]:
-    """Return the tensor-parallel degrees that divide the heads and stay inside a node."""
+def _sizes(served: Server, size: int | None) -> list[int] | str:
+    """Return the tensor-parallel degrees that divide the heads and stay inside a node, or what is wrong with one."""
     heads = min(group.attention.heads for group in served.architecture.layers)
     most = served.machine.node.accelerators.count
     if size is not None:
         if heads % size:
-            raise ValueError(f"does not divide the {heads} attention heads of {served.architecture.name} [got {size}]")
+            return f"does not divide the {heads} attention heads of {served.architecture.name} [got {size}]"
         if size > most:
-            raise ValueError(f"{served.machine.node.name} has {most} accelerators [got {size}]")
+            return f"{served.machine.node.name} has {most} accelerators [got {size}]"
         return [size]
     return [degree for degree in (2**power for power in range(most.bit_length())) if heads % degree == 0]
-
-
-def _kept(slo: FleetSlo, ttft_s: Array, tpot_s: Array) -> Array:
-    kept = np.ones(np.broadcast_shapes(ttft_s.shape, tpot_s.shape), dtype=bool)
-    if slo.ttft_mean is not None:
-        kept &= ttft_s <= slo.ttft_mean
-    if slo.tpot_mean is not None:
-        kept &= tpot_s <= slo.tpot_mean
-    return kept
 
 
 def _fewest(throughput: Array, sizes: Array, rate: Array) -> int:

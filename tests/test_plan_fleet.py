@@ -16,12 +16,21 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.export import flattened
+from hardware.catalogue import resolve_cluster
 from hardware.faults import InputError
 from hardware.yaml_source import Source, read_yaml
+from perfmodel.architecture import load_architecture
+from perfmodel.serving.engine import engines
+from perfmodel.serving.server import server
+from perfmodel.simulation import Engine as SimulatedEngine
+from perfmodel.simulation import simulate
+from perfmodel.step_law import StepTable
 from solvers.fleet import plan, predict
 from solvers.fleet_scenario import FleetScenario, load_fleet
+from solvers.fleet_throughput import step_table
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "fleet-mixed-8b.yaml"
 EXAMPLES = sorted((ROOT / "examples").glob("fleet-*.yaml"))
 
 csv.field_size_limit(10**7)
@@ -464,6 +473,28 @@ def test_a_looser_objective_is_never_served_worse_and_no_board_beats_its_arithme
     assert tight["a100-80gb-sxm"] == 0  # 16 GB of weights at 2 TB/s take 8 ms
 
 
+def test_at_the_predicted_throughput_simulated_requests_keep_the_objectives() -> None:
+    """Request by request on the same steps: within them at the throughput, beyond them a tenth above it."""
+    slo = {"ttft_p99": 0.9, "tpot_mean": 0.06}
+    throughput = predicted(**slo)["a100-80gb-sxm"]
+    engine = engines()["vllm"]
+    served = server(load_architecture("llama-3.1-8b", Path()), resolve_cluster("dgx-a100", Path(), 1), engine)
+    lengths = np.full((1, 1, 1), 1000.0), np.full((1, 1, 1), 200.0)
+    table = step_table(served, np.array([1]), *lengths)
+    law = StepTable(table.sequences, table.prompt_tokens, table.seconds_at[0, 0, 0])
+    replica = SimulatedEngine(law, "chunked", engine.defaults.max_num_seqs, engine.defaults.max_num_batched_tokens)
+    count, random = 12_000, np.random.default_rng(5)
+    seen = {}
+    for factor in (1.0, 1.1):
+        arrival_s = random.exponential(1 / (factor * throughput), count).cumsum()
+        found = simulate(replica, arrival_s, np.full(count, 1000), np.full(count, 200))
+        steady = slice(count // 5, None)
+        first_s = found.ttft_s[steady] + engine.prompt_overhead
+        seen[factor] = (np.quantile(first_s, 0.99) / slo["ttft_p99"], found.tpot_s[steady].mean() / slo["tpot_mean"])
+    assert max(seen[1.0]) < 1.06  # the equations' own tolerance for the mean, and for the tail below 0.8 of capacity
+    assert max(seen[1.1]) > 1.02
+
+
 def test_an_objective_out_of_reach_says_the_nearest() -> None:
     result = plan(scenario(**PREDICTED, slo={"tpot_mean": 0.001, "ttft_mean": 5.0}))
     assert result.status == "infeasible"
@@ -627,13 +658,17 @@ def test_examples_are_proved_and_predict_again_to_the_same_number(path: Path, tm
         assert again[part] == answer[part]
     for name, value in again["prediction"].items():
         assert flat(answer["prediction"][name]) == pytest.approx(flat(value))
-    table = run("plan", "fleet", str(path))
-    assert "Where requests go" in table
+
+
+def test_the_table_shows_what_to_rent_and_where_requests_go() -> None:
+    table = run("plan", "fleet", str(ROOT / "examples" / "fleet-day.yaml"), "--top", "0")
+    for part in ("Where requests go", "8 reserved", "By period", "cost_by_purchase_usd_per_hour", "power[hall]"):
+        assert part in table
 
 
 def test_a_row_for_each_plan() -> None:
-    text = run("plan", "fleet", str(EXAMPLES[0]), "--format", "csv")
-    answer = json.loads(run("plan", "fleet", str(EXAMPLES[0]), "--format", "json"))
+    text = run("plan", "fleet", str(EXAMPLE), "--format", "csv")
+    answer = json.loads(run("plan", "fleet", str(EXAMPLE), "--format", "json"))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 1 + len(answer["alternatives"])
     for row, plan_of in zip(rows, [answer, *answer["alternatives"]], strict=True):
