@@ -31,6 +31,7 @@ from cli.placement import plan_placement, predict_placement
 from cli.program import Program
 from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
+from cli.serve import predict_serve
 
 if TYPE_CHECKING:
     from solvers.result import Result
@@ -246,6 +247,7 @@ plans.command("routing")(plan_routing)
 predictions.command("routing")(predict_routing)
 plans.command("sequence")(plan_sequence)
 predictions.command("sequence")(predict_sequence)
+predictions.command("serve")(predict_serve)
 checks.command("collective")(validate_collective)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)

@@ -250,7 +250,7 @@ def schema(
     name: Annotated[
         str,
         typer.Argument(
-            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement or fleet."
+            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement, fleet or serve."
         ),
     ],
     output: Output = None,
@@ -268,6 +268,7 @@ def schema(
         "routing",
         "placement",
         "fleet",
+        "serve",
     )
     chosen = one_of("schema", name, known)
 
@@ -292,6 +293,10 @@ def schema(
             from solvers.fleet_scenario import fleet_schema
 
             return fleet_schema()
+        if chosen == "serve":
+            from solvers.serve_scenario import serve_schema
+
+            return serve_schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 

@@ -1,0 +1,109 @@
+"""The best deployment for a model and its requests, and what a given one does."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from solvers.result import Result
+from solvers.serve_answer import binding, breakdown, described, objective, plan_dict, serve_provenance, steady
+from solvers.serve_case import Case, case_of
+from solvers.serve_scenario import ServeScenario
+
+
+def predict(scenario: ServeScenario) -> Result:
+    """Cost the deployment that a scenario gives.
+
+    Parameters
+    ----------
+    scenario : ServeScenario
+        The question with its plan.
+
+    Returns
+    -------
+    Result
+        ``feasible``, or ``infeasible`` where the weights do not fit or requests come faster than they are answered.
+
+    Raises
+    ------
+    ValueError
+        The scenario gives no plan.
+    """
+    if scenario.question.plan is None:
+        raise ValueError("the scenario has no plan to predict")
+    began = time.perf_counter()
+    case = case_of(scenario, scenario.question.plan)
+    name = scenario.question.objective
+    common: dict[str, Any] = {
+        "kind": "serve",
+        "candidates": 1,
+        "scenario": scenario.resolved,
+        "provenance": serve_provenance(scenario, case.server),
+    }
+    if not case.fits:
+        why, relaxation = too_large(case)
+        return Result(
+            status="infeasible",
+            objective=objective(name, None),
+            why_not=why,
+            relaxation=relaxation,
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    seen = steady(case, scenario.rate)
+    told = described(case, seen)
+    if seen.load is not None and seen.load >= 1:
+        return Result(
+            status="infeasible",
+            objective=objective(name, None),
+            why_not=[
+                {
+                    "reason": "requests come faster than they are answered",
+                    "candidates": 1,
+                    "nearest": {"plan": plan_dict(case), "requests_per_s": seen.requests_per_s[0]},
+                }
+            ],
+            relaxation=[
+                {
+                    "constraint": "workload.arrivals.rate_rps",
+                    "now": scenario.rate,
+                    "needed": seen.requests_per_s[0],
+                    "unit": "1/s",
+                }
+            ],
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    return Result(
+        status="feasible",
+        objective=objective(name, told[name]),
+        plan=plan_dict(case),
+        prediction=told,
+        breakdown=breakdown(case, seen),
+        binding=binding(case, seen),
+        solve_time_s=time.perf_counter() - began,
+        **common,
+    )
+
+
+def too_large(case: Case) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return why a deployment has no room for a request, and the memory that would do."""
+    why, relaxation = [], []
+    parts = [("prefill", case.prompts), ("decode", case.tokens)] if case.disaggregated else [("", case.tokens)]
+    for name, part in parts:
+        if part.slots >= 1:
+            continue
+        memory, rule = part.memory, case.server.engine.memory
+        demand = case.scenario.demand
+        longest = demand.prompt_tokens + (1 if name == "prefill" else demand.output_tokens)
+        per_token = float(memory.cache) / float(memory.cache_tokens) if float(memory.cache_tokens) else 0.0
+        used = float(memory.weights + memory.workspace + memory.context)
+        needed = (used + longest * per_token) / rule.fraction
+        which = f" of the {name} pool" if name else ""
+        heaviest = max(("weights", "workspace", "context"), key=lambda one: float(getattr(memory, one)))
+        reason = f"out of memory{which}: {heaviest} leave no room for the cache of one request"
+        nearest = {"plan": plan_dict(case), "weights_bytes": float(memory.weights), "cache_bytes": float(memory.cache)}
+        why.append({"reason": reason, "candidates": 1, "nearest": nearest})
+        now = float(case.server.machine.accelerator.memory.capacity)
+        relaxation.append({"constraint": "accelerator.memory.capacity", "now": now, "needed": needed, "unit": "bytes"})
+    return why, relaxation

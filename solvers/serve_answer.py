@@ -1,0 +1,343 @@
+"""A deployment as an answer: what requests see, what it costs, where the time goes and what binds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from perfmodel import provenance
+from perfmodel.kernels import gemm
+from perfmodel.operators import peak_flops
+from perfmodel.serving.latency import STATISTICS, Latency, Pool
+from perfmodel.serving.law import mixed_load
+from perfmodel.serving.server import PRECISIONS, Server
+from perfmodel.serving.spread import factors, step_spread
+from perfmodel.serving.step import step
+from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
+from solvers.result import Objective
+from solvers.serve_case import Case, Instances, largest_rate
+from solvers.serve_scenario import ServeScenario
+
+OBJECTIVES: dict[str, tuple[str, Any]] = {
+    "goodput_requests_per_s_per_gpu": ("1/s", "max"),
+    "output_tokens_per_s_per_gpu": ("1/s", "max"),
+    "cost_usd_per_million_tokens": ("USD", "min"),
+    "ttft_mean_s": ("s", "min"),
+    "ttft_p99_s": ("s", "min"),
+    "tpot_mean_s": ("s", "min"),
+    "tpot_p99_s": ("s", "min"),
+    "e2e_mean_s": ("s", "min"),
+}
+"""Objective -> its unit and sense."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What requests see of a plan, however it was found.
+
+    Parameters
+    ----------
+    times_s : dict of str to float
+        Such as ``ttft_p99``, where known [s].
+    low_s, high_s : dict of str to float
+        The same with steps as fast, and as slow, as one in ten is [s].
+    requests_per_s, goodput_per_s : tuple of float
+        Requests answered, and those within the objectives: value, P10, P90 [1/s].
+    load : float or None
+        Share of the capacity that is asked, where requests arrive by themselves.
+    running : float
+        Sequences that an instance decodes at a time.
+    origin : str
+        What the figures come from.
+    """
+
+    times_s: dict[str, float]
+    low_s: dict[str, float]
+    high_s: dict[str, float]
+    requests_per_s: tuple[float, float, float]
+    goodput_per_s: tuple[float, float, float]
+    load: float | None
+    running: float
+    origin: str
+
+
+def objective(name: str, value: float | None) -> Objective:
+    """Return what is optimised, with its value."""
+    unit, sense = OBJECTIVES[name]
+    return Objective(name, value, unit, sense)
+
+
+def serve_provenance(scenario: ServeScenario, server: Server | None = None) -> dict[str, Any]:
+    """Return what an answer rests on."""
+    machine = scenario.machine
+    used = server or scenario.server(scenario.question.search.precision_weights[0], None)
+    return {
+        "version": provenance.release(),
+        "hardware": [machine.accelerator.name, machine.node.name, machine.cluster.name],
+        "from_memory": provenance.recalled(machine),
+        "calibration": [
+            *sorted({f"kernels/{name.split('.')[0]}/{kernel.origin}" for name, kernel in used.kernels.items()}),
+            "collectives",
+            f"engine/{scenario.engine.name}",
+        ],
+    }
+
+
+def plan_dict(case: Case) -> dict[str, Any]:
+    """Return a deployment as a plan JSON holds it."""
+    server = case.server
+    shared = {
+        "precision_weights": server.precision_weights,
+        "precision_kv": server.precision_kv,
+        "draft_tokens": int(case.speculation.drafted),
+        "disaggregated": case.disaggregated,
+    }
+    if case.disaggregated:
+        return shared | {"prefill": _pool(case.prompts), "decode": _pool(case.tokens)}
+    return _pool(case.tokens) | shared
+
+
+def _pool(part: Instances) -> dict[str, Any]:
+    spread = part.deployment
+    return {
+        **{name: int(getattr(spread, name)) for name in ("tp", "pp", "dp", "ep")},
+        "replicas": part.replicas,
+        "max_num_seqs": part.max_num_seqs,
+        "max_num_batched_tokens": part.max_num_batched_tokens,
+    }
+
+
+def request_limits(scenario: ServeScenario) -> dict[str, float]:
+    """Return what counts as in time for a single request: the limits of the highest percentiles [s]."""
+    found: dict[str, tuple[str, float]] = {}
+    for name, limit in scenario.question.slo.limits.items():
+        metric, _, statistic = name.partition("_")
+        if metric in ("ttft", "tpot") and statistic != "mean" and statistic >= found.get(metric, ("", 0.0))[0]:
+            found[metric] = (statistic, limit)
+    return {metric: limit for metric, (_, limit) in found.items()}
+
+
+def met(scenario: ServeScenario, latency: Latency) -> Any:
+    """Return whether all objectives hold; arrays of candidates."""
+    holds = latency.load < 1
+    for name, limit in scenario.question.slo.limits.items():
+        holds = holds & (latency.of(name) <= limit)
+    return holds
+
+
+def goodput_per_s(scenario: ServeScenario, latency: Latency, rate: Any) -> Any:
+    """Return the requests answered within the objectives, at least [1/s].
+
+    Notes
+    -----
+    Of objectives that are percentiles the share of requests within their limits; of means all requests if they hold,
+    and none if not.
+    """
+    means = {name: limit for name, limit in scenario.question.slo.limits.items() if name.endswith("_mean")}
+    holds = latency.load < 1
+    for name, limit in means.items():
+        holds = holds & (latency.of(name) <= limit)
+    return np.where(holds, rate * latency.share_within(request_limits(scenario)), 0.0)
+
+
+def highest_rate(case: Case, pools: tuple[Pool, Pool]) -> float:
+    """Return the largest rate of all replicas within the objectives, or that they sustain without any [1/s]."""
+    scenario = case.scenario
+    capacity = case.latency(pools, 1e-9).load / 1e-9
+    most = np.asarray(1.0 / np.maximum(capacity, 1e-12)).reshape(-1)
+    return float(largest_rate(lambda rate: met(scenario, case.latency(pools, rate)).reshape(-1), most)[0])
+
+
+def steady(case: Case, rate: float | None) -> Seen:
+    """Return what requests see that arrive by themselves, from the equations of the steady state."""
+    scenario, pools = case.scenario, case.pools()
+    asked = highest_rate(case, pools) if rate is None else rate
+    latency = case.latency(pools, asked)
+    spreads = _spreads(case, latency)
+    names = [f"{metric}_{statistic}" for metric in ("ttft", "tpot", "e2e") for statistic in STATISTICS]
+    times = {name: _one(latency.of(name)) for name in names} | _between(case, pools, latency, asked)
+    ends: list[dict[str, float]] = []
+    rates: list[tuple[float, float]] = []
+    for end in (0, 1):
+        by_phase = {phase: case.latency(pools, asked, factors(spread)[end]) for phase, spread in spreads.items()}
+        found = {name: _one(by_phase["prompts" if name.startswith("ttft") else "tokens"].of(name)) for name in names}
+        found |= {
+            name: value * factors(spreads["tokens"])[end] for name, value in times.items() if name.startswith("itl")
+        }
+        ends.append(found)
+        worst = min(by_phase.values(), key=lambda one: _one(goodput_per_s(scenario, one, asked)))
+        rates.append((asked / max(_one(worst.load), 1.0), _one(goodput_per_s(scenario, worst, asked))))
+    (fast, fast_good), (slow, slow_good) = rates
+    good = _one(goodput_per_s(scenario, latency, asked))
+    return Seen(
+        times,
+        ends[0],
+        ends[1],
+        (asked / max(_one(latency.load), 1.0), slow, fast),
+        (good, min(slow_good, good), max(fast_good, good)),
+        _one(latency.load),
+        _decoding(latency, asked, case),
+        "equations of the steady state",
+    )
+
+
+def _one(value: Any) -> float:
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def _decoding(latency: Latency, rate: float, case: Case) -> float:
+    """Return the sequences that decode in an instance at a time (Little)."""
+    share = rate / case.tokens.replicas
+    return float(
+        min(share * latency.gaps * _one(latency.tokens.tpot_s) / _one(latency.tokens_per_step), case.tokens.slots)
+    )
+
+
+def _between(case: Case, pools: tuple[Pool, Pool], latency: Latency, rate: float) -> dict[str, float]:
+    """Return the times between tokens: of steps without prompts, and of those with some [s]."""
+    from perfmodel.batching import steps
+    from perfmodel.serving.latency import PERCENTILES, requests
+
+    law, limits = pools[1].law, pools[1].limits
+    share = rate / case.tokens.replicas
+    demand = requests(case.scenario.demand, case.speculation)
+    found = steps(law, demand, limits, _decoding(latency, rate, case), share)
+    apart = limits.mode == "prefill_first"
+    plain, loaded = _one(found.plain_s), _one(found.loaded_s) + (_one(found.plain_s) if apart else 0.0)
+    often = min(_one(found.loaded_per_decode), 1.0)
+    emitted = _one(latency.tokens_per_step)
+    times = {"itl_mean": _one(latency.tpot_s("mean"))}
+    for name, level in PERCENTILES.items():
+        times[f"itl_{name}"] = (plain if level <= 1 - often else loaded) / emitted
+    return times
+
+
+def _spreads(case: Case, latency: Latency) -> dict[str, float]:
+    """Return the spread of steps with a prompt, and of those that decode."""
+    running = max(_decoding(latency, 1.0, case), 1.0)
+    prompt, tokens = _steps(case, running)
+    return {"prompts": step_spread(case.server, prompt), "tokens": step_spread(case.server, tokens)}
+
+
+def _steps(case: Case, running: float) -> tuple[Term, Term]:
+    """Return a step with a prompt, and one in which sequences decode."""
+    demand, drafts = case.scenario.demand, case.speculation
+    beside = running if case.server.engine.batching != "prefill_first" and not case.disaggregated else 0.0
+    piece = min(demand.computed_tokens, max(case.prompts.token_budget - beside, 1.0))
+    prompt = step(case.server, case.prompts.deployment, mixed_load(demand, drafts, beside, piece))
+    tokens = step(case.server, case.tokens.deployment, mixed_load(demand, drafts, running, 0.0))
+    return at(prompt, 0), at(tokens, 0)
+
+
+def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
+    """Return where the mean request's time goes."""
+    prompt, tokens = _steps(case, max(seen.running, 1.0))
+    received_s = float(case.server.overhead_factor * case.server.engine.prompt_overhead)
+    first_s = max(seen.times_s["ttft_mean"] - received_s, 0.0)
+    demand = case.scenario.demand
+    pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0)
+    own_s = min(float(prompt.seconds) * pieces, first_s)
+    gaps = max(demand.output_tokens - 1.0, 0.0)
+    later_s = seen.times_s["tpot_mean"] * gaps
+    emitted = float(np.asarray(case.speculation.tokens_per_step))
+    sent_s = min(case.transfer_s, later_s)
+    alone_s = min(float(tokens.seconds) * gaps / emitted, later_s - sent_s)
+    parts = [
+        Term("receiving", received_s, HOST),
+        Term("waiting for a step, for room, for other prompts", first_s - own_s, IDLE),
+        _renamed(scaled(prompt, own_s / float(prompt.seconds)), "prompt"),
+    ]
+    if case.disaggregated:
+        parts.append(Term("keys and values on the way", sent_s, LINK))
+    parts += [
+        _renamed(scaled(tokens, alone_s / float(tokens.seconds)), "tokens after the first"),
+        Term("prompts of other requests, drafts", later_s - sent_s - alone_s, COMPUTE),
+    ]
+    return to_dict(total("request", parts))
+
+
+def _renamed(term: Term, name: str) -> Term:
+    return replace(term, name=name)
+
+
+def optimal_tokens_per_s(server: Server) -> float:
+    """Return the most tokens that an accelerator can compute, F/(2 P) [1/s].
+
+    Notes
+    -----
+    NanoFlow (arXiv 2408.12757), section 3; of a mixture P are the parameters that a token visits.
+    """
+    form = gemm.FORMS[PRECISIONS[server.precision_weights]]
+    return peak_flops(server.machine.accelerator, form.arithmetic) / (2.0 * server.architecture.active_parameters)
+
+
+def described(case: Case, seen: Seen) -> dict[str, Any]:
+    """Return the prediction of a plan JSON."""
+    found: dict[str, Any] = {}
+    for metric in ("ttft", "tpot", "itl", "e2e"):
+        for statistic in STATISTICS:
+            name = f"{metric}_{statistic}"
+            found[f"{name}_s"] = seen.times_s.get(name)
+            if name in seen.times_s:
+                found[f"{name}_s_p10"] = seen.low_s.get(name)
+                found[f"{name}_s_p90"] = seen.high_s.get(name)
+    demand, gpus = case.scenario.demand, case.accelerators
+    computed = demand.computed_tokens + demand.output_tokens
+    optimal = optimal_tokens_per_s(case.server)
+    for name, values, each in (
+        ("requests_per_s", seen.requests_per_s, 1.0),
+        ("goodput_requests_per_s", seen.goodput_per_s, 1.0),
+        ("goodput_requests_per_s_per_gpu", seen.goodput_per_s, 1.0 / gpus),
+        ("output_tokens_per_s_per_gpu", seen.requests_per_s, demand.output_tokens / gpus),
+        ("tokens_per_s_per_gpu", seen.requests_per_s, (demand.prompt_tokens + demand.output_tokens) / gpus),
+    ):
+        for end, value in zip(("", "_p10", "_p90"), values, strict=True):
+            found[name + end] = value * each
+    hourly = case.scenario.usd_per_hour(gpus)
+    made = seen.requests_per_s[0] * demand.output_tokens * 3600
+    found |= {
+        "optimal_tokens_per_s_per_gpu": optimal,
+        "optimal_share": seen.requests_per_s[0] * computed / gpus / optimal,
+        "load": seen.load,
+        "running_sequences": seen.running,
+        "sequences_limit": case.tokens.slots,
+        "gpus": gpus,
+        "expert_imbalance": case.scenario.question.workload.expert_imbalance,
+        "latencies_from": seen.origin,
+        "memory_bytes": _memory(case, case.tokens),
+    }
+    if case.disaggregated:
+        found["memory_prefill_bytes"] = _memory(case, case.prompts)
+        found["kv_transfer_s"] = case.sending_s
+        found["kv_transfer_exposed_s"] = case.transfer_s
+    found |= {
+        "cost_usd_per_hour": hourly,
+        "cost_usd_per_million_tokens": None if hourly is None or not made else hourly / made * 1e6,
+        "power_w": None,
+        "energy_per_token_j": None,
+    }
+    return found
+
+
+def _memory(case: Case, part: Instances) -> dict[str, float]:
+    """Return the memory of an accelerator by part [bytes]."""
+    kept = part.memory
+    parts = {name: _one(getattr(kept, name)) for name in ("weights", "workspace", "context", "cache")}
+    whole = float(case.server.machine.accelerator.memory.capacity)
+    return parts | {"unused": whole - sum(parts.values()), "device": whole}
+
+
+def binding(case: Case, seen: Seen) -> list[dict[str, Any]]:
+    """Return how much room each limit leaves."""
+    found: list[dict[str, Any]] = []
+    for name, limit in case.scenario.question.slo.limits.items():
+        value = seen.times_s.get(name)
+        if value is not None:
+            found.append({"constraint": f"slo.{name}", "slack": limit - value, "shadow_price": None, "unit": "s"})
+    if seen.load is not None:
+        found.append({"constraint": "capacity", "slack": 1 - seen.load, "shadow_price": None, "unit": ""})
+    room = case.tokens.slots - seen.running
+    found.append({"constraint": "sequences that fit", "slack": room, "shadow_price": None, "unit": ""})
+    return found

@@ -1,0 +1,225 @@
+"""One deployment of a serving scenario, from its plan to the times of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hardware.topology import levels
+from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.serving.capacity import Capacity, capacity
+from perfmodel.serving.latency import Latency, Pool, apart, pool, slots, slower, together
+from perfmodel.serving.law import Speculation, prompt_load, seconds
+from perfmodel.serving.server import Server
+from perfmodel.serving.step import Deployment
+from perfmodel.terms import Array, Number
+from solvers.serve_question import ServePlan, ServePool
+from solvers.serve_scenario import ServeScenario
+
+RATE_ROUNDS = 40
+"""Halvings of the interval in which the largest rate lies."""
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Instances of one layout with their memory.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        How each is spread.
+    replicas : int
+        How many.
+    max_num_seqs, max_num_batched_tokens : int
+        Limits of a rank of attention data parallelism.
+    memory : Capacity
+        Of an accelerator.
+    slots : float
+        Sequences that an instance runs at once.
+    """
+
+    deployment: Deployment
+    replicas: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    memory: Capacity
+    slots: float
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of all of them."""
+        return int(self.deployment.accelerators) * self.replicas
+
+    @property
+    def token_budget(self) -> float:
+        """Tokens of a step of an instance."""
+        return float(self.max_num_batched_tokens * self.deployment.dp)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan with what it needs to be costed.
+
+    Parameters
+    ----------
+    scenario : ServeScenario
+        The question.
+    server : Server
+        Model, machine and engine with the plan's types.
+    speculation : Speculation
+        Of the plan.
+    prompts, tokens : Instances
+        Those that compute prompts and those that compute the tokens that follow; the same where they do both.
+    sending_s, transfer_s : float
+        Time that the keys and values of a prompt are on the way to the other pool [s], and what of it is left when the
+        prompt is computed [s].
+    """
+
+    scenario: ServeScenario
+    server: Server
+    speculation: Speculation
+    prompts: Instances
+    tokens: Instances
+    sending_s: float = 0.0
+    transfer_s: float = 0.0
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether prompts have instances of their own."""
+        return self.prompts is not self.tokens
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of the plan."""
+        return self.prompts.accelerators + (self.tokens.accelerators if self.disaggregated else 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every instance holds its weights and a request."""
+        return min(self.prompts.slots, self.tokens.slots) >= 1
+
+    def pools(self) -> tuple[Pool, Pool]:
+        """Return the instances as the equations take them."""
+
+        def one(part: Instances, phase: str) -> Pool:
+            return pool(
+                self.server,
+                part.deployment,
+                self.scenario.demand,
+                max_batch=part.slots,
+                token_budget=part.token_budget,
+                speculation=self.speculation,
+                phase=phase,
+            )
+
+        if not self.disaggregated:
+            both = one(self.tokens, "both")
+            return both, both
+        return one(self.prompts, "prompts"), one(self.tokens, "tokens")
+
+    def latency(self, pools: tuple[Pool, Pool], rate: Number, factor: float = 1.0) -> Latency:
+        """Return what requests see at a rate of all replicas [1/s], with steps so many times as long."""
+        first, after = (slower(one, factor) for one in pools) if factor != 1.0 else pools
+        demand = self.scenario.demand
+        if not self.disaggregated:
+            return together(self.server, after, demand, self.speculation, rate, self.tokens.replicas)
+        replicas = (self.prompts.replicas, self.tokens.replicas)
+        sent = (self.sending_s, self.transfer_s)
+        return apart(self.server, first, after, demand, self.speculation, rate, replicas, sent)
+
+
+def case_of(scenario: ServeScenario, plan: ServePlan) -> Case:
+    """Return a plan with what it needs to be costed."""
+    server = scenario.server(plan.precision_weights, plan.precision_kv)
+    speculation = scenario.speculation(plan.draft_tokens)
+    if not plan.disaggregated:
+        both = instances(scenario, server, speculation, plan)
+        return Case(scenario, server, speculation, both, both)
+    assert plan.prefill is not None and plan.decode is not None
+    prompts = instances(scenario, server, speculation, plan.prefill, prompts_only=True)
+    tokens = instances(scenario, server, speculation, plan.decode)
+    found = Case(scenario, server, speculation, prompts, tokens)
+    alone_s = seconds(
+        server, prompts.deployment, scenario.demand, speculation, prompt_load(scenario.demand, prompts.token_budget)
+    )
+    whole, left = sending(scenario, server, prompts.deployment, tokens.deployment, alone_s)
+    return replace(found, sending_s=float(whole), transfer_s=float(left))
+
+
+def instances(
+    scenario: ServeScenario,
+    server: Server,
+    speculation: Speculation,
+    asked: ServePlan | ServePool,
+    *,
+    prompts_only: bool = False,
+) -> Instances:
+    """Return instances of a layout, with the engine's defaults filled in and their memory."""
+    deployment = Deployment(asked.tp, asked.pp, asked.dp, asked.ep, scenario.question.workload.expert_imbalance)
+    replicas = asked.replicas or max(scenario.machine.accelerators // (asked.tp * asked.pp * asked.dp), 1)
+    defaults = server.engine.defaults
+    sequences = asked.max_num_seqs or defaults.max_num_seqs
+    budget = asked.max_num_batched_tokens or defaults.max_num_batched_tokens
+    memory = capacity(server, deployment, float(budget))
+    demand = scenario.demand
+    if prompts_only:
+        demand = replace(demand, output_tokens=1.0, output_scv=0.0)
+    running = slots(memory.cache_tokens, demand, speculation, float(sequences * asked.dp))
+    return Instances(deployment, replicas, sequences, budget, memory, float(running))
+
+
+def sending(
+    scenario: ServeScenario, server: Server, prompts: Deployment, tokens: Deployment, prompt_s: Number
+) -> tuple[Array, Array]:
+    """Return how keys and values of a prompt get from one instance to another.
+
+    Parameters
+    ----------
+    prompts, tokens : Deployment
+        The instances; arrays broadcast.
+    prompt_s : array
+        Time to compute a prompt [s].
+
+    Returns
+    -------
+    tuple of array
+        Time of all of them on the way [s], and the time left after the prompt is computed [s].
+
+    Notes
+    -----
+    Each accelerator of the smaller instance has its own way, over the innermost level that holds both. With T the time
+    of all on the way and L layers, each sent while the next is computed, max(T - prompt (L - 1)/L, T/L) and the latency
+    are left.
+    """
+    size = kv_bytes_per_token(server.architecture, server.cache_bytes) * scenario.demand.prompt_tokens
+    ways = np.minimum(prompts.accelerators, tokens.accelerators)
+    span = np.asarray(prompts.accelerators) + tokens.accelerators
+    bandwidth: Array = np.full(np.shape(span), np.inf)
+    latency: Array = np.zeros(np.shape(span))
+    for level in reversed(levels(scenario.machine)):
+        inside = (span <= level.ranks) | ~np.isfinite(bandwidth)
+        bandwidth, latency = np.where(inside, level.bandwidth, bandwidth), np.where(inside, level.latency, latency)
+    whole = size / (ways * bandwidth)
+    depth = server.architecture.depth
+    left = np.maximum(whole - np.asarray(prompt_s) * (depth - 1) / depth, whole / depth)
+    return np.asarray(whole), np.asarray(left + latency)
+
+
+def largest_rate(inside: Callable[[Array], Array], most: Array) -> Array:
+    """Return the largest rate at which something holds that holds at low rates and not at high ones [1/s].
+
+    Parameters
+    ----------
+    inside : callable
+        Rates -> whether it holds.
+    most : array
+        A rate that is too high [1/s].
+    """
+    low, high = np.zeros_like(most), np.array(most, dtype=float)
+    for _ in range(RATE_ROUNDS):
+        middle = (low + high) / 2
+        holds = inside(middle)
+        low, high = np.where(holds, middle, low), np.where(holds, high, middle)
+    return np.asarray(low)

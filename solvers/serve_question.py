@@ -1,0 +1,254 @@
+"""What a person writes about serving: a model on a cluster, requests, objectives, what may be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from hardware.units import Seconds
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Precision = Literal["bf16", "fp16", "fp8", "fp8_block", "int8", "fp4", "nvfp4", "int8_wo", "int4_wo"]
+CachePrecision = Literal["bf16", "fp16", "fp8", "int8"]
+ServeObjective = Literal[
+    "goodput_requests_per_s_per_gpu",
+    "output_tokens_per_s_per_gpu",
+    "cost_usd_per_million_tokens",
+    "ttft_mean_s",
+    "ttft_p99_s",
+    "tpot_mean_s",
+    "tpot_p99_s",
+    "e2e_mean_s",
+    "energy_per_token_j",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ServeArrivals(_Strict):
+    """Requests that arrive whatever the engine does."""
+
+    process: Literal["poisson", "gamma"]
+    """Poisson, or gamma distributed times between arrivals, which come in bursts."""
+    rate_rps: Amount | None = None
+    """Requests per second of all replicas; as many as the objectives of latency allow if left out."""
+    cv: Amount | None = None
+    """Coefficient of variation of the times between arrivals; needed with gamma, 1 is Poisson."""
+
+
+class ServeClients(_Strict):
+    """Clients that send the next request when the last is answered."""
+
+    concurrency: Size
+    """Clients of all replicas."""
+
+
+def _arrivals_of(value: Any) -> str:
+    """Tell how arrivals are given, so that a fault is told of that form alone."""
+    if isinstance(value, Mapping | BaseModel):
+        return "clients" if "concurrency" in dict(value) else "process"
+    return "word"
+
+
+class ServeLengths(_Strict):
+    """Tokens of requests."""
+
+    isl: Size
+    """Tokens that come in, on average."""
+    osl: Size
+    """Tokens that go out, on average."""
+    isl_cv: NotNegative = 0.0
+    """Coefficient of variation of the tokens that come in, log-normally distributed; 0 if all are equal."""
+    osl_cv: NotNegative = 0.0
+    """The same of those that go out."""
+
+
+class ServeBin(_Strict):
+    """Requests of one size."""
+
+    isl: Size
+    """Tokens that come in."""
+    osl: Size
+    """Tokens that go out."""
+    weight: Amount
+    """How many of the requests are like this, in any unit."""
+
+
+class ServeHistogram(_Strict):
+    """Sizes of requests with their weights."""
+
+    histogram: tuple[ServeBin, ...] = Field(min_length=1)
+    """Sizes and their weights."""
+
+
+def _lengths_of(value: Any) -> str:
+    return "histogram" if isinstance(value, Mapping | BaseModel) and "histogram" in dict(value) else "lengths"
+
+
+class ServeWorkload(_Strict):
+    """What is asked."""
+
+    arrivals: Annotated[
+        Annotated[ServeArrivals, Tag("process")]
+        | Annotated[ServeClients, Tag("clients")]
+        | Annotated[Literal["offline"], Tag("word")],
+        Discriminator(_arrivals_of),
+    ]
+    """When requests come: a process, clients, or `offline`: all at once."""
+    lengths: Annotated[
+        Annotated[ServeLengths, Tag("lengths")] | Annotated[ServeHistogram, Tag("histogram")],
+        Discriminator(_lengths_of),
+    ]
+    """How long requests and answers are."""
+    prefix_hit: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens that come in that is found in the cache."""
+    expert_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Load of the busiest rank of experts over the mean; 1 is balanced."""
+
+
+class ServeSpeculation(_Strict):
+    """Speculative decoding."""
+
+    acceptance: Annotated[float, Field(ge=0, lt=1)]
+    """Chance that a drafted token is accepted, if those before it were."""
+    draft_cost: NotNegative
+    """Time to draft a token over that of a step of the model without drafts."""
+
+
+class ServeSlo(_Strict):
+    """Objectives of latency: means and percentiles over requests."""
+
+    ttft_mean: Seconds | None = None
+    """Mean time to the first token."""
+    ttft_p50: Seconds | None = None
+    """Median time to the first token."""
+    ttft_p90: Seconds | None = None
+    """90th percentile of the time to the first token."""
+    ttft_p99: Seconds | None = None
+    """99th percentile of the time to the first token."""
+    tpot_mean: Seconds | None = None
+    """Mean time per output token after the first."""
+    tpot_p50: Seconds | None = None
+    """Median time per output token after the first."""
+    tpot_p90: Seconds | None = None
+    """90th percentile of the time per output token after the first."""
+    tpot_p99: Seconds | None = None
+    """99th percentile of the time per output token after the first."""
+    e2e_mean: Seconds | None = None
+    """Mean time from arrival to the last token."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is limited, by its name without the unit [s]."""
+        return {name: float(limit) for name, limit in self.model_dump().items() if limit is not None}
+
+
+class ServeSearch(_Strict):
+    """What the planner may choose; a list left out means everything sensible."""
+
+    tp: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Tensor parallel sizes."""
+    pp: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Pipeline stages."""
+    dp: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Ranks of attention data parallelism in an instance."""
+    ep: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Ranks that experts are spread over."""
+    replicas: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Instances."""
+    max_num_seqs: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Sequences that run at once on a rank of attention data parallelism."""
+    max_num_batched_tokens: tuple[Size, ...] | None = Field(None, min_length=1)
+    """Tokens of a step of such a rank."""
+    precision_weights: tuple[Precision, ...] = Field(("bf16",), min_length=1)
+    """Types of the weights."""
+    precision_kv: tuple[CachePrecision, ...] | None = Field(None, min_length=1)
+    """Types of the cache of keys and values; the engine's choice for the weights if left out."""
+    draft_tokens: tuple[Count, ...] | None = Field(None, min_length=1)
+    """Tokens drafted a step; 0 is no speculation."""
+    disaggregated: tuple[bool, ...] = Field((False, True), min_length=1)
+    """Whether prompts are computed by instances of their own."""
+
+
+class ServePool(_Strict):
+    """Instances of one phase of a disaggregated plan."""
+
+    tp: Size = 1
+    """Tensor parallel size."""
+    pp: Size = 1
+    """Pipeline stages."""
+    dp: Size = 1
+    """Ranks of attention data parallelism in an instance."""
+    ep: Size = 1
+    """Ranks that experts are spread over."""
+    replicas: Size = 1
+    """Instances."""
+    max_num_seqs: Size | None = None
+    """Sequences that run at once on a rank of attention data parallelism; the engine's default if left out."""
+    max_num_batched_tokens: Size | None = None
+    """Tokens of a step of such a rank; the engine's default if left out."""
+
+
+class ServePlan(_Strict):
+    """A deployment."""
+
+    tp: Size = 1
+    """Tensor parallel size."""
+    pp: Size = 1
+    """Pipeline stages."""
+    dp: Size = 1
+    """Ranks of attention data parallelism in an instance."""
+    ep: Size = 1
+    """Ranks that experts are spread over."""
+    replicas: Size | None = None
+    """Instances; as many as fit the cluster if left out."""
+    max_num_seqs: Size | None = None
+    """Sequences that run at once on a rank of attention data parallelism; the engine's default if left out."""
+    max_num_batched_tokens: Size | None = None
+    """Tokens of a step of such a rank; the engine's default if left out."""
+    precision_weights: Precision = "bf16"
+    """Type of the weights."""
+    precision_kv: CachePrecision | None = None
+    """Type of the cache of keys and values; the engine's choice for the weights if left out."""
+    draft_tokens: Count = 0
+    """Tokens drafted a step; 0 is no speculation."""
+    disaggregated: bool = False
+    """Whether prompts are computed by instances of their own; then the pools say the rest."""
+    prefill: ServePool | None = None
+    """Instances that compute prompts."""
+    decode: ServePool | None = None
+    """Instances that compute all tokens after the first."""
+
+
+class ServeQuestion(_Strict):
+    """How to serve a model on a cluster."""
+
+    kind: Literal["serve"]
+    """Kind of question."""
+    cluster: str | dict[str, Any]
+    """A cluster or node of the catalogue, a path, or the description itself."""
+    nodes: Size | None = None
+    """Nodes to use; all of a cluster if left out."""
+    model: str | dict[str, Any]
+    """A bundled model, the path of a config.json, or its content."""
+    engine: str = "vllm"
+    """Inference engine: what it schedules, keeps and spends."""
+    workload: ServeWorkload
+    """What is asked."""
+    slo: ServeSlo = ServeSlo()
+    """Objectives of latency."""
+    speculative: ServeSpeculation | None = None
+    """Speculative decoding, where a plan drafts tokens."""
+    search: ServeSearch = ServeSearch()
+    """What the planner may choose."""
+    objective: ServeObjective = "goodput_requests_per_s_per_gpu"
+    """What is optimised."""
+    plan: ServePlan | None = None
+    """What `predict` costs; for `plan`, what runs today."""

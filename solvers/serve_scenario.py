@@ -1,0 +1,366 @@
+"""The question how to serve a model on a cluster: requests, objectives and limits, checked.
+
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.serve.plan(solvers.serve_scenario.load_serve(source, Path(".")))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from hardware.catalogue import (
+    Machine,
+    UnknownName,
+    description,
+    find,
+    names,
+    read_file,
+    resolve_cluster,
+    unknown_family,
+)
+from hardware.faults import Fault, InputError
+from hardware.yaml_source import Source, did_you_mean, validated
+from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.kernels import gemm
+from perfmodel.operators import peak_flops
+from perfmodel.serving.engine import Engine, engine_of, engines
+from perfmodel.serving.law import Demand, Speculation
+from perfmodel.serving.server import PRECISIONS, Server, server
+from solvers.scenario import usd_per_hour
+from solvers.serve_question import (
+    ServeArrivals,
+    ServeClients,
+    ServeLengths,
+    ServePlan,
+    ServePool,
+    ServeQuestion,
+    ServeWorkload,
+)
+
+_Path = tuple[str | int, ...]
+
+SLOW_TOKEN_S, SLOW_FIRST_TOKEN_S = 1.0, 600.0
+"""Objectives above these were probably meant in another unit [s]."""
+
+
+@dataclass(frozen=True)
+class ServeScenario:
+    """A checked question about serving.
+
+    Parameters
+    ----------
+    question : ServeQuestion
+        As asked.
+    machine, architecture, engine
+        What it names.
+    demand : Demand
+        What requests are like.
+    source : Source
+        Where it was written.
+    resolved : dict
+        The scenario with defaults and hardware written out; reading it again asks the same.
+    warnings : tuple of Fault
+        What may not be meant as it stands.
+    """
+
+    question: ServeQuestion
+    machine: Machine
+    architecture: Architecture
+    engine: Engine
+    demand: Demand
+    source: Source
+    resolved: dict[str, Any]
+    warnings: tuple[Fault, ...]
+
+    @property
+    def rate(self) -> float | None:
+        """Requests per second of all replicas, where they arrive by themselves at a given rate [1/s]."""
+        arrivals = self.question.workload.arrivals
+        return arrivals.rate_rps if isinstance(arrivals, ServeArrivals) else None
+
+    @property
+    def concurrency(self) -> int | None:
+        """Clients of all replicas, where there are such."""
+        arrivals = self.question.workload.arrivals
+        return arrivals.concurrency if isinstance(arrivals, ServeClients) else None
+
+    @property
+    def offline(self) -> bool:
+        """Whether all requests are there at once."""
+        return self.question.workload.arrivals == "offline"
+
+    def server(self, precision_weights: str, precision_kv: str | None) -> Server:
+        """Return model, machine and engine with weights and cache of some types."""
+        return _server(self.architecture, self.machine, self.engine, precision_weights, precision_kv)
+
+    def speculation(self, drafted: Any) -> Speculation:
+        """Return the speculation of a plan that drafts so many tokens."""
+        asked = self.question.speculative
+        if asked is None:
+            return Speculation()
+        return Speculation(drafted, asked.acceptance, asked.draft_cost)
+
+    def usd_per_hour(self, accelerators: float) -> float | None:
+        """Return what so many accelerators cost [USD/h], or None."""
+        whole = usd_per_hour(self.machine)
+        return None if whole is None else whole * accelerators / self.machine.accelerators
+
+
+def _server(
+    architecture: Architecture, machine: Machine, engine: Engine, precision_weights: str, precision_kv: str | None
+) -> Server:
+    return server(architecture, machine, engine, precision_weights=precision_weights, precision_kv=precision_kv)
+
+
+def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
+    """Check a serving scenario.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    base_dir : Path
+        Folder that paths in it are relative to.
+
+    Returns
+    -------
+    ServeScenario
+        The question with everything it names looked up.
+
+    Raises
+    ------
+    InputError
+        With every fault that was found.
+    """
+    faults: list[Fault] = []
+    question: ServeQuestion | None = None
+    try:
+        question = validated(ServeQuestion, source)
+    except InputError as error:
+        faults += error.faults
+    data = source.data if isinstance(source.data, Mapping) else {}
+    machine: Machine | None = None
+    architecture: Architecture | None = None
+    if isinstance(data.get("cluster"), str | Mapping):
+        nodes = data.get("nodes")
+        count = nodes if isinstance(nodes, int) and not isinstance(nodes, bool) and nodes > 0 else None
+        try:
+            machine = resolve_cluster(data["cluster"], base_dir, count, source=source, at=("cluster",))
+        except InputError as error:
+            faults += error.faults
+    if isinstance(data.get("model"), str | Mapping):
+        try:
+            architecture = load_architecture(data["model"], base_dir, source, ("model",))
+        except InputError as error:
+            faults += error.faults
+    named = data.get("engine", "vllm")
+    engine = engine_of(named) if isinstance(named, str) else None
+    if engine is None and isinstance(named, str):
+        message = f"unknown engine; {did_you_mean(named, engines())} [got {named!r}]"
+        faults.append(source.fault(("engine",), message))
+    if question is not None:
+        for path, message in _question_faults(question):
+            faults.append(source.fault(path, message))
+    if question is not None and architecture is not None and machine is not None:
+        for path, message in _machine_faults(question, architecture, machine):
+            faults.append(source.fault(path, message))
+    if faults or question is None or machine is None or architecture is None or engine is None:
+        raise InputError(sorted(set(faults), key=lambda fault: (fault.source, fault.line, fault.column)))
+    try:
+        for precision in _precisions(question):
+            _server(architecture, machine, engine, precision, None)
+    except UnknownName:
+        message = unknown_family(machine.accelerator.architecture)
+        raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
+    warnings = tuple(source.fault(path, message) for path, message in _warnings(question))
+    resolved = _resolved(question, base_dir, machine)
+    demand = demand_of(question.workload)
+    return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings)
+
+
+def demand_of(workload: ServeWorkload) -> Demand:
+    """Return what requests are like, from their lengths and times."""
+    arrivals, lengths = workload.arrivals, workload.lengths
+    cv = arrivals.cv if isinstance(arrivals, ServeArrivals) and arrivals.cv is not None else 1.0
+    if isinstance(lengths, ServeLengths):
+        return Demand(
+            float(lengths.isl), float(lengths.osl), lengths.isl_cv**2, lengths.osl_cv**2, workload.prefix_hit, cv**2
+        )
+    whole = sum(one.weight for one in lengths.histogram)
+    moments = []
+    for name in ("isl", "osl"):
+        mean = sum(one.weight * getattr(one, name) for one in lengths.histogram) / whole
+        square = sum(one.weight * getattr(one, name) ** 2 for one in lengths.histogram) / whole
+        moments.append((mean, max(square / mean**2 - 1, 0.0)))
+    return Demand(moments[0][0], moments[1][0], moments[0][1], moments[1][1], workload.prefix_hit, cv**2)
+
+
+def _precisions(question: ServeQuestion) -> tuple[str, ...]:
+    return tuple(
+        dict.fromkeys(
+            [*question.search.precision_weights, *([question.plan.precision_weights] if question.plan else [])]
+        )
+    )
+
+
+def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
+    """Yield what is wrong whatever the machine."""
+    arrivals, plan = question.workload.arrivals, question.plan
+    if isinstance(arrivals, ServeArrivals):
+        if arrivals.process == "gamma" and arrivals.cv is None:
+            yield ("workload", "arrivals", "cv"), "missing; gamma distributed times need it, 1 is Poisson"
+        if arrivals.process == "poisson" and arrivals.cv not in (None, 1.0):
+            yield ("workload", "arrivals", "cv"), f"of a Poisson process is 1; use process gamma [got {arrivals.cv:g}]"
+        if arrivals.rate_rps is None and not question.slo.limits:
+            yield (
+                ("workload", "arrivals", "rate_rps"),
+                "missing; without objectives of latency there is no highest rate",
+            )
+    else:
+        for name in question.slo.limits:
+            if arrivals == "offline" and name.startswith("ttft"):
+                yield ("slo", name), "means nothing where all requests are there at once"
+            elif not name.endswith("_mean"):
+                yield (
+                    ("slo", name),
+                    "only means are known of closed loops; give arrivals a process, or a mean objective",
+                )
+    if question.objective == "energy_per_token_j":
+        yield ("objective",), "no model of power fills energy_per_token_j yet"
+    drafts = [number for number in question.search.draft_tokens or () if number] + ([plan.draft_tokens] if plan else [])
+    if any(drafts) and question.speculative is None:
+        yield ("speculative",), "missing; drafted tokens need an acceptance and a draft_cost"
+    if plan is not None:
+        for name in ("prefill", "decode"):
+            given = getattr(plan, name) is not None
+            if plan.disaggregated and not given:
+                yield ("plan", name), "missing; a disaggregated plan has a pool for each phase"
+            if given and not plan.disaggregated:
+                yield ("plan", name), "a pool of one phase belongs to a disaggregated plan; set plan.disaggregated"
+
+
+def _machine_faults(
+    question: ServeQuestion, architecture: Architecture, machine: Machine
+) -> Iterable[tuple[_Path, str]]:
+    """Yield what does not go together with the machine or the model."""
+    accelerator, search, plan = machine.accelerator, question.search, question.plan
+    places: list[tuple[_Path, str]] = [
+        (("search", "precision_weights", number), name) for number, name in enumerate(search.precision_weights)
+    ]
+    if plan is not None:
+        places.append((("plan", "precision_weights"), plan.precision_weights))
+    for path, precision in places:
+        try:
+            peak_flops(accelerator, gemm.FORMS[PRECISIONS[precision]].arithmetic)
+        except ValueError as error:
+            able = ", ".join(_able(gemm.FORMS[PRECISIONS[precision]].arithmetic))
+            yield path, f"{error}; accelerators that have it: {able} [got {precision!r}]"
+    if question.objective == "cost_usd_per_million_tokens" and usd_per_hour(machine) is None:
+        yield (
+            ("objective",),
+            f"{question.objective} needs a price, and neither {machine.node.name} nor {accelerator.name} has one; "
+            "set accelerator.price.on_demand",
+        )
+    lengths = question.workload.lengths
+    longest = (
+        lengths.isl + lengths.osl
+        if isinstance(lengths, ServeLengths)
+        else max(one.isl + one.osl for one in lengths.histogram)
+    )
+    if architecture.learned_positions and longest > architecture.learned_positions:
+        message = f"{architecture.name} has {architecture.learned_positions} learned positions [got {longest} tokens]"
+        yield ("workload", "lengths"), message
+    for name in ("tp", "pp", "dp", "ep"):
+        for number, value in enumerate(getattr(search, name) or ()):
+            fault = _size_fault(name, value, architecture, machine)
+            if fault:
+                yield ("search", name, number), fault
+    if plan is None:
+        return
+    if plan.disaggregated and plan.prefill and plan.decode:
+        taken = 0
+        for name, pool in (("prefill", plan.prefill), ("decode", plan.decode)):
+            yield from _layout_faults(pool, architecture, machine, ("plan", name))
+            taken += pool.tp * pool.pp * pool.dp * pool.replicas
+        if taken > machine.accelerators:
+            yield ("plan",), f"the pools take {taken} accelerators, but the cluster has {machine.accelerators}"
+    elif not plan.disaggregated:
+        yield from _layout_faults(plan, architecture, machine, ("plan",))
+
+
+def _layout_faults(
+    plan: ServePlan | ServePool, architecture: Architecture, machine: Machine, at: _Path
+) -> Iterable[tuple[_Path, str]]:
+    for name in ("tp", "pp", "dp"):
+        fault = _size_fault(name, getattr(plan, name), architecture, machine)
+        if fault:
+            yield (*at, name), fault
+    experts = max(group.feed_forward.experts for group in architecture.layers)
+    if plan.ep > 1 and (not experts or experts % plan.ep or (plan.tp * plan.dp) % plan.ep):
+        ways = plan.tp * plan.dp
+        yield (
+            (*at, "ep"),
+            f"must divide the {experts} experts and the tp x dp = {ways} ranks of a stage [got {plan.ep}]",
+        )
+    product = plan.tp * plan.pp * plan.dp * (plan.replicas or 1)
+    if product > machine.accelerators:
+        message = (
+            f"tp x pp x dp x replicas = {plan.tp} x {plan.pp} x {plan.dp} x {plan.replicas or 1} = {product}, "
+            f"but the cluster has {machine.accelerators} accelerators"
+        )
+        yield at, message
+
+
+def _size_fault(name: str, value: int, architecture: Architecture, machine: Machine) -> str | None:
+    """Return what is wrong with a parallel size."""
+    heads = min(group.attention.heads for group in architecture.layers)
+    experts = max(group.feed_forward.experts for group in architecture.layers)
+    if name == "tp" and heads % value:
+        return f"does not divide the {heads} attention heads of {architecture.name} [got {value}]"
+    if name == "pp" and value > architecture.depth:
+        return f"{architecture.name} has {architecture.depth} layers [got {value}]"
+    if name == "dp" and value > 1 and not experts:
+        return f"{architecture.name} has no experts to share between ranks of attention data parallelism; use replicas"
+    if name == "ep" and value > 1 and (not experts or experts % value):
+        return f"does not divide the {experts} experts of {architecture.name} [got {value}]"
+    if value > machine.accelerators:
+        return f"the cluster has {machine.accelerators} accelerators [got {value}]"
+    return None
+
+
+def _able(arithmetic: str) -> list[str]:
+    """Return the accelerators of the catalogue that have an arithmetic."""
+    found = []
+    for name in names("accelerator"):
+        try:
+            peak_flops(find("accelerator", name), arithmetic)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
+def _warnings(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
+    for name, limit in question.slo.limits.items():
+        most = {"tpot": SLOW_TOKEN_S, "ttft": SLOW_FIRST_TOKEN_S}.get(name.partition("_")[0])
+        if most is not None and limit >= most:
+            yield ("slo", name), f"{limit:g} s is long; was {limit:g} ms meant?"
+
+
+def _resolved(question: ServeQuestion, base_dir: FilePath, machine: Machine) -> dict[str, Any]:
+    """Write the question out so that it can be asked again anywhere."""
+    written = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
+    written["cluster"] = description(machine)
+    written["nodes"] = machine.nodes
+    if isinstance(question.model, str) and (base_dir / question.model).exists():
+        path = base_dir / question.model
+        written["model"] = read_file(path / "config.json" if path.is_dir() else path).data
+    return written
+
+
+def serve_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a serving scenario."""
+    return ServeQuestion.model_json_schema()

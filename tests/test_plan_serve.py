@@ -1,0 +1,206 @@
+"""Serving a model: what requests see of a deployment, and which deployment is best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from hardware.faults import InputError
+from hardware.yaml_source import read_yaml
+from solvers.result import Result
+from solvers.serve import predict
+from solvers.serve_scenario import load_serve
+
+ROOT = Path(__file__).parent.parent
+STATISTICS = ("mean", "p50", "p90", "p99")
+
+ASKED = """
+kind: serve
+cluster: dgx-h100
+model: llama-3.1-8b
+workload:
+  arrivals: {process: poisson, rate_rps: 8}
+  lengths: {isl: 1000, osl: 200}
+slo: {ttft_p99: 1 s, tpot_p99: 50 ms}
+plan: {tp: 1, replicas: 2}
+"""
+
+
+def asked(text: str = ASKED, **changes: Any) -> Any:
+    """Read a scenario, with top-level keys replaced."""
+    source = read_yaml(text, "asked.yaml")
+    source.data.update(changes)
+    return load_serve(source, ROOT)
+
+
+def predicted(text: str = ASKED, **changes: Any) -> Result:
+    return predict(asked(text, **changes))
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(InputError) as error:
+        load_serve(read_yaml(text, "asked.yaml"), ROOT)
+    return str(error.value).splitlines()
+
+
+def value(result: Result, name: str) -> float:
+    assert result.prediction is not None
+    return float(result.prediction[name])
+
+
+# --- predict -------------------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_whole() -> None:
+    result = predicted()
+    assert result.status == "feasible" and result.prediction is not None and result.breakdown is not None
+    for metric in ("ttft", "tpot", "itl", "e2e"):
+        for statistic in STATISTICS:
+            name = f"{metric}_{statistic}_s"
+            low, middle, high = (result.prediction[name + end] for end in ("_p10", "", "_p90"))
+            assert 0 < low < middle < high, name
+        ordered = [value(result, f"{metric}_{statistic}_s") for statistic in STATISTICS[1:]]
+        assert ordered == sorted(ordered)
+    assert result.breakdown["seconds"] == pytest.approx(value(result, "e2e_mean_s"), rel=1e-9)
+    memory = result.prediction["memory_bytes"]
+    assert sum(memory[part] for part in memory if part != "device") == pytest.approx(memory["device"])
+    assert value(result, "goodput_requests_per_s") <= value(result, "requests_per_s") == 8
+
+
+def test_end_to_end_time_is_first_token_and_the_others() -> None:
+    result = predicted()
+    assert value(result, "e2e_mean_s") == pytest.approx(
+        value(result, "ttft_mean_s") + 199 * value(result, "tpot_mean_s"), rel=1e-12
+    )
+
+
+def test_no_prediction_is_beyond_the_optimum() -> None:
+    """NanoFlow, arXiv 2408.12757, section 3: F/(2 P) tokens per second and accelerator, whatever the lengths."""
+    for isl, osl in ((4000, 2), (1000, 200), (100, 1000)):
+        result = predicted(
+            workload={"arrivals": {"process": "poisson"}, "lengths": {"isl": isl, "osl": osl}},
+            slo={"ttft_mean": "30 s", "tpot_mean": "1 s"},
+        )
+        assert 0 < value(result, "optimal_share") < 0.8
+    assert value(result, "optimal_tokens_per_s_per_gpu") == pytest.approx(989e12 / (2 * 8.03e9), rel=2e-3)
+
+
+def test_the_highest_rate_meets_the_objectives_and_no_higher_one_does() -> None:
+    workload = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 1000, "osl": 200}}
+    best = predicted(workload=workload)
+    rate = value(best, "requests_per_s")
+    for factor, within in ((0.999, True), (1.001, False)):
+        arrivals = {"process": "poisson", "rate_rps": factor * rate}
+        result = predicted(workload={**workload, "arrivals": arrivals})
+        inside = value(result, "ttft_p99_s") <= 1.0 and value(result, "tpot_p99_s") <= 0.05
+        assert inside is within
+
+
+def test_bursts_make_requests_wait() -> None:
+    def first(arrivals: dict[str, Any]) -> float:
+        workload = {"arrivals": arrivals, "lengths": {"isl": 1000, "osl": 200}}
+        return value(predicted(workload=workload), "ttft_p99_s")
+
+    even = first({"process": "poisson", "rate_rps": 20})
+    assert first({"process": "gamma", "cv": 1, "rate_rps": 20}) == even
+    assert first({"process": "gamma", "cv": 3, "rate_rps": 20}) > even
+
+
+def test_a_cached_prefix_spares_less_than_its_share() -> None:
+    """The new part of a prompt still attends to all of it, and everything but the prompt stays."""
+    workload = {"arrivals": {"process": "poisson", "rate_rps": 0.01}, "lengths": {"isl": 16000, "osl": 10}}
+    cold = value(predicted(workload=workload), "ttft_mean_s")
+    warm = value(predicted(workload={**workload, "prefix_hit": 0.5}), "ttft_mean_s")
+    assert 0.5 * cold < warm < 0.75 * cold
+
+
+def test_speculation_pays_alone_and_not_in_a_crowd() -> None:
+    """Leviathan et al., arXiv 2211.17192: 0.8, 4, 0.05 speeds a single sequence up 2.8 times, where memory binds."""
+    speculative = {"acceptance": 0.8, "draft_cost": 0.05}
+    lengths = {"isl": 500, "osl": 500}
+
+    def found(name: str, drafted: int) -> float:
+        workload = {"arrivals": {"process": "poisson", "rate_rps": 0.01}, "lengths": lengths}
+        plan = {"tp": 1, "replicas": 1, "draft_tokens": drafted}
+        return value(predicted(workload=workload, speculative=speculative, plan=plan), name)
+
+    alone = found("tpot_mean_s", 0) / found("tpot_mean_s", 4)
+    assert 2.0 < alone < 1.01 * 2.8013  # steps of five tokens and of one are equal to the percent
+    crowd = found("load", 0) / found("load", 4)
+    assert 0.5 < crowd < 0.6 * alone  # what a full batch gains
+
+
+def test_pools_of_their_own() -> None:
+    pools = {"prefill": {"tp": 1}, "decode": {"tp": 1}, "disaggregated": True}
+    result = predicted(plan=pools)
+    assert result.prediction is not None and result.prediction["gpus"] == 2
+    # no prompt disturbs a token: the steps are those of decoding alone
+    assert value(result, "itl_p99_s") == pytest.approx(value(result, "itl_p50_s"))
+    assert value(result, "kv_transfer_exposed_s") < value(result, "kv_transfer_s")
+
+
+def test_what_is_asked_can_be_too_much() -> None:
+    workload = {"arrivals": {"process": "poisson", "rate_rps": 1000}, "lengths": {"isl": 1000, "osl": 200}}
+    result = predicted(workload=workload)
+    assert result.status == "infeasible"
+    assert 10 < result.relaxation[0]["needed"] < 1000
+    result = predicted(model="llama-3.1-70b")
+    assert result.status == "infeasible"
+    assert result.relaxation[0]["needed"] > 141e9
+
+
+def test_a_saved_prediction_is_predicted_again(tmp_path: Path) -> None:
+    place = tmp_path / "asked.yaml"
+    place.write_text(ASKED)
+    saved = tmp_path / "plan.json"
+    run("predict", "serve", str(place), "--format", "json", "-o", str(saved))
+    first = json.loads(saved.read_text())
+    again = json.loads(run("predict", "serve", str(saved), "--format", "json"))
+    assert again["prediction"] == first["prediction"] and again["plan"] == first["plan"]
+    assert run("predict", "serve", str(place)) and run("predict", "serve", str(place), "--format", "csv")
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_at_once() -> None:
+    found = faults(
+        """
+kind: serve
+cluster: dgx-a100
+model: llama-3.1-8b
+engine: vlm
+workload: {arrivals: {process: gamma, rate_rps: 2}, lengths: {isl: 10, osl: 10}}
+search: {tp: [1, 3], precision_weights: [bf16, fp8], dp: [2]}
+plan: {tp: 8, replicas: 2, draft_tokens: 3}
+"""
+    )
+    for part in (
+        "engine",
+        "cv: missing",
+        "search.tp[1]: does not divide the 32 attention heads",
+        "a100-80gb-sxm has no fp8 peak",
+        "h100-80gb-sxm",
+        "no experts to share",
+        "8 x 1 x 1 x 2 = 16, but the cluster has 8 accelerators",
+        "speculative: missing",
+    ):
+        assert any(part in line for line in found), part
+    assert all(line.startswith("asked.yaml:") for line in found)
+
+
+def test_an_objective_in_the_wrong_unit_is_told(tmp_path: Path) -> None:
+    place = tmp_path / "asked.yaml"
+    place.write_text(ASKED.replace("50 ms", "50 s"))
+    result = CliRunner().invoke(app, ["predict", "serve", str(place)])
+    assert result.exit_code == 0
+    assert "slo.tpot_p99" in result.stderr and "was 50 ms meant" in result.stderr
