@@ -32,6 +32,7 @@ from cli.program import Program
 from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
 from cli.serve import predict_serve
+from cli.serving import validate_serving
 
 if TYPE_CHECKING:
     from solvers.result import Result
@@ -225,18 +226,10 @@ def validate_training(
         )
         if leave_out is not None:
             from perfmodel.training_fit import left_out
+            from perfmodel.validation import column
 
-            report["left_out"] = left_out(frame, _column(frame, leave_out), progress)
+            report["left_out"] = left_out(frame, column("--leave-out", frame, leave_out), progress)
     accuracy.write(report, frame, rows, form, output)
-
-
-def _column(frame: Any, name: str) -> str:
-    from hardware.faults import Fault, InputError
-
-    if name not in frame.columns:
-        message = f"no such column; there are: {', '.join(map(str, frame.columns))}"
-        raise InputError([Fault("--leave-out", 0, 0, name, message)])
-    return name
 
 
 plans.command("fleet")(plan_fleet)
@@ -249,6 +242,7 @@ plans.command("sequence")(plan_sequence)
 predictions.command("sequence")(predict_sequence)
 predictions.command("serve")(predict_serve)
 checks.command("collective")(validate_collective)
+checks.command("serving")(validate_serving)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)
 app.command("bench")(bench)

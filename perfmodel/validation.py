@@ -102,6 +102,20 @@ def kept(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
+def column(option: str, frame: pd.DataFrame, name: str) -> str:
+    """Return the name of a column that an option names.
+
+    Raises
+    ------
+    InputError
+        Where there is none of that name.
+    """
+    if name not in frame.columns:
+        message = f"no such column; there are: {', '.join(map(str, frame.columns))}"
+        raise InputError([Fault(option, 0, 0, name, message)])
+    return name
+
+
 def _matches(column: Any, sign: str, text: str) -> Any:
     if column.dtype == bool:
         truth = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}.get(text.lower())

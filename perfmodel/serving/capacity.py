@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perfmodel.architecture import layer_parameters
-from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from perfmodel.operators import ACTIVATION_BYTES
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
@@ -16,13 +16,38 @@ from perfmodel.terms import Array, Number
 
 @dataclass(frozen=True)
 class Capacity:
-    """Memory of an accelerator of an instance [bytes], and what the instance's cache holds [tokens]."""
+    """Memory of an accelerator of an instance.
+
+    Parameters
+    ----------
+    weights, workspace, context, cache : array
+        Weights; activations of a step; driver, libraries and graphs; what is left for keys and values [bytes].
+    server : Server
+        Whose cache it is.
+    deployment : Deployment
+        How it is spread.
+    """
 
     weights: Array
     workspace: Array
     context: Array
     cache: Array
-    cache_tokens: Array
+    server: Server
+    deployment: Deployment
+
+    @property
+    def cache_tokens(self) -> Array:
+        """Tokens that the instance's cache holds, of sequences without states of their own."""
+        ways = np.asarray(self.deployment.tp, float)
+        per_token = kv_bytes_per_token(self.server.architecture, self.server.cache_bytes, ways)
+        return np.floor(self.cache * self.deployment.pp / per_token) * self.deployment.dp
+
+    def sequences(self, tokens: Number) -> Array:
+        """Return how many sequences of so many tokens the instance holds."""
+        architecture, ways = self.server.architecture, np.asarray(self.deployment.tp, float)
+        held = kv_bytes_per_sequence(architecture, tokens, self.server.cache_bytes, ways)
+        held = held + state_bytes_per_sequence(architecture, ways)
+        return np.floor(self.cache * self.deployment.pp / held) * self.deployment.dp
 
 
 def weight_bytes(server: Server, deployment: Deployment) -> Array:
@@ -77,6 +102,4 @@ def capacity(server: Server, deployment: Deployment, step_tokens: Number) -> Cap
     used = weights + workspace + rule.context
     free = rule.fraction * memory - used if rule.of == "device" else rule.fraction * (memory - used)
     cache = np.maximum(free, 0.0)
-    pp, dp = (np.asarray(value, float) for value in (deployment.pp, deployment.dp))
-    per_token = kv_bytes_per_token(server.architecture, server.cache_bytes, np.asarray(deployment.tp, float)) / pp
-    return Capacity(weights, workspace, np.asarray(rule.context), cache, np.floor(cache / per_token) * dp)
+    return Capacity(weights, workspace, np.asarray(rule.context), cache, server, deployment)

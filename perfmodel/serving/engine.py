@@ -56,6 +56,8 @@ class Engine(_Strict):
     """The same for every layer: gaps between kernels, small kernels that the models leave out."""
     prompt_overhead: Seconds
     """Time of a request before its prompt is computed: receiving, tokens from text, queues between processes."""
+    handoff_overhead: Seconds = 0.0
+    """Time of a request between an instance for prompts and one for answers, beside the bytes that cross."""
     eager_overhead: Seconds
     """Host time to launch a layer of a step with prompts, which is not captured as a graph; it bounds short prompts."""
     launch: float

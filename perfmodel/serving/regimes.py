@@ -14,8 +14,8 @@ from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment, Load, step
 from perfmodel.terms import Array, Number
 
-ROUNDS = 16
-"""Rounds of the fixed point, each halfway to the next value: the last change is below 1e-4."""
+ROUNDS = 9
+"""Rounds of the fixed point, each halfway to the next value: the last change is below 0.5 %."""
 
 SMALLEST_PIECE = 64.0
 """Tokens of a prompt that a step takes at least, however many sequences run."""
@@ -55,12 +55,15 @@ class PromptCost:
         The steps of a prompt, from the first to its first token.
     step_s : array
         A step without prompts.
+    together : array
+        Prompts that a step has room for.
     """
 
     added_s: Array
     queued_s: Array
     own_s: Array
     step_s: Array
+    together: Array
 
 
 def prompt_cost(
@@ -95,7 +98,7 @@ def prompt_cost(
         / count
         for count in (1.0, together)
     )
-    return PromptCost(alone, np.minimum(many, alone), alone + base_s * pieces, alone_s)
+    return PromptCost(alone, np.minimum(many, alone), alone + base_s * pieces, alone_s, together)
 
 
 def seconds(server: Server, deployment: Deployment, load: Load) -> Array:
@@ -130,12 +133,13 @@ def closed_loop(
 
     Notes
     -----
-    With N = min(clients, slots), P a prompt's cost among others, T the time of a token, O tokens of an answer. In the
-    first wave a prompt waits for half of the others, (N - 1) P/2. Later ones come over a window of spread x O T, to
-    which a scheduler that computes prompts beside others adds (N - 1) P, since answers end as they began; one that
-    computes all prompts first lets all answers begin, and end, together. Of a load rho = (N - 1) P / window the wait is
-    that of M/D/1, rho P/(2 (1 - rho)), and never more than the first wave's. A token waits for the prompts of others
-    but those that came while its own request waited:
+    With N = min(clients, slots), P a prompt's cost among others, T the time of a token, O tokens of an answer, g
+    prompts that share a step. In the first wave a prompt waits for half of the others and of those beside it,
+    (N + g - 2) P/2. Later ones come over a window of spread x O T, to which a scheduler that computes prompts beside
+    others adds (N - 1) P, since answers end as they began; one that computes all prompts first lets all answers begin,
+    and end, together. Of a load rho = (N - 1) P / window the wait is that of M/D/1, rho P/(2 (1 - rho)), and never more
+    than the first wave's; beside others answers end one step apart, and a prompt waits for the one that is under way, P
+    at most. A token waits for the prompts of others but those that came while its own request waited:
     T = step + ((N - 1) P - wait)/(O - 1).
     """
     clients, tokens = np.asarray(concurrency, float), np.asarray(output, float)
@@ -148,11 +152,11 @@ def closed_loop(
     for _ in range(ROUNDS):
         cost = prompt_cost(server, deployment, running, context, prompt, budget)
         every_s = others * cost.queued_s
-        first_s = every_s / 2
+        first_s = (others + np.minimum(cost.together, limit) - 1) / 2 * cost.queued_s
         token_s = cost.step_s + np.maximum(others * cost.added_s - first_s / waves, 0.0) / gaps
         window_s = spread * tokens * token_s + (0.0 if together else every_s)
         busy = np.minimum(every_s / np.maximum(window_s, 1e-12), 1.0 - 1e-9)
-        later_s = np.minimum(busy / (2 * (1 - busy)) * cost.queued_s, first_s)
+        later_s = np.minimum(busy / (2 * (1 - busy)) * cost.queued_s, first_s if together else cost.queued_s)
         wait_s = first_s / waves + later_s * (1 - 1 / np.asarray(waves))
         token_s = cost.step_s + np.maximum(others * cost.added_s - wait_s, 0.0) / gaps
         inside_s = cost.step_s / 2 + wait_s + cost.own_s + gaps * token_s
@@ -178,3 +182,52 @@ def offline(
     token_s = cost.step_s + cost.queued_s * running / tokens
     rate = running / (tokens * token_s)
     return Served(np.full(np.shape(rate), np.nan), token_s, rate, running)
+
+
+def pools(
+    server: Server,
+    prefill: tuple[Deployment, Number],
+    decode: tuple[Deployment, Number],
+    concurrency: Number,
+    prompt: Number,
+    output: Number,
+    *,
+    budget: Number,
+    slots: Number,
+    waves: Number,
+) -> Served:
+    """Return what clients of a closed loop see where prompts and answers have instances of their own.
+
+    Parameters
+    ----------
+    prefill, decode : tuple of Deployment and array
+        How an instance of each kind is spread, and how many there are.
+    concurrency, slots : array
+        Clients of all instances together, and sequences that all that decode run at once.
+
+    Notes
+    -----
+    The cache of a prompt crosses the network behind the layers that follow; what is left of it is one layer's, which
+    does not show. Prompts wait for each other at w instances: half of (N/w - 1) P in the first wave, M/D/1 later.
+    """
+    spread, workers = prefill
+    clients, tokens = np.asarray(concurrency, float), np.asarray(output, float)
+    limit = np.minimum(clients, slots)
+    running: Array = limit * 1.0
+    context = np.asarray(prompt, float) + tokens / 2
+    cost = prompt_cost(server, spread, 0.0, 0.0, prompt, budget)
+    gaps = np.maximum(tokens - 1.0, 1e-9)
+    each = limit / np.asarray(workers, float)
+    first_s = np.maximum(each + np.minimum(cost.together, each) - 2.0, 0.0) / 2 * cost.queued_s
+    for _ in range(ROUNDS):
+        token_s = seconds(server, decode[0], Load(running / decode[1], context))
+        busy = np.minimum(running / (gaps * token_s) * cost.queued_s / workers, 1.0 - 1e-9)
+        later_s = np.minimum(busy / (2 * (1 - busy)) * cost.queued_s, first_s)
+        wait_s = first_s / waves + later_s * (1 - 1 / np.asarray(waves))
+        inside_s = wait_s + cost.own_s + gaps * token_s
+        running = (running + limit * gaps * token_s / inside_s) / 2
+    rate = limit / inside_s
+    queued_s = np.maximum(clients - limit, 0.0) / rate
+    engine = server.engine
+    received_s = server.overhead_factor * (engine.prompt_overhead + engine.handoff_overhead)
+    return Served(received_s + wait_s + cost.own_s + token_s + queued_s, token_s, rate, running)

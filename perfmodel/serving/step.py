@@ -17,12 +17,12 @@ from perfmodel.collectives import Group, all_gather, dispatch, group, send
 from perfmodel.collectives.algorithms import engine_all_reduce
 from perfmodel.kernels import decode, gemm, memory, moe, prefill
 from perfmodel.kernels.work import Work, timed
-from perfmodel.kv_cache import layer_state_bytes
+from perfmodel.linear_attention import prompt_works, token_works
 from perfmodel.operators import (
     ACTIVATION_BYTES,
     Operator,
     Shape,
-    attention_operators,
+    attention_products,
     feed_forward_operators,
     wide,
 )
@@ -38,9 +38,6 @@ PARTS = (
     "logits and sampling",
 )
 """Leaves of a step that are kernels."""
-
-LINEAR_CHUNK = 64
-"""Tokens of a chunk of linear attention (arXiv 2406.06484, section 3.3; 64 in its published kernels)."""
 
 EXPERT_ARITHMETIC = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp4": "fp4"}
 """Arithmetic of the products -> that of the experts' kernels."""
@@ -174,14 +171,12 @@ def _layer(
     tp, ways = np.asarray(deployment.tp, float), np.asarray(deployment.tp, float) * deployment.dp
     shape = Shape(own, 1.0, own, tp, 1, 1, 1, 1)
     feed = feed_forward_operators(feed_forward, architecture.hidden, shape, norm=False, dropout=False, form=form)
-    works: list[tuple[str, Work]] = [("projections", work) for work in _products(feed)]
+    dense = attention_products(attention, architecture.hidden, shape, form)
+    works: list[tuple[str, Work]] = [("projections", work) for work in _products([*dense, *feed])]
     if attention.kind == "linear":
-        works += _linear_attention(server, attention, own, n, p * s, tp)
+        works += [("attention of prompts", work) for work in prompt_works(attention, some(p), some(s), tp=tp)]
+        works += [("attention over the cache", work) for work in token_works(attention, some(n), tp=tp)]
     else:
-        dense = attention_operators(
-            attention, architecture.hidden, shape, norm=False, rope=False, fused=True, dropout=False, form=form
-        )
-        works += [("projections", work) for work in _products(dense)]
         works += _softmax_attention(server, attention, asked, tp)
     heads = (attention.heads + (1 if attention.kind == "mla" else attention.kv_heads)) / tp
     works.append(("norms and activations", _streamed("add_norm", own, architecture.hidden, 2)))
@@ -220,6 +215,11 @@ def _layer(
     return total("layer", terms)
 
 
+def some(amount: Number) -> Array:
+    """Return an amount that kernels can be asked about: nothing is a billionth."""
+    return np.asarray(np.maximum(np.asarray(amount, float), 1e-9))
+
+
 def _softmax_attention(
     server: Server, attention: Attention, asked: tuple[Array, Number, Array, Array, Array], tp: Array
 ) -> list[tuple[str, Work]]:
@@ -228,8 +228,8 @@ def _softmax_attention(
     element = wide(server.form).activation_bytes
     prompts = prefill.shapes_of(
         attention,
-        np.maximum(p, 1e-9),
-        np.maximum(s, 1.0),
+        some(p),
+        some(s),
         cached_tokens=c,
         tp=tp,
         query_bytes=element,
@@ -237,8 +237,8 @@ def _softmax_attention(
     )
     cached = decode.shapes_of(
         attention,
-        np.maximum(n, 1e-9),
-        np.maximum(k, 1.0),
+        some(n),
+        some(k),
         tp=tp,
         query_bytes=element,
         cache_bytes=server.cache_bytes,
@@ -247,37 +247,6 @@ def _softmax_attention(
         ("attention of prompts", Work(f"prefill.{prefill.variant_of(attention.qk_head_dim)}", prompts)),
         ("attention over the cache", Work(f"decode.{decode_variant(attention, server.cache_bytes)}", cached)),
     ]
-
-
-def _linear_attention(
-    server: Server, attention: Attention, own: Array, sequences: Array, prompt_tokens: Array, tp: Array
-) -> list[tuple[str, Work]]:
-    """Return projections, chunks of prompts and the update of states of a gated delta network.
-
-    Notes
-    -----
-    A chunk of C tokens and a head: scores C C d_k, two products of C C (d_k + d_v) that solve for the corrections and
-    apply them, and two of C d_k d_v with the state (Yang et al., arXiv 2406.06484, section 3.3). A new token reads and
-    writes the state of its sequence.
-    """
-    h, form = server.architecture.hidden, server.form
-    values = attention.heads * attention.v_head_dim
-    mixed = 2 * attention.kv_heads * attention.head_dim + values
-    into = (mixed + attention.gate_features + 2 * attention.heads) / tp
-    kernel = f"gemm.{form.variant}"
-    found = [
-        ("projections", Work(kernel, gemm.product(own, into, h, form))),
-        ("projections", Work(kernel, gemm.product(own, h, values / tp, form))),
-    ]
-    whole = wide(form)
-    key, value, side = attention.head_dim, attention.v_head_dim, LINEAR_CHUNK
-    batch = np.maximum(prompt_tokens, 1e-9) / side * attention.heads / tp
-    for columns, inner in ((side, key), (key + value, side), (value, side), (value, key), (value, key)):
-        sizes = gemm.product(side, columns, inner, whole, batch=batch)
-        found.append(("attention of prompts", Work(f"gemm.{whole.variant}", sizes)))
-    state = 2 * layer_state_bytes(attention, tp) * np.maximum(sequences, 1e-9)
-    found.append(("attention over the cache", Work("memory.stream", memory.stream_shapes(state))))
-    return found
 
 
 def _timed(server: Server, works: Sequence[Work]) -> list[tuple[Array, Array]]:

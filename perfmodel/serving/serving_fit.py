@@ -1,0 +1,158 @@
+"""Fit of what inference engines add to their kernels, on measured operating points.
+
+Residuals are ln(predicted/measured) of tokens' times, throughputs and, with a smaller weight, times to the first token
+below 20 s (an overload shows there as a queue of any length); beyond `LINEAR_FROM` they count linearly. A weak prior
+holds a constant that few rows show near where it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from perfmodel.serving.engine import Engine, engine_of, engines
+from perfmodel.serving.validate_serving import predict_rows, with_intervals
+from perfmodel.terms import Array
+from perfmodel.validation import Defaults, statistics
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A fitted constant of an engine: where it starts, and how far its logarithm goes for a residual of 100 %."""
+
+    name: str
+    start: float
+    prior: float
+
+
+CONSTANTS = (
+    Constant("step_overhead", 1.5e-3, 1.0),
+    Constant("sequence_overhead", 8e-6, 1.0),
+    Constant("layer_overhead", 8e-6, 1.0),
+    Constant("eager_overhead", 8e-4, 0.8),
+    Constant("prompt_overhead", 5e-2, 1.0),
+    Constant("handoff_overhead", 1e-1, 1.0),
+    Constant("launch", 0.4, 0.6),
+    Constant("speed", 1.0, 0.12),
+)
+
+OVERHEADS = (
+    "step_overhead",
+    "sequence_overhead",
+    "layer_overhead",
+    "eager_overhead",
+    "prompt_overhead",
+    "handoff_overhead",
+)
+"""What belongs to the host, and is scaled together by three rows of one's own."""
+
+LINEAR_FROM = 0.15
+WEIGHTS = {"ttft_ms_mean": 0.35}
+LONGEST_TTFT_MS = 20e3
+ROUNDS, STEP, FURTHEST = 3, 0.08, 0.7
+"""Gauss-Newton steps, difference of a logarithm for slopes, and the largest change of a logarithm in a step."""
+
+ROWS = 130
+"""Rows of an engine that are fitted on."""
+
+
+def fitting_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that count: no unmarked speculation, without times to the first token that show an overload."""
+    known = rows[(rows["skipped"] == "") & (rows.get("spec_decode", "none") == "none")].copy()
+    known["name"] = [getattr(engine_of(str(text)), "name", "") for text in known["engine"]]
+    if "ttft_ms_mean" in known:
+        known.loc[known["ttft_ms_mean"] > LONGEST_TTFT_MS, "ttft_ms_mean"] = np.nan
+    return known
+
+
+def sampled(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return about `count` rows; a model on a device in a precision and regime has a share as the root of its rows."""
+    groups = rows.groupby(["model", "gpu", "precision_weights", "regime", "disaggregated"], dropna=False)
+    share = count / np.sqrt(groups.size()).sum()
+    return pd.concat(
+        [part.sample(min(len(part), max(2, round(share * len(part) ** 0.5))), random_state=0) for _, part in groups]
+    )
+
+
+def changed(engine: Engine, logs: Array) -> Engine:
+    """Return an engine with other constants, given by their logarithms."""
+    values = {constant.name: float(np.exp(log)) for constant, log in zip(CONSTANTS, logs, strict=True)}
+    return engine.model_copy(update=values)
+
+
+def residuals(rows: pd.DataFrame, engine: Engine) -> Array:
+    """Return ln(predicted/measured) of every line, weighted."""
+    lines = predict_rows(rows, Defaults(), engines() | {engine.name: engine})
+    lines = lines[lines["skipped"] == ""]
+    weights = np.array([WEIGHTS.get(metric, 1.0) for metric in lines["metric"]])
+    ratio = np.asarray(lines["predicted"], float) / np.asarray(lines["measured"], float)
+    return np.asarray(np.log(ratio) * weights)
+
+
+def fitted(rows: pd.DataFrame, engine: Engine) -> Engine:
+    """Return an engine with its constants fitted: reweighted Gauss-Newton steps from where they start."""
+    start = np.log([constant.start for constant in CONSTANTS])
+    prior = np.array([constant.prior for constant in CONSTANTS]) ** -2
+    logs = start.copy()
+    for _ in range(ROUNDS):
+        here = residuals(rows, changed(engine, logs))
+        slopes = []
+        for number in range(len(CONSTANTS)):
+            moved = logs.copy()
+            moved[number] += STEP
+            slopes.append((residuals(rows, changed(engine, moved)) - here) / STEP)
+        jacobian = np.stack(slopes, axis=1)
+        weight = 1.0 / np.maximum(np.abs(here) / LINEAR_FROM, 1.0)
+        normal = jacobian.T @ (weight[:, None] * jacobian) + np.diag(prior)
+        step = np.linalg.solve(normal, -(jacobian.T @ (weight * here)) - (logs - start) * prior)
+        logs = logs + np.clip(step, -FURTHEST, FURTHEST)
+    return changed(engine, logs)
+
+
+def overhead_factor(rows: pd.DataFrame, engine: Engine) -> float:
+    """Return by how much all overheads of an engine are scaled to meet a few rows of one's own, three or more.
+
+    Notes
+    -----
+    The factor of least mean |ln(predicted/measured)| among 25 from a fifth to five.
+    """
+    best = (float("inf"), 1.0)
+    for factor in np.geomspace(0.2, 5.0, 25):
+        scaled = engine.model_copy(update={name: float(factor * getattr(engine, name)) for name in OVERHEADS})
+        best = min(best, (float(np.abs(residuals(rows, scaled)).mean()), float(factor)))
+    return best[1]
+
+
+def left_out(rows: pd.DataFrame, column: str, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
+    """Return the figures of rows that were left out of the fit, by value of a column and metric.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows as of `read_files`.
+    column : str
+        Whose values are left out in turn; every engine is fitted on its own rows without them.
+    progress : callable
+        Called with the share that is done.
+    """
+    known = fitting_rows(rows)
+    values: Sequence[Any] = list(known[column].dropna().unique())
+    found: dict[str, Any] = {}
+    for number, value in enumerate(values):
+        out = known[known[column] == value]
+        lines = []
+        for name in [name for name in out["name"].unique() if name]:
+            rest = known[(known["name"] == name) & (known[column] != value)]
+            engine = fitted(sampled(rest, ROWS), engines()[name]) if len(rest) else engines()[name]
+            lines.append(predict_rows(out[out["name"] == name], Defaults(), engines() | {name: engine}))
+        together = with_intervals(pd.concat(lines, ignore_index=True))
+        together = together[together["skipped"] == ""]
+        for metric, part in together.groupby("metric"):
+            found[f"{column}={value},{metric}"] = statistics(part)
+        if progress is not None:
+            progress((number + 1) / len(values))
+    return found

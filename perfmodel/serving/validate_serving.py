@@ -1,0 +1,358 @@
+"""Measured points of inference engines, and what the model predicts for them.
+
+Two kinds of file are told apart by their columns: operating points of deployments (``serving_points``), and prefill and
+decode times of whole models (``splitwise_e2e``). Every measured value is a line of its own, with its ``metric``. Rows
+of one model, device, engine, precision and regime are predicted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hardware.catalogue import Machine, UnknownName
+from hardware.faults import InputError
+from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.serving.capacity import capacity
+from perfmodel.serving.engine import Engine, engine_of, engines
+from perfmodel.serving.intervals import interval
+from perfmodel.serving.regimes import Served, closed_loop, offline, pools, seconds
+from perfmodel.serving.server import PRECISIONS, Server, server
+from perfmodel.serving.step import Deployment, Load
+from perfmodel.terms import Array
+from perfmodel.validate_training import RowError, machine_of
+from perfmodel.validation import Defaults, grouped, kept, report, statistics
+
+METRICS = (
+    "tpot_ms_mean",
+    "ttft_ms_mean",
+    "output_tokens_per_s_total",
+    "total_tokens_per_s",
+    "requests_per_s",
+    "prompt_time",
+    "token_time",
+)
+"""Measured columns that are predicted; those at the top of a report are of the first that occurs. Tokens a second and
+GPU, and end-to-end times, follow from these."""
+
+POINTS = ("engine", "model", "gpu", "gpus", "isl", "osl", "regime")
+WHOLE_MODELS = ("model", "hardware", "tensor_parallel", "prompt_size", "batch_size", "token_size")
+"""Columns that tell the two kinds of file."""
+
+WAVES = 10.0
+"""Requests of a client in a closed loop, where the file does not say: ten for each that is in flight."""
+
+SPREAD_OF_BURST = 0.2 / 0.9
+"""Width over mean of lengths drawn evenly between 0.8 and 1 of the nominal ones."""
+
+DEFAULT_PRECISION = "bf16"
+
+ENGINE_OF_WHOLE_MODELS = ("vllm", "0.2")
+"""Engine and release that timed whole models: before it captured steps as graphs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What rows predicted together share."""
+
+    model: str
+    gpu: str
+    engine: str
+    release: str
+    precision_weights: str
+    precision_kv: str
+    regime: str
+    disaggregated: bool
+
+
+def read_files(paths: Sequence[Path]) -> pd.DataFrame:
+    """Return the rows of all files, with their ``file``; a file with other columns keeps the reason in ``skipped``."""
+    frames = []
+    for path in paths:
+        frame = pd.read_csv(path, dtype={"row_id": str, "engine_version": str, "notes": str}, low_memory=False)
+        frame["file"] = path.name
+        frame["skipped"] = ""
+        if set(WHOLE_MODELS) <= set(frame.columns):
+            frame = _as_points(frame)
+        elif not set(POINTS) <= set(frame.columns):
+            missing = ", ".join(column for column in POINTS if column not in frame.columns)
+            frame["skipped"] = f"the file has no serving columns: {missing} missing"
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _as_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return prefill and decode times of whole models with the columns of operating points."""
+    engine, release = ENGINE_OF_WHOLE_MODELS
+    names = {
+        "hardware": "gpu",
+        "tensor_parallel": "tp",
+        "prompt_size": "isl",
+        "token_size": "osl",
+        "batch_size": "batch",
+    }
+    renamed = frame.rename(columns=names)
+    renamed["gpus"] = renamed["tp"]
+    return renamed.assign(engine=engine, engine_version=release, regime="whole_model", disaggregated=0)
+
+
+def predict_rows(
+    frame: pd.DataFrame,
+    defaults: Defaults,
+    known: Mapping[str, Engine] | None = None,
+    described: Sequence[Machine] = (),
+) -> pd.DataFrame:
+    """Return a line for every measured value: ``metric``, ``measured``, ``predicted``, ``skipped`` beside the columns.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows as of `read_files`.
+    defaults : Defaults
+        Counts what is assumed.
+    known : mapping of str to Engine
+        Engines by name; the bundled ones if left out.
+    described : sequence of Machine
+        Machines that rows may name beside the catalogue's.
+    """
+    known = engines() if known is None else known
+    rows = frame.reset_index(drop=True)
+    predicted = pd.DataFrame(np.nan, index=rows.index, columns=list(METRICS))
+    reasons = rows["skipped"].copy()
+    usable = rows[reasons == ""]
+    cases = [_case(row, defaults) for row in usable.itertuples(index=False)]
+    for case, numbers in _together(cases, usable.index):
+        part = rows.loc[numbers]
+        try:
+            found = _predicted(case, part, defaults, known, described)
+        except RowError as error:
+            reasons.loc[numbers] = str(error)
+            continue
+        for metric, values in found.items():
+            predicted.loc[numbers, metric] = values
+    lines = []
+    for metric in METRICS:
+        if metric not in rows:
+            continue
+        there = rows[metric].notna()
+        line = rows[there].assign(
+            metric=metric, measured=rows.loc[there, metric], predicted=predicted.loc[there, metric]
+        )
+        line["skipped"] = reasons[there]
+        unknown = (line["skipped"] == "") & line["predicted"].isna()
+        line.loc[unknown, "skipped"] = "the regime has no such figure"
+        lines.append(line)
+    if not lines:
+        return rows.assign(metric="", measured=np.nan, predicted=np.nan)
+    return pd.concat(lines, ignore_index=True)
+
+
+def _together(cases: Sequence[Case], index: pd.Index[int]) -> list[tuple[Case, list[int]]]:
+    found: dict[Case, list[int]] = {}
+    for case, number in zip(cases, index, strict=True):
+        found.setdefault(case, []).append(int(number))
+    return list(found.items())
+
+
+def _text(row: Any, name: str) -> str:
+    value = getattr(row, name, "")
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _case(row: Any, defaults: Defaults) -> Case:
+    weights = _text(row, "precision_weights").lower()
+    if not weights:
+        defaults.note("precision_weights", DEFAULT_PRECISION)
+        weights = DEFAULT_PRECISION
+    cache = _text(row, "precision_kv").lower()
+    if not cache:
+        defaults.note("precision_kv", "the engine's for the weights")
+    return Case(
+        _text(row, "model"),
+        _text(row, "gpu"),
+        _text(row, "engine").lower(),
+        _text(row, "engine_version"),
+        weights,
+        cache,
+        _text(row, "regime"),
+        bool(float(_text(row, "disaggregated") or 0)),
+    )
+
+
+def _predicted(
+    case: Case, rows: pd.DataFrame, defaults: Defaults, known: Mapping[str, Engine], described: Sequence[Machine]
+) -> dict[str, Array]:
+    """Return what is predicted for rows of one case, by metric, in the units of the columns."""
+    asked = _server(case, int(rows["gpus"].max()), known, described)
+    factor = _column(rows, "len_factor_mean", 1.0)
+    prompt, output = rows["isl"].to_numpy(float) * factor, rows["osl"].to_numpy(float) * factor
+    if case.disaggregated:
+        served = _pools(asked, rows, prompt, output)
+        return _written(served, prompt, output, np.ones(len(rows)))
+    deployment = Deployment(*(_column(rows, name, 1.0) for name in ("tp", "pp", "dp", "ep")))
+    instances = np.maximum(rows["gpus"].to_numpy(float) / deployment.accelerators, 1.0)
+    if case.regime == "whole_model":
+        batch = rows["batch"].to_numpy(float)
+        load = Load(prompts=batch, prompt_tokens=prompt)
+        token_s = seconds(asked, deployment, Load(batch, prompt + output / 2))
+        return {"prompt_time": 1e3 * seconds(asked, deployment, load), "token_time": 1e3 * token_s}
+    if case.regime == "static_batch":
+        batch = rows["batch"].to_numpy(float)
+        first_s = seconds(asked, deployment, Load(prompts=batch, prompt_tokens=prompt))
+        token_s = seconds(asked, deployment, Load(batch, prompt + output / 2))
+        rate = batch / (first_s + np.maximum(output - 1, 0.0) * token_s)
+        return _written(Served(first_s, token_s, rate, batch), prompt, output, instances)
+    slots = _slots(asked, deployment, prompt, output)
+    budget = asked.engine.defaults.max_num_batched_tokens
+    if case.regime == "offline":
+        served = offline(asked, deployment, prompt, output, budget=budget, slots=slots)
+        return _written(served, prompt, output, instances, loaded=False)
+    if case.regime not in ("closed_loop", "closed_loop_burst"):
+        raise RowError(f"unknown regime {case.regime!r}")
+    concurrency = _column(rows, "concurrency", np.nan) / instances
+    stated = _column(rows, "batch", np.nan)
+    concurrency = np.where(np.isnan(concurrency), stated, concurrency)
+    defaults.counts["requests of a client", str(WAVES)] += len(rows)
+    spread = SPREAD_OF_BURST if case.regime == "closed_loop_burst" else 0.0
+    served = closed_loop(
+        asked, deployment, concurrency, prompt, output, budget=budget, slots=slots, waves=WAVES, spread=spread
+    )
+    return _written(served, prompt, output, instances)
+
+
+def _server(case: Case, gpus: int, known: Mapping[str, Engine], described: Sequence[Machine]) -> Server:
+    engine = engine_of(case.engine)
+    if engine is None:
+        raise RowError(f"unknown engine {case.engine!r}")
+    if case.precision_weights not in PRECISIONS:
+        raise RowError(f"unknown precision {case.precision_weights!r}")
+    architecture = _architecture(case.model)
+    machine = machine_of(case.gpu, gpus, None, None, described)
+    try:
+        return server(
+            architecture,
+            machine,
+            known[engine.name],
+            precision_weights=case.precision_weights,
+            precision_kv=case.precision_kv or None,
+            release=case.release,
+        )
+    except (ValueError, UnknownName) as error:
+        raise RowError(str(error)) from None
+
+
+def _architecture(model: str) -> Architecture:
+    try:
+        return load_architecture(model, Path())
+    except InputError as error:
+        raise RowError(f"unknown model {model!r}") from error
+
+
+def _column(rows: pd.DataFrame, name: str, default: float) -> Array:
+    """Return a column of numbers; blanks, and a column that is not there, take the default."""
+    if name not in rows:
+        return np.full(len(rows), default)
+    return np.asarray(rows[name].fillna(default), float)
+
+
+def _slots(asked: Server, deployment: Deployment, prompt: Array, output: Array) -> Array:
+    """Return sequences that run at once: the engine's limit, and what the cache holds half-way through the answers."""
+    limits = asked.engine.defaults
+    held = capacity(asked, deployment, limits.max_num_batched_tokens).sequences(prompt + output / 2)
+    return np.asarray(np.maximum(np.minimum(limits.max_num_seqs * np.asarray(deployment.dp, float), held), 1.0))
+
+
+def _pools(asked: Server, rows: pd.DataFrame, prompt: Array, output: Array) -> Served:
+    sides = []
+    for side in ("prefill", "decode"):
+        tp, dp, ep = (_column(rows, f"{side}_{name}", 1.0) for name in ("tp", "dp", "ep"))
+        sides.append((Deployment(tp, 1.0, dp, ep), _column(rows, f"{side}_workers", 1.0)))
+    (prefill, prefill_workers), (decode, decode_workers) = sides
+    concurrency = _column(rows, "concurrency", np.nan)
+    concurrency = np.where(np.isnan(concurrency), _column(rows, "batch", np.nan) * decode_workers, concurrency)
+    return pools(
+        asked,
+        (prefill, prefill_workers),
+        (decode, decode_workers),
+        concurrency,
+        prompt,
+        output,
+        budget=asked.engine.defaults.max_num_batched_tokens,
+        slots=_slots(asked, decode, prompt, output) * decode_workers,
+        waves=WAVES,
+    )
+
+
+def _written(
+    served: Served, prompt: Array, output: Array, instances: Array, *, loaded: bool = True
+) -> dict[str, Array]:
+    rate = served.requests_per_s * instances
+    rates = {
+        "output_tokens_per_s_total": rate * output,
+        "total_tokens_per_s": rate * (prompt + output),
+        "requests_per_s": rate,
+    }
+    if not loaded:
+        return rates
+    return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * served.ttft_s}
+
+
+KINDS = {
+    "tpot_ms_mean": "tpot",
+    "ttft_ms_mean": "ttft",
+    "output_tokens_per_s_total": "throughput",
+    "total_tokens_per_s": "throughput",
+    "requests_per_s": "throughput",
+    "prompt_time": "step",
+    "token_time": "step",
+}
+"""What a metric's interval is that of."""
+
+
+def with_intervals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines with ``p10``, ``p90`` and ``error``."""
+    factors = {metric: interval(kind) for metric, kind in KINDS.items()}
+    low, high = (rows["metric"].map({name: pair[side] for name, pair in factors.items()}) for side in (0, 1))
+    found = rows.assign(p10=rows["predicted"] * low, p90=rows["predicted"] * high)
+    return found.assign(error=found["predicted"] / found["measured"] - 1)
+
+
+def validate(
+    paths: Sequence[Path], *, by: Sequence[str] = (), where: Sequence[str] = (), hardware: Sequence[Machine] = ()
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Compare predictions with the measured operating points of `paths`.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        CSV files, plain or compressed.
+    by, where : sequence of str
+        Columns to group by, and conditions that rows must meet.
+    hardware : sequence of Machine
+        Machines that rows may name beside the catalogue's.
+
+    Returns
+    -------
+    report, rows : dict, DataFrame
+        The figures, and a line for every measured value with its prediction.
+    """
+    defaults = Defaults()
+    asked = kept(read_files(paths), where)
+    rows = with_intervals(predict_rows(asked, defaults, described=hardware))
+    present = [metric for metric in METRICS if (rows["metric"] == metric).any()]
+    first = rows[rows["metric"] == present[0]] if present else rows
+    result = report("serving", first, defaults, by)
+    result["rows"] = len(asked)
+    figures: dict[str, dict[str, Any]] = {}
+    for metric in present:
+        part = rows[(rows["metric"] == metric) & (rows["skipped"] == "")]
+        figures[metric] = dict(statistics(part))
+        if by and len(part):
+            figures[metric]["groups"] = grouped(part, by)
+    result["metrics"] = figures
+    return result, rows

@@ -1,0 +1,89 @@
+"""Measured operating points: columns, reasons, and the errors on the shared files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from perfmodel.serving.engine import engines
+from perfmodel.serving.serving_fit import OVERHEADS, overhead_factor
+from perfmodel.serving.validate_serving import predict_rows, read_files, validate
+from perfmodel.validation import Defaults
+
+DATA = Path(os.environ.get("PERFMODEL_DATA", "../shared/data"))
+POINTS = DATA / "serving" / "serving_points.csv.gz"
+needs_data = pytest.mark.skipif(not POINTS.exists(), reason=f"no measured operating points at {DATA}")
+
+ROW = {
+    "engine": "vllm", "engine_version": "0.12", "model": "llama3.1-8b", "gpu": "h100_sxm", "gpus": 1, "tp": 1,
+    "isl": 1000, "osl": 200, "concurrency": 16, "regime": "closed_loop", "disaggregated": 0,
+    "ttft_ms_mean": 100.0, "tpot_ms_mean": 10.0,
+}  # fmt: skip
+
+
+def _file(folder: Path, *changes: dict[str, object]) -> Path:
+    path = folder / "points.csv"
+    pd.DataFrame([ROW | change for change in changes]).to_csv(path, index=False)
+    return path
+
+
+def test_every_measured_value_is_a_line(tmp_path: Path) -> None:
+    report, lines = validate([_file(tmp_path, {}, {"tpot_ms_mean": np.nan})])
+    assert sorted(lines["metric"]) == ["tpot_ms_mean", "ttft_ms_mean", "ttft_ms_mean"]
+    assert report["rows"] == 2
+    assert set(report["metrics"]) == {"tpot_ms_mean", "ttft_ms_mean"}
+    assert (lines["p10"] < lines["predicted"]).all()
+    assert (lines["predicted"] < lines["p90"]).all()
+
+
+def test_rows_that_cannot_be_predicted_keep_their_reason(tmp_path: Path) -> None:
+    path = _file(tmp_path, {"gpu": "h900"}, {"model": "llama-9"}, {"engine": "nothing"}, {"precision_weights": "fp3"})
+    _, lines = validate([path])
+    said = " ".join(lines["skipped"])
+    for part in ("h900", "llama-9", "nothing", "fp3"):
+        assert part in said
+
+
+def test_a_precision_that_the_device_lacks_is_said(tmp_path: Path) -> None:
+    _, lines = validate([_file(tmp_path, {"gpu": "a100_sxm", "precision_weights": "fp8"})])
+    assert "no fp8 peak" in lines["skipped"].iloc[0]
+
+
+def test_other_files_are_skipped_with_the_columns_they_lack(tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    report, lines = validate([path])
+    assert report["scored"] == 0
+    assert "engine" in lines["skipped"].iloc[0]
+
+
+def test_an_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    changes = [{"concurrency": count, "tp": ways, "gpus": ways} for count in (1, 32) for ways in (1, 2)]
+    forth = predict_rows(read_files([_file(tmp_path, *changes)]), Defaults())
+    back = predict_rows(read_files([_file(tmp_path, *changes[::-1])]), Defaults())
+    keys = ["metric", "concurrency", "tp"]
+    assert np.allclose(forth.sort_values(keys)["predicted"], back.sort_values(keys)["predicted"], rtol=1e-12)
+
+
+def test_three_rows_find_a_slower_host(tmp_path: Path) -> None:
+    """Rows made with host times three times as long ask for a factor near three."""
+    rows = read_files([_file(tmp_path, *({"concurrency": count} for count in (1, 4, 16)))])
+    engine = engines()["vllm"]
+    slow = engine.model_copy(update={name: 3 * getattr(engine, name) for name in OVERHEADS})
+    made = predict_rows(rows, Defaults(), {"vllm": slow})
+    for metric in ("ttft_ms_mean", "tpot_ms_mean"):
+        rows[metric] = made.loc[made["metric"] == metric, "predicted"].to_numpy()
+    assert overhead_factor(rows, engine) == pytest.approx(3.0, rel=0.1)
+
+
+@needs_data
+@pytest.mark.slow
+def test_tokens_of_shared_points_within_the_bar() -> None:
+    report, _ = validate([POINTS], where=["spec_decode=none", "engine=vllm"], by=["disaggregated"])
+    groups = report["metrics"]["tpot_ms_mean"]["groups"]
+    assert groups["disaggregated=0"]["mape"] < 0.13
+    assert groups["disaggregated=1"]["mape"] < 0.15
