@@ -54,6 +54,16 @@ SEQUENCE_EXPLANATIONS: dict[str, Explanation] = {
         "the line through a full and a half micro-step; ZeRO (arXiv 1910.02054), section 7",
         "perfmodel.sequence.sequence_costs",
     ),
+    "pipeline bubble": Explanation(
+        "(stages - 1) x the longest micro-step of the group that ends last, or behind barriers the longest micro-batch",
+        "proportionate flow shop (Pinedo, Scheduling, section 6.1); ByteScale (arXiv 2502.21231): its balance",
+        "solvers.sequence_case.group_ends",
+    ),
+    "pipeline sends": Explanation(
+        "activations to the next stage and their gradients back, once each in every micro-step",
+        "SC21 (arXiv 2104.04473), section 2.2.2",
+        "perfmodel.training.send_to_next_s",
+    ),
     **{name: EXPLANATIONS[name] for name in _OF_A_STEP},
 }
 """Name of a term -> its explanation."""

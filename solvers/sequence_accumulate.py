@@ -20,6 +20,7 @@ from solvers.sequence_bounds import alone_s, area_gpu_s, crowded_gpu_s, integer_
 from solvers.sequence_case import Case, Integers, Scatter, makespan
 from solvers.sequence_layout import Free, laid_out, one_size
 from solvers.sequence_pipeline import balanced
+from solvers.sequence_static import plan_static
 
 ENOUGH = 2e-3
 """Gap at which a plan is good enough to stop the search [1]."""
@@ -142,7 +143,7 @@ def plan_fixed(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     bound, name = named_work_bound(case, "fixed")
     if not np.isfinite(bound):
         raise ValueError("a sequence fits no group")
-    best = _uniform(case)
+    best = _uniform(case) if case.stages == 1 else _one_size(case)
     reached = np.inf if best is None else makespan(case, best)
     found = _best_filling(case, bound, reached, ENOUGH, _SOON, time_limit_s)
     if found is not None:
@@ -302,8 +303,15 @@ def _uniform(case: Case) -> Scatter | None:
     if len(holding) == 0:
         return None
     column = np.full(len(case.lengths), holding[0], np.int64)
-    plan = replace(_split(case, area_gpu_s(case, "fixed"), column), schedule="fixed")
-    return balanced(case, plan) if case.stages > 1 else plan
+    return replace(_split(case, area_gpu_s(case, "fixed"), column), schedule="fixed")
+
+
+def _one_size(case: Case) -> Scatter | None:
+    """Return the best plan with groups of one size, cut for pipelines; None where there is none."""
+    try:
+        return plan_static(case, "fixed")[0]
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _SMALL = 8
 """Sequences up to which all plans are searched."""
 _BOUND_SHARE = 0.1
 """Part of the time that the bound may take [1]."""
+_SIZES, _SIZES_OFFLOADED = 2, 4
+"""Smallest sizes for the longest sequence that are tried; where activations leave, the smallest are slow."""
 _FACTORS = np.array([1.0, 1.15, 1.6])
 """Trial ends of a micro-batch, over the time of its longest sequence alone [1]."""
 
@@ -181,7 +183,7 @@ class _Levels:
         """Return the micro-batch that uses the accelerators best among several trial ends."""
         case = self.case
         open_s = self.alone[order[0]]
-        kinds = np.flatnonzero(np.isfinite(open_s))[:2]
+        kinds = np.flatnonzero(np.isfinite(open_s))[: _SIZES if case.held_tokens is None else _SIZES_OFFLOADED]
         factors = _FACTORS if chance is None else _FACTORS * np.append(1.0, chance.uniform(0.9, 1.25, 2))
         limits = np.unique(np.outer(open_s[kinds], factors))
         if limits[-1] > most_s:

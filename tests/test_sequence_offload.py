@@ -19,8 +19,9 @@ from perfmodel.memory import host_bytes
 from perfmodel.sequence import STYLES, SequenceCosts, memory_per_token, sequence_costs
 from perfmodel.training import host_rates
 from solvers.sequence import plan, predict
+from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_bounds import alone_s, work_bound
-from solvers.sequence_case import Case
+from solvers.sequence_case import Case, makespan
 from solvers.sequence_scenario import SequenceScenario, load_sequence
 
 TEXT = """\
@@ -172,6 +173,14 @@ def test_plans_hold(schedule: str) -> None:
     assert again.prediction is not None and again.prediction["offloaded_bytes"] == pytest.approx(
         said["offloaded_bytes"]
     )
+
+
+def test_plans_with_barriers_gain_by_offload() -> None:
+    """A plan without is one with; the search has to find no worse, though long sequences fit small, slow groups."""
+    lengths = "{distribution: lognormal, median: 4096, sigma: 1.2, min: 64, max: 196608, count: 256, seed: 0}"
+    case = scenario_of("offload: activations", lengths, "barrier").case
+    with_it, without = (makespan(one, plan_barrier(one, 1.5)[0]) for one in (case, replace(case, held_tokens=None)))
+    assert with_it < without
 
 
 def test_what_did_not_fit_does() -> None:

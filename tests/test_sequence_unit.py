@@ -17,6 +17,7 @@ from perfmodel.job import Job, job
 from perfmodel.memory import available_bytes
 from perfmodel.plan import DEFAULTS, plan_from_rows
 from perfmodel.sequence import STYLES, memory_per_token, micro_step, sequence_costs
+from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
 from perfmodel.training import predict_step
 from solvers.sequence import plan, predict
 from solvers.sequence_answer import scatter_of
@@ -199,6 +200,7 @@ def test_the_answer_of_a_pipeline_adds_up(schedule: str) -> None:
         size = 2 * group["degree"]
         assert group["gpus"] == [8 * stage + group["gpus"][0] + place for stage in range(4) for place in range(size)]
     assert any("splits" in entry["reason"] for entry in answer.why_not)
+    assert all(part["name"] in SEQUENCE_EXPLANATIONS for part in answer.breakdown["children"][0]["children"])
     again = load_sequence(Source("again", {**scenario.resolved, "plan": answer.plan}, {}), Path())
     told = predict(again).prediction
     assert told is not None and told["makespan_s"] == pytest.approx(said["makespan_s"])
