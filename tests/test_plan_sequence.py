@@ -297,6 +297,14 @@ def test_other_faults_of_a_scenario() -> None:
         asked(SMALL.replace("llama-2-7b", "megatron-7.5b"))
 
 
+def test_styles_that_run_on_no_size_are_told() -> None:
+    with pytest.raises(InputError) as caught:
+        asked(SMALL.replace("{schedule", "{degrees: [24, 64], styles: [ulysses, all-gather], schedule"))
+    said = str(caught.value)
+    assert "no style runs on any of the degrees 24, 64" in said
+    assert "32 heads" in said and "memory for the keys and values of the group" in said
+
+
 def test_histogram_and_list_are_the_same_batch() -> None:
     by_count = asked(SMALL.replace(LENGTHS, "{histogram: {512: 3, 70000: 1}}"))
     assert by_count.lengths.tolist() == [512, 512, 512, 70000]

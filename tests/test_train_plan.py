@@ -77,6 +77,25 @@ def test_search_equals_brute_force_over_every_field() -> None:
     assert result.plan == best[1]
 
 
+def test_the_style_of_least_time_is_found_once_each() -> None:
+    workload = {"seq_len": 131072, "global_batch": 8, "precision": "bf16"}
+    limits = {"tp": [1], "pp": [1], "cp": [16], "micro_batch": [1], "zero_stage": [3], "recompute": ["full"]}
+    asked = scenario(cluster="aws-p4d", model="llama-2-13b", workload=workload, search=limits | {"offload": ["none"]})
+    found = evaluate(asked.job, space(asked.job, asked.question.search))
+    styles = [plan_to_dict(found.plan, index)["cp_style"] for index in range(len(found.plan))]
+    # 40 heads do not divide over 16 ranks; hybrid deals them out over the eight of a node
+    assert set(styles) == {"ring", "all-gather", "hybrid"} and "ulysses" not in styles
+    result = plan(asked)
+    assert result.plan is not None and result.prediction is not None
+    fits = found.fits(asked.job)
+    assert result.prediction["step_time_s"] == pytest.approx(found.step_time_s[fits].min())
+    assert (result.plan["cp_style"], result.prediction["cp_exchange_size"]) == ("hybrid", 8)
+    inside = scenario(cluster="aws-p4d", model="llama-2-13b", workload=workload, search=limits | {"cp": [8]})
+    space_of = evaluate(inside.job, space(inside.job, inside.question.search))
+    names = {str(plan_to_dict(space_of.plan, index)["cp_style"]) for index in range(len(space_of.plan))}
+    assert names == {"ring", "ulysses", "all-gather"}  # hybrid would be Ulysses by another name
+
+
 def test_every_candidate_is_valid_and_stands_once() -> None:
     asked = scenario(model="mixtral-8x7b", nodes=4)
     job = asked.job
