@@ -19,7 +19,9 @@ depends on the mode, as in `perfmodel.simulation`. All arguments are arrays that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,7 +31,9 @@ from perfmodel.step_law import Array, StepLaw
 
 _LEAST_FREE = 0.02
 """Share of an engine's time beside what grows with the load, at least, where variances are computed."""
-_ROUNDS = 20
+_BISECTIONS = 20
+_SECANTS = 10
+"""After these some thousandths of random candidates, beside a kink of their law or budget, are 1e-3 off."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class SteadyState:
-    """What requests experience that arrive at a given rate. Where the load reaches the capacity, times are infinite.
+    """What requests experience. Where an open loop's load reaches the capacity, times to the first token are infinite.
 
     Parameters
     ----------
@@ -119,6 +123,8 @@ class SteadyState:
         Mean step, time per output token after the first, and time to the first token [s].
     running : array
         Mean number of requests that run.
+    requests_per_s : array
+        Requests answered [1/s].
     capacity_requests_per_s, load : array
         Highest rate that the engine sustains [1/s]; the rate's share of it.
     """
@@ -127,6 +133,7 @@ class SteadyState:
     tpot_s: Array
     ttft_s: Array
     running: Array
+    requests_per_s: Array
     capacity_requests_per_s: Array
     load: Array
     _tpot_least_s: Array
@@ -145,7 +152,7 @@ class SteadyState:
         The time above an undisturbed step is taken as log-normal, up to that of a full batch.
         """
         quantile = _lognormal_quantile(probability, self.tpot_s - self._tpot_least_s, self._tpot_variance)
-        return np.where(self.load < 1, np.minimum(self._tpot_least_s + quantile, self._tpot_most_s), np.inf)
+        return np.where(np.isfinite(self.ttft_s), np.minimum(self._tpot_least_s + quantile, self._tpot_most_s), np.inf)
 
     def ttft_quantile_s(self, probability: float) -> Array:
         """Return a quantile over requests of the time to the first token [s].
@@ -155,7 +162,7 @@ class SteadyState:
         """
         from scipy.special import gamma
 
-        stable = self.load < 1
+        stable = np.isfinite(self.ttft_s)
         mean = np.maximum(np.where(stable, self._ttft_excess_s, 1.0), 1e-12)
         shape = np.clip((np.maximum(self._ttft_variance, 1e-24) / mean**2) ** -0.543, 0.3, 10.0)
         scale = mean / gamma(1 + 1 / shape)
@@ -164,12 +171,12 @@ class SteadyState:
         begin = mean + self._wait_least_s
         tail = begin + wait * np.log(np.maximum(2 * self._wait_probability / (1 - probability), 1.0))
         high = np.maximum(scale * (-np.log((1 - probability) / 2)) ** (1 / shape), tail)
-        for _ in range(_ROUNDS):
+        for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             above = np.exp(-((middle / scale) ** shape))
             above += (1 - above) * self._wait_probability * np.exp(-np.maximum(middle - begin, 0.0) / wait)
             low, high = np.where(above > 1 - probability, middle, low), np.where(above > 1 - probability, high, middle)
-        return np.where(self.load < 1, self._ttft_least_s + high, np.inf)
+        return np.where(stable, self._ttft_least_s + high, np.inf)
 
 
 def _lognormal_quantile(probability: float, mean: Array, variance: Array) -> Array:
@@ -289,8 +296,7 @@ def open_loop(
         above - below
     )
     mixed_steps = limits.mode != "prefill_first"
-    base = at.plain_s if mixed_steps else 0.0
-    per_prompt = np.maximum((at.loaded_s - base) / at.prompts, 0.0)
+    per_prompt = prompt_seconds(limits, at)
     p = np.clip(rate * per_prompt, 0.0, 1 - _LEAST_FREE)
     q = np.where(decodes, rate * np.maximum(per_sequence, 0.0), 0.0)
     free = np.maximum(1 - p - q * later, _LEAST_FREE * (1 - p))
@@ -362,6 +368,7 @@ def open_loop(
         np.where(stable, tpot, np.where(decodes, tpot_most, 0.0)),
         ttft,
         np.where(stable, rate * (later * tpot + own), batch),
+        np.minimum(rate, capacity),
         capacity,
         load,
         law.seconds(1.0, 0.0, context),
@@ -394,17 +401,125 @@ def _solve(
 
     low = 1 / np.maximum(most, 1e-9) * np.ones(np.broadcast_shapes(np.shape(rate), np.shape(full_s)))
     high = np.maximum(2.0 * target / (w * law.seconds(1.0, 0.0, requests.context_tokens)), low)
-    last, at_last = low, w * full_s * low - target
-    done = at_last >= 0
-    y = np.clip(target * low / np.maximum(target + at_last, 1e-300), low, high)
-    for _ in range(_ROUNDS):
-        found, n = miss(y)
-        done |= (np.abs(found) < 1e-5 * target) | (high - low < 1e-9 * high)
+    at_low = w * full_s * low - target
+    start = np.clip(target * low / np.maximum(target + at_low, 1e-300), low, high)
+    y, n = _secants(miss, low, high, at_low, start, target)
+    return 1 / y, n
+
+
+def _secants(
+    miss: Callable[[Array], tuple[Array, Any]], low: Array, high: Array, at_low: Array, start: Array, scale: Array
+) -> tuple[Array, Any]:
+    """Return where a rising function is zero, within 1e-5 of a scale, and what it gives beside; else the nearer end."""
+    done, last, at_last, x = at_low >= 0, low, at_low, start
+    for _ in range(_SECANTS):
+        found, beside = miss(x)
+        done = done | (np.abs(found) < 1e-5 * scale) | (high - low < 1e-9 * high) | ((x >= high) & (found < 0))
         if done.all():
             break
-        low, high = np.where(found > 0, low, y), np.where(found > 0, y, high)
+        low, high = np.where(found > 0, low, x), np.where(found > 0, x, high)
         slope = found - at_last
-        ahead = y - found * (y - last) / np.where(slope == 0, 1.0, slope)
-        last, at_last = y, found
-        y = np.where(done, y, np.where((ahead > low) & (ahead < high), ahead, 0.5 * (low + high)))
-    return 1 / y, n
+        ahead = x - found * (x - last) / np.where(slope == 0, 1.0, slope)
+        last, at_last = x, found
+        x = np.where(done, x, np.where((ahead > low) & (ahead < high), ahead, 0.5 * (low + high)))
+    return x, beside
+
+
+def closed_loop(
+    law: StepLaw,
+    requests: Requests,
+    limits: Limits,
+    concurrency: ArrayLike,
+    window_steps: ArrayLike | None = None,
+) -> SteadyState:
+    """Return the steady state of engines whose clients send the next request when one is answered.
+
+    Parameters
+    ----------
+    law, requests, limits
+        The candidates.
+    concurrency : array_like
+        Clients N of one engine.
+    window_steps : array_like or None
+        Decode steps over which the clients' requests end; None spreads them evenly over the G - 1 of a request.
+
+    Notes
+    -----
+    A request ends with a step, so that the next one goes into the next step: nothing is left of a step to wait for, and
+    prompts come by the step, not by the second. Of min(N, batch) requests n decode and the others prefill;
+    TTFT = N / R - (G - 1) TPOT (Little). As n falls when prompts come, Cov(n, m) = -Var(m): a sequence meets the
+    prompts of all clients but its own.
+    """
+    clients, batch = np.asarray(concurrency, dtype=float), np.asarray(limits.max_batch, dtype=float)
+    w = np.maximum(requests.decode_steps, 1.0)
+    window = w if window_steps is None else np.minimum(window_steps, w)
+    inside = np.minimum(clients, batch)
+    most = most_decoding(requests, limits)
+    top = np.minimum(most, inside)
+
+    def miss(n: Array) -> tuple[Array, Steps]:
+        at = steps(law, requests, limits, n, None)
+        away = _first_token(law, requests, limits, n, n / w, at) - prompt_seconds(limits, at)
+        return n + n / (w * at.decode_s) * away - inside, at
+
+    zero = np.zeros(np.broadcast_shapes(np.shape(top), np.shape(w), np.shape(law.seconds(1.0, 0.0, 1.0))))
+    n, at = _secants(miss, zero + 1e-9, zero + top, zero - inside, zero + top, inside)
+    rate = n / (w * at.decode_s)
+    per_prompt = prompt_seconds(limits, at)
+    first = _first_token(law, requests, limits, n, n / window, at)
+    alone = _first_token(law, requests, limits, n, 0.0 * n, at)
+    tpot = at.decode_s - per_prompt / w
+    evenly = _first_token(law, requests, limits, n, n / w, at)
+    ttft = np.maximum(clients / rate - w * tpot, alone) + first - evenly
+    full = steps(law, requests, limits, most, None)
+    capacity = most / (w * full.decode_s)
+    none = np.zeros(np.shape(ttft))
+    return SteadyState(
+        at.step_s,
+        tpot,
+        ttft,
+        inside + none,
+        rate,
+        capacity,
+        np.minimum(rate / capacity, 1.0),
+        law.seconds(1.0, 0.0, requests.context_tokens),
+        full.decode_s,
+        per_prompt**2 * n / w**2,
+        alone + ttft - first,
+        first - alone,
+        per_prompt**2 * n / window + np.maximum(first - alone - per_prompt * n / window, 0.0) ** 2,
+        none,
+        none,
+        none,
+    )
+
+
+def prompt_seconds(limits: Limits, at: Steps) -> Array:
+    """Return the time by which a prompt lengthens its step, or with ``prefill_first`` the time between others [s]."""
+    base = at.plain_s if limits.mode != "prefill_first" else 0.0
+    return np.maximum((at.loaded_s - base) / at.prompts, 0.0)
+
+
+def _first_token(law: StepLaw, requests: Requests, limits: Limits, n: Array, per_step: Array, at: Steps) -> Array:
+    """Return the time from the begin of a step, at which a request is there, to its first token [s].
+
+    Other prompts come `per_step` to a step, Poisson distributed; they wait for the token budget as M/D/c, in steps.
+    """
+    prompt, budget = np.asarray(requests.prompt_tokens, dtype=float), np.asarray(limits.token_budget, dtype=float)
+    decoding = n if limits.mode != "prefill_first" else 0.0 * n
+    context = decoding * requests.context_tokens
+
+    def step_s(tokens: Array) -> Array:
+        return law.seconds(decoding, tokens, context, tokens * requests.pairs_per_token)
+
+    if limits.mode != "chunked":
+        whole = np.maximum(budget // prompt, 1.0)
+        per_step = np.minimum(per_step, 0.98 * whole)
+        queue = approximate_wait_s(per_step, 1.0, whole, 0.0)
+        return step_s(prompt * (1 + np.minimum(per_step, whole - 1))) + queue * at.loaded_s
+    room = np.maximum(budget - n, 1.0)
+    per_step = np.minimum(per_step, 0.98 * room / prompt)
+    chunk = step_s(room)
+    count = np.floor(prompt / room)
+    alone = count * chunk + np.where(prompt > count * room, step_s(prompt - count * room), 0.0)
+    return alone + approximate_wait_s(per_step, prompt / room, 1.0, requests.prompt_scv) * chunk
