@@ -11,7 +11,7 @@ from solvers.sequence_bounds import alone_s, integer_bound, named_work_bound
 from solvers.sequence_case import Case, Scatter, makespan
 from solvers.sequence_fill import Filled, fill
 from solvers.sequence_layout import laid_out, places
-from solvers.sequence_pool import pooled_groups
+from solvers.sequence_pool import pooled_groups, seated_groups
 from solvers.sequence_repair import Repair
 from solvers.sequence_static import plan_static
 
@@ -21,6 +21,10 @@ _SMALL = 14
 """Sequences up to which all plans are searched."""
 _GROUP_COSTS = (None, 0.0, 1.0, 0.3)
 """What a group costs beside its accelerators in the pooled problem, in turn [GPUs]; None for groups filled in order."""
+_OVER, _MARGINS = (1e-3, 3e-3, 1e-2, 2e-2), (2e-4, 1e-3, 3e-3)
+"""Makespans over the bound that choose groups, and over what long sequences allow in them, that repair aims at [1]."""
+_SEAT_SHARE, _REPAIR_SHARE = 0.25, 0.04
+"""Part of the time left for seating long sequences once, and for a repair [1]."""
 _CLOSE = 0.02
 """Excess over time and memory that is worth a longer search [GPUs]."""
 _CELLS = 2**25
@@ -53,10 +57,10 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
 
     Notes
     -----
-    Few sequences: all plans, by branch and bound. Otherwise groups filled longest first at several trial makespans,
-    then a search below the best: numbers of groups from the pooled problem at a trial makespan, sequences spread over
-    them, and repair of what exceeds time or memory. Trials prefer makespans at which one more size becomes open to a
-    long sequence, where optima tend to sit.
+    Few sequences: all plans, by branch and bound. Otherwise groups filled longest first at several trial makespans;
+    long sequences seated by an integer program; then a search below the best: numbers of groups from the pooled problem
+    at a trial makespan, sequences spread over them, and repair of what exceeds time or memory. Trials prefer makespans
+    at which one more size becomes open to a long sequence, where optima tend to sit.
     """
     if case.stages > 1:  # a single micro-step passes all stages
         work_s, fixed_s = case.stages * case.work_s, case.stages * case.fixed_s
@@ -80,6 +84,7 @@ def plan_oneshot(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     if ceiling > bound * (1 + ENOUGH):
         counted = integer_bound(case, "one-shot", ceiling, 0.25 * time_limit_s)
         bound, name = max((bound, name), (counted, "whole numbers of groups"))
+    best = _seated(case, bound, best, deadline)
     best = _improved(case, bound, best, deadline)
     if best is None:
         raise ValueError("no plan was found that fits the memory")
@@ -128,6 +133,36 @@ def _filled(case: Case, bound_s: float, deadline: float) -> Scatter | None:
             break
         else:
             over = (reached / bound_s - 1) * np.arange(1, trials + 1) / (trials + 1)
+    return best
+
+
+def _seated(case: Case, bound_s: float, best: Scatter | None, deadline: float) -> Scatter | None:
+    """Return the best of a plan and some in which an integer program seats the long sequences."""
+    rng = np.random.default_rng(0)
+    reached = makespan(case, best) if best is not None else np.inf
+    for over in _OVER:
+        limit, left = bound_s * (1 + over), deadline - perf_counter()
+        if reached <= bound_s * (1 + ENOUGH) or limit >= reached or left <= 0:
+            break
+        start = pooled_groups(case, limit, 1.0, 1.0, 0.0)
+        seated = None if start is None else seated_groups(case, start, limit, _SEAT_SHARE * left)
+        if seated is None:
+            continue
+        start, full = seated
+        for margin in _MARGINS:
+            until = max(bound_s, limit * (1 + full)) * (1 + margin)
+            if until >= reached or perf_counter() > deadline:
+                break
+            repair = Repair(case, start, until, rng)
+            repair.run(min(deadline, perf_counter() + _REPAIR_SHARE * left))
+            plan = placed(case, Filled(repair.column, repair.group)) if repair.holds() else None
+            end = makespan(case, plan) if plan is not None else np.inf
+            if end < reached:
+                best, reached = plan, end
+            if end <= until * (1 + 1e-9):
+                break
+        else:  # memory or short sequences stand in the way: no use to seat the long ones again
+            break
     return best
 
 
