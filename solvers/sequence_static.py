@@ -42,8 +42,7 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
     ValueError
         No plan with groups of one size was found.
     """
-    best, reached = None, np.inf
-    bound, name = np.inf, ""
+    sizes: list[tuple[float, int, str, Case, Integers]] = []
     for kind, degree in enumerate(case.degrees.tolist()):
         begin = one_size(case, degree)
         groups = len(begin)
@@ -56,15 +55,23 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
             fixed_s=case.fixed_s[kind : kind + 1],
             gpus=groups * degree,
         )
-        bound, name = min((bound, name), named_work_bound(single, schedule))
+        bound, name = named_work_bound(single, schedule)
+        sizes.append((bound, kind, name, single, begin))
+    best, reached, chosen = None, np.inf, -1
+    for bound, kind, _, single, begin in sorted(sizes, key=lambda size: size[:2]):
+        degree = int(single.degrees[0])
+        if bound > reached:  # nor can the sizes that follow do better
+            break
         if not np.isfinite(single.work_s).all() or case.held.max(initial=0) > degree * case.capacity_tokens:
             continue
-        plan = _planned(single, schedule, groups)
-        if plan is not None and (end := makespan(single, plan)) < reached:
-            best, reached = replace(plan, first_gpu=begin[plan.first_gpu // degree]), end
+        plan = _planned(single, schedule, len(begin))
+        if plan is not None and (makespan(single, plan), kind) < (reached, chosen):
+            reached, chosen = makespan(single, plan), kind
+            best = replace(plan, first_gpu=begin[plan.first_gpu // degree])
     if best is None:
         raise ValueError("no groups of one size were found that hold the sequences")
-    return best, bound, name
+    least = min(sizes, key=lambda size: (size[0], size[2]))
+    return best, least[0], least[2]
 
 
 def _planned(case: Case, schedule: Schedule, groups: int) -> Scatter | None:
@@ -114,10 +121,15 @@ def _levelled(case: Case, order: Integers, work: Array, groups: int, room: float
     """Put each sequence on the group with the least work that has room; return groups, and places left over."""
     busy, space, held = np.zeros(groups), np.full(groups, room), case.held
     owner = np.full(len(order), -1, dtype=np.int64)
+    wanted, after = held[order], 0
     for place, sequence in enumerate(order.tolist()):
+        if place < after:
+            continue
         tokens = held[sequence]
         best = int(np.where(space >= tokens, busy, np.inf).argmin())
         if space[best] < tokens:
+            fitting = wanted[place:] <= space.max()  # the next sequence that finds room
+            after = place + int(fitting.argmax()) if fitting.any() else len(order)
             continue
         busy[best] += work[sequence]
         space[best] -= tokens
