@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -223,19 +224,19 @@ def planned(
 
 def _by_nodes(planner: Planner, case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
     """Plan with all sizes, and with those alone that divide one another and a node: more sizes are harder to search."""
-    few, start = chained(case), None
+    began, few, start = time.perf_counter(), chained(case), None
     if few is not None:
-        try:
+        with suppress(ValueError):  # they do not hold every sequence, or not as packed
             start = planner(few, 0.5 * time_limit_s)[0]
-        except ValueError:  # they do not hold every sequence, or not as packed
-            few = None
+    left = time_limit_s - (time.perf_counter() - began)
+    if start is not None and left <= 0:  # a first plan takes what it takes, and there is one
+        return start, *named_work_bound(case, start.schedule)
     try:
-        scatter, bound, name = planner(case, time_limit_s * (1.0 if few is None else 0.5))
+        scatter, bound, name = planner(case, left)
     except ValueError:
         if start is None:
             raise
-        bound, name = named_work_bound(case, start.schedule)
-        return start, bound, name
+        return start, *named_work_bound(case, start.schedule)
     return (start if start is not None and makespan(case, start) < makespan(case, scatter) else scatter), bound, name
 
 
