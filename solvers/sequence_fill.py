@@ -89,7 +89,7 @@ def fill(case: Case, limit_s: Array, balance: Array, order: Integers, leave: boo
         cost *= balance[:, None]
         cost += work * per_limit
         cost *= degree
-        opens = state.fits(wanted[:, position])
+        opens = state.spare >= wanted[:, position]
         reach = np.where(opens, 2 * wanted[:, position], gpus)[:, None]
         cost[(time_after < 0) | (room_after < 0) | (degree > reach)] = np.inf
         best = cost.argmin(axis=1)
@@ -137,14 +137,8 @@ class _State:
         self.room_left = np.zeros((trials, gpus))
         self.per_room = np.zeros((trials, gpus))
         self.opened = np.zeros(trials, dtype=np.int64)
-        self.spare = np.full(trials, gpus)
+        self.spare = np.full(trials, gpus)  # the largest group that there is room for
         self.free = None if node is None else np.array([Free(gpus, node) for _ in range(trials)])
-
-    def fits(self, size: Integers) -> NDArray[np.bool_]:
-        """Tell for each trial whether there is room for a group."""
-        if self.free is None:
-            return np.asarray(self.spare >= size)
-        return np.array([free.fits(one) for free, one in zip(self.free, size.tolist(), strict=True)], dtype=bool)
 
     def open(self, rows: Integers, kind: Integers, case: Case, limit_s: Array) -> Integers:
         """Open a group in each of some trials; return which."""
@@ -158,8 +152,9 @@ class _State:
         self.opened[rows] += 1
         self.spare[rows] -= size
         if self.free is not None:
-            for free, one in zip(self.free[rows], size.tolist(), strict=True):
-                free.take(one)
+            for row, one in zip(rows.tolist(), size.tolist(), strict=True):
+                self.free[row].take(one)
+                self.spare[row] = self.free[row].largest
         return new
 
     def keep(self, rows: Integers) -> None:

@@ -66,26 +66,24 @@ class Free:
         self.node = node or max(gpus, 1)
         self.by_nodes = node is not None
         self.count = [0] * self.node + [gpus // self.node]
-        self.spare = gpus
+        self.largest = gpus  # group that there is room for
 
     def fits(self, size: int) -> bool:
         """Tell whether there is room for a group."""
-        if not self.by_nodes:
-            return self.spare >= size
-        if size > self.node:
-            return self.count[-1] >= -(-size // self.node)
-        return any(self.count[size:])
+        return size <= self.largest
 
     def take(self, size: int) -> None:
         """Take room for a group that fits: in the node with least room for it."""
-        self.spare -= size
         if not self.by_nodes:
+            self.largest -= size
             return
         nodes = -(-size // self.node)
         left = self.node if nodes > 1 else next(room for room in range(size, self.node + 1) if self.count[room])
         self.count[left] -= nodes
         self.count[nodes * left - size] += 1
         self.count[0] += nodes - 1
+        whole = self.count[-1] * self.node
+        self.largest = whole or next((room for room in range(self.node, 0, -1) if self.count[room]), 0)
 
 
 def laid_out(sizes: Sequence[int] | Integers, gpus: int, node: int | None) -> Integers | None:
