@@ -24,7 +24,7 @@ from solvers.sequence_layout import chained
 from solvers.sequence_oneshot import plan_oneshot
 from solvers.sequence_remapped import REMAPPED, plan_remapped
 from solvers.sequence_scenario import SequenceScenario
-from solvers.sequence_static import plan_static
+from solvers.sequence_static import plan_static, static_barrier_bound
 
 TIME_LIMIT_S = 10.0
 """How long to search, where nothing else is said [s]."""
@@ -248,6 +248,8 @@ def best_static(case: Case, schedules: Iterable[Schedule]) -> Planned | None:
             scatter, bound, bound_name = plan_static(case, name)
         except ValueError:  # no size holds the batch
             continue
+        if name == "barrier":
+            bound = max(bound, static_barrier_bound(case))
         found.append(Planned(scatter, makespan(case, scatter), bound, bound_name))
     if not found:
         return None

@@ -74,12 +74,9 @@ def plan_barrier(case: Case, time_limit_s: float) -> tuple[Scatter, float, str]:
         found = _searched(case, deadline)
         if found is not None:
             return found, makespan(case, found), "all plans"
-    flat = replace(case, stages=1)
-    priced = barrier_bound(flat, _BOUND_SHARE * time_limit_s)
-    # the longest micro-batch, no less than the longest sequence, passes every further stage once more
-    together = priced.bound_s + (case.stages - 1) * float(alone_s(flat).min(axis=1).max())
-    if together > bound:
-        bound, name = together, "micro-batches"
+    priced = barrier_bound(case, _BOUND_SHARE * time_limit_s)
+    if priced.bound_s > bound:
+        bound, name = priced.bound_s, "micro-batches"
     order = np.argsort(-case.lengths, kind="stable")
     level = _Levels(case, priced.worth_s)
     starts = [level.batches(order, np.inf, None, np.inf, most_s) for most_s in level.ceilings()]

@@ -6,7 +6,7 @@ memory; what it cannot hold has to run in others. Neither work nor memory alone 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -39,7 +39,7 @@ class Priced:
     bound_s : float
         What the micro-batches of every plan take together at least [s].
     worth_s : array, shape (K,)
-        No micro-batch ends before the sum of what its sequences are worth (and a share for itself) [s].
+        No micro-batch lasts less than its sequences are worth together, on one stage of a pipeline [s].
     """
 
     bound_s: float
@@ -146,8 +146,11 @@ def barrier_bound(case: Case, time_limit_s: float) -> Priced:
     Instead of ``s_k`` the memory is charged what a sequence also leaves useless: in the group of one that takes more
     than half of T there is time for ``T - alone_kd`` beside it, so for tokens ``(T_i+1 - alone_kd) / min_j (w_jd/s_j)``
     at most. Classes that are used are split until the bound rises no more.
+
+    With pipeline stages the longest micro-batch, no less than the longest sequence, passes every further one once more.
     """
     deadline = perf_counter() + time_limit_s
+    drains, case = case.stages - 1, replace(case, stages=1)
     alone = alone_s(case)
     number = len(case.lengths)
     if not number or not np.isfinite(alone.min(axis=1)).all():
@@ -164,6 +167,7 @@ def barrier_bound(case: Case, time_limit_s: float) -> Priced:
             break
         prices, count, total, value = found
         bound, worth = _proved(program, edges, prices)
+        bound += drains * float(program.alone_s.min(axis=1)[0])
         if bound > best.bound_s:
             best = Priced(bound, np.empty(number))
             best.worth_s[order] = worth

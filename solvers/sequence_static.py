@@ -6,12 +6,14 @@ The sequences go longest first on the group that is free first; the size is the 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heapreplace
 
 import numpy as np
 
 from perfmodel.terms import Array
+from solvers.sequence_barrier_bound import barrier_bound
 from solvers.sequence_bounds import named_work_bound
 from solvers.sequence_case import Case, Integers, Scatter, Schedule, makespan
 from solvers.sequence_layout import one_size
@@ -43,18 +45,7 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
         No plan with groups of one size was found.
     """
     sizes: list[tuple[float, int, str, Case, Integers]] = []
-    for kind, degree in enumerate(case.degrees.tolist()):
-        begin = one_size(case, degree)
-        groups = len(begin)
-        if not groups:
-            continue
-        single = replace(
-            case,
-            degrees=case.degrees[kind : kind + 1],
-            work_s=case.work_s[:, kind : kind + 1],
-            fixed_s=case.fixed_s[kind : kind + 1],
-            gpus=groups * degree,
-        )
+    for kind, (begin, single) in enumerate(_singles(case)):
         bound, name = named_work_bound(single, schedule)
         sizes.append((bound, kind, name, single, begin))
     best, reached, chosen = None, np.inf, -1
@@ -72,6 +63,34 @@ def plan_static(case: Case, schedule: Schedule) -> tuple[Scatter, float, str]:
         raise ValueError("no groups of one size were found that hold the sequences")
     least = min(sizes, key=lambda size: (size[0], size[2]))
     return best, least[0], least[2]
+
+
+def static_barrier_bound(case: Case) -> float:
+    """Return what no micro-batches with a barrier, and groups of one size, can beat, whichever size [s].
+
+    Tighter than what comes with the plan, for which it would take too long.
+    """
+    bounds = [
+        max(named_work_bound(single, "barrier")[0], barrier_bound(single, 0.0).bound_s) for _, single in _singles(case)
+    ]
+    return min(bounds, default=float("inf"))
+
+
+def _singles(case: Case) -> Iterator[tuple[Integers, Case]]:
+    """Yield where groups of each size begin, and the case with that size alone."""
+    for kind, degree in enumerate(case.degrees.tolist()):
+        begin = one_size(case, degree)
+        if len(begin):
+            yield (
+                begin,
+                replace(
+                    case,
+                    degrees=case.degrees[kind : kind + 1],
+                    work_s=case.work_s[:, kind : kind + 1],
+                    fixed_s=case.fixed_s[kind : kind + 1],
+                    gpus=len(begin) * degree,
+                ),
+            )
 
 
 def _planned(case: Case, schedule: Schedule, groups: int) -> Scatter | None:

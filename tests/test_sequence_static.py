@@ -1,12 +1,13 @@
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 import pytest
 
 from solvers.sequence_case import makespan
-from solvers.sequence_static import plan_static
+from solvers.sequence_static import plan_static, static_barrier_bound
 from tests.sequence_checker import faults
-from tests.sequence_reference import costs
+from tests.sequence_reference import brute_force_barrier, costs, small
 
 # The homogeneous optima of two small cases, by exhaustive search: 50 with groups of 2, 127.25 with groups of 4.
 ONE = costs(4, [1, 2, 4], [8, 5, 4, 3, 2], 1, 2, 4, [inf, 4, 2], (1, 1), 8)
@@ -39,3 +40,18 @@ def test_plans_stand(schedule):
 def test_longest_fits_nowhere():
     with pytest.raises(ValueError, match="one size"):
         plan_static(costs(2, [1, 2], [9, 1], 1, 1, 1, [inf, 1], (1, 1), 4), "fixed")
+
+
+def test_micro_batches_of_one_size_keep_to_their_bounds():
+    """Least over the sizes of the least sum of makespans, from a search through all plans with groups of that size."""
+    higher = 0
+    for seed in range(2000, 2040):
+        case = small(seed)
+        singles = [
+            replace(case, degrees=case.degrees[[kind]], work_s=case.work_s[:, [kind]], fixed_s=case.fixed_s[[kind]])
+            for kind in range(len(case.degrees))
+        ]
+        optimum, bound = min(brute_force_barrier(single) for single in singles), static_barrier_bound(case)
+        assert bound <= optimum * (1 + 1e-9), seed
+        higher += np.isfinite(optimum) and bound > plan_static(case, "barrier")[1] * (1 + 1e-6)
+    assert higher > 10
