@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hardware.faults import Fault, InputError
+from perfmodel.requests import lognormal_lengths
+from perfmodel.table_files import pieces
 from solvers.sequence_case import Integers
 
 COLUMN = "tokens"
@@ -87,13 +89,13 @@ def _pieces(path: Path) -> Iterator[Integers]:
     faults: list[Fault] = []
     more = 0
     empty = True
-    reader = _parquet(path) if path.suffix == ".parquet" else _csv(path)
-    for line, texts in reader:
+    for piece in pieces(path, [COLUMN], _PIECE):
+        texts = piece.cells[0]
         values, wrong = _whole(texts)
         empty = empty and not len(texts)
         for number in wrong[: max(_SHOWN - len(faults), 0)]:
             message = f"should be a whole number of tokens, 1 or more [got {str(texts[number])[:40]!r}]"
-            faults.append(Fault(str(path), line + int(number), 1, COLUMN, message))
+            faults.append(Fault(str(path), piece.line + int(number), 1, COLUMN, message))
         more += len(wrong)
         if not faults and len(values):
             yield values
@@ -105,7 +107,7 @@ def _pieces(path: Path) -> Iterator[Integers]:
         raise InputError(faults)
 
 
-def _whole(texts: list[str] | np.ndarray) -> tuple[Integers, Integers]:
+def _whole(texts: list[Any]) -> tuple[Integers, Integers]:
     """Return lengths, and the places of those that are none."""
     try:
         values = np.asarray(texts, dtype=float)
@@ -122,59 +124,9 @@ def _number(text: object) -> float:
         return float("nan")
 
 
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line of the first of some cells, and the cells; blank lines end a piece."""
-    import gzip
-
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            if COLUMN not in header:
-                message = f"there is no column {COLUMN} [got {','.join(header)[:60]!r}]"
-                raise InputError([Fault(str(path), 1, 1, COLUMN, message)])
-            column, first = header.index(COLUMN), 2
-            cells: list[str] = []
-            for row in rows:
-                if row and any(row):
-                    if not cells:
-                        first = rows.line_num
-                    cells.append(row[column].strip() if column < len(row) else "")
-                if cells and (len(cells) == _PIECE or not any(row)):
-                    yield first, cells
-                    cells = []
-            yield first, cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text in columns"
-        raise InputError([Fault(str(path), 0, 0, "", f"cannot be read: {reason}")]) from None
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, list[str] | np.ndarray]]:
-    try:
-        from pyarrow import ArrowInvalid  # type: ignore[import-not-found, unused-ignore]
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        message = "reading Parquet needs pyarrow: pip install 'perfmodel[parquet]'"
-        raise InputError([Fault(str(path), 0, 0, "", message)]) from None
-    try:
-        file = ParquetFile(path)
-    except (OSError, ArrowInvalid):
-        raise InputError([Fault(str(path), 0, 0, "", "cannot be read: it is not Parquet")]) from None
-    if COLUMN not in file.schema_arrow.names:
-        message = f"there is no column {COLUMN} [got {', '.join(file.schema_arrow.names)[:60]}]"
-        raise InputError([Fault(str(path), 0, 0, COLUMN, message)])
-    row = 1
-    for batch in file.iter_batches(batch_size=_PIECE, columns=[COLUMN]):
-        values = batch.column(0).to_pylist()
-        yield row, values
-        row += len(values)
-
-
 def lognormal(median: float, sigma: float, least: int, most: int, count: int, seed: int) -> Integers:
     """Draw whole lengths of a log-normal distribution, cut to a range [tokens]."""
-    values = np.exp(np.random.default_rng(seed).normal(np.log(median), sigma, count))
-    return np.clip(np.rint(values), least, most).astype(np.int64)
+    return lognormal_lengths(median, sigma, least, most, count, np.random.default_rng(seed))
 
 
 def lognormal_faults(median: float, least: int, most: int) -> list[tuple[str, str]]:
