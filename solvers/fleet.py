@@ -6,9 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from solvers.backend import OPTIMAL_GAP, Solution, relative_gap
+from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.fleet_answer import binding, common, objective, plan_dict, prediction
 from solvers.fleet_balance import balanced, spare_requests
 from solvers.fleet_case import Case
@@ -16,13 +14,12 @@ from solvers.fleet_infeasible import beyond_limits, unserved
 from solvers.fleet_model import Fleet, build
 from solvers.fleet_others import alternatives
 from solvers.fleet_scenario import FleetScenario
+from solvers.fleet_search import cheapest
 from solvers.fleet_today import given_fleet
 from solvers.result import Result
 
 TIME_LIMIT_S = 20.0
 """How long to search, where nothing else is said [s]."""
-_PROOF = 1e-7
-"""Gap that counts as none [1]."""
 _FEW = 12
 """Kinds of requests and periods up to which the price of one more request is found with whole accelerators, too."""
 
@@ -55,33 +52,34 @@ def plan(
     reason = unserved(case)
     if reason is not None:
         return _infeasible(scenario, reason, began)
-    model = build(case)
-    found = model.solve(gap=gap or _PROOF, time_limit_s=limit_s)
-    if found.status == "infeasible":
+    found = cheapest(case, gap, began + limit_s)
+    if found.infeasible:
         return _infeasible(scenario, beyond_limits(case, time_limit_s=limit_s), began)
     relaxed_model = build(case, relaxed=True)
     relaxed = relaxed_model.solve(time_limit_s=limit_s)
-    if found.objective is None:
+    bounds = [bound for bound in (found.bound, relaxed.objective) if bound is not None]
+    if found.fleet is None:
         return Result(
             status="time_limit",
             objective=objective(None),
-            best_bound=_better(found.best_bound, relaxed),
+            best_bound=max(bounds, default=None),
             solve_time_s=time.perf_counter() - began,
             **common(scenario),
         )
-    fleet = balanced(case, model.fleet(found))
+    fleet = balanced(case, found.fleet)
+    searched_s = time.perf_counter() - began
     cost = float(fleet.cost(case).sum())
-    bound = min(cost, found.best_bound if found.best_bound is not None else -np.inf)
+    bound = min(cost, max(bounds, default=0.0))
     described = prediction(case, fleet, scenario.question, relaxed_model, relaxed)
     if top and len(case.requests) * case.periods <= _FEW:
         described |= _one_more(case, fleet, cost, began + limit_s)
     others = alternatives(case, fleet, top, began + limit_s) if top else []
     return Result(
-        status=_status(found, cost, bound, gap),
+        status=_status(cost, bound, gap),
         objective=objective(cost),
         best_bound=bound,
         gap=relative_gap(cost, bound),
-        solve_time_s=time.perf_counter() - began,
+        solve_time_s=searched_s,
         plan=plan_dict(case, fleet),
         prediction=described,
         binding=binding(case, fleet, relaxed_model, relaxed),
@@ -105,22 +103,19 @@ def _one_more(case: Case, fleet: Fleet, cost: float, until: float) -> dict[str, 
             if unserved(more) is not None:
                 worth[name] = None
                 continue
-            model = build(more)
-            found = model.solve(gap=_PROOF, time_limit_s=max(until - time.perf_counter(), 0.0))
-            proved = found.status == "optimal" and found.objective is not None
-            worth[name] = max(found.objective - cost, 0.0) if proved and found.objective is not None else None
+            found = cheapest(more, None, until)
+            if found.fleet is not None and found.bound is not None:
+                whole = float(found.fleet.cost(case).sum())
+                worth[name] = max(whole - cost, 0.0) if relative_gap(whole, found.bound) <= OPTIMAL_GAP else None
+            else:
+                worth[name] = None
     return {
         "marginal_cost_whole_usd_per_hour": worth,
         "spare_requests_per_s": {name: float(left) for name, left in zip(case.requests, spare, strict=True)},
     }
 
 
-def _better(bound: float | None, relaxed: Solution) -> float | None:
-    known = [value for value in (bound, relaxed.objective) if value is not None]
-    return max(known, default=None)
-
-
-def _status(found: Solution, cost: float, bound: float, gap: float | None) -> Any:
+def _status(cost: float, bound: float, gap: float | None) -> Any:
     if relative_gap(cost, bound) <= OPTIMAL_GAP:
         return "optimal"
     return "feasible" if gap and relative_gap(cost, bound) <= gap else "time_limit"

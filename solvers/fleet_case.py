@@ -14,6 +14,9 @@ Integers = NDArray[np.int64]
 PURCHASES = ("reserved", "on_demand", "spot")
 """Ways to rent: for the whole day; by the period; by the period, and it may be taken away."""
 RESERVED, ON_DEMAND, SPOT = range(3)
+MOST_INSTANCES = 1e6
+"""A pool of which a stream alone would take more instances counts as one that cannot serve it: problems with larger
+numbers are beyond what a solver proves."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Objective:
     limit_s : float
         What it is [s].
     reached_s : array, (classes, A)
-        The least that a request alone sees, not a number where throughputs are given [s].
+        What requests see at a light load, not a number where throughputs are given [s].
     """
 
     name: str
@@ -190,12 +193,19 @@ class Case:
         return np.stack([np.ones_like(spot), np.ones_like(spot), spot], axis=1)
 
     @property
+    def able(self) -> NDArray[np.bool_]:
+        """Whether a pool can take a stream within the objectives, of shape (I, P)."""
+        return np.asarray((self.throughput > 0) & (self.throughput * MOST_INSTANCES >= self.rate.max(axis=1)[:, None]))
+
+    @property
     def possible(self) -> NDArray[np.bool_]:
         """Whether a pool can take a stream within the objectives and its graph's latency, of shape (I, P).
 
+        A stream without a rate can go wherever there is any throughput.
+
         A call is not made where even the fastest calls before and after it leave too little time.
         """
-        able = self.throughput > 0
+        able = self.able
         for graph in self.graphs:
             fastest = self.fastest_s(able)
             before = graph.longest_s(fastest) - fastest

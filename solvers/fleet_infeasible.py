@@ -27,7 +27,7 @@ def unserved(case: Case) -> Reason | None:
     why: list[dict[str, Any]] = []
     changes: dict[str, dict[str, Any]] = {}
     asked = case.rate.max(axis=1) > 0
-    able = case.throughput > 0
+    able = case.able
     for stream in np.flatnonzero(asked & ~able.any(axis=1)):
         one = case.classes[case.stream_class[stream]]
         why.append(_because(f"no accelerator serves class {one!r} within the objectives"))
@@ -69,7 +69,7 @@ def _change(name: str, now: float, needed: float, unit: str) -> dict[str, Any]:
 
 
 def _late(case: Case, graph: Graph) -> list[tuple[str, float, float]]:
-    fastest = case.fastest_s(case.throughput > 0)
+    fastest = case.fastest_s(case.able)
     longest = float(graph.longest_s(fastest).max())
     found = [(f"latency[{graph.name}]", graph.latency_s, longest)]
     for path, limit_s in graph.paths:

@@ -120,6 +120,8 @@ class Model:
         Minimises the cost [USD/h].
     share, instances, reserved, held : dict
         Variables by stream, pool and period; pool, purchase and period; kind; kind and period.
+    unit : dict
+        Share of a stream that one of its variable stands for [1].
     capacity : dict
         Rows by pool and period [instances].
     limit : dict
@@ -129,6 +131,7 @@ class Model:
     case: Case
     problem: Any
     share: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    unit: dict[tuple[int, int, int], float] = field(default_factory=dict)
     instances: dict[tuple[int, int, int], Any] = field(default_factory=dict)
     reserved: dict[int, Any] = field(default_factory=dict)
     held: dict[tuple[int, int], Any] = field(default_factory=dict)
@@ -150,7 +153,7 @@ class Model:
         for key, variable in self.instances.items():
             instances[key] = values.get(variable.name, 0.0)
         for key, variable in self.share.items():
-            share[key] = values.get(variable.name, 0.0) / (case.slices or 1)
+            share[key] = values.get(variable.name, 0.0) * self.unit[key]
         share = whole_shares(share)
         reserved = np.zeros(len(case.accelerators))
         for one, variable in self.reserved.items():
@@ -203,19 +206,21 @@ def build(case: Case, *, relaxed: bool = False, raised: tuple[Limit, ...] = (), 
         for h in range(case.periods):
             if case.rate[stream, h] > 0:
                 key = (int(stream), int(pool), h)
-                given = None if routed is None or np.isnan(routed[key]) else parts * float(routed[key])
-                low, high, form = (0, parts, kind) if given is None else (given, given, pulp.LpContinuous)
+                unit = model.unit[key] = _unit(case, *key)
+                given = None if routed is None or np.isnan(routed[key]) else float(routed[key]) / unit
+                low, high, form = (0, 1 / unit, kind) if given is None else (given, given, pulp.LpContinuous)
                 model.share[key] = problem.add_variable(f"x_{key[0]}_{key[1]}_{h}", low, high, form)
 
     for stream in range(len(case.streams)):
         for h in range(case.periods):
             if case.rate[stream, h] > 0:
-                there = [model.share[stream, p, h] for p in range(len(case.pool_size)) if (stream, p, h) in model.share]
+                keys = [(stream, p, h) for p in range(len(case.pool_size)) if (stream, p, h) in model.share]
+                there = [parts * model.unit[key] * model.share[key] for key in keys]
                 problem += pulp.lpSum(there) == parts, f"demand_{stream}_{h}"
     used = _used(model, whole)
-    for pool, one in enumerate(case.pool_accelerator):
+    for pool in range(len(case.pool_size)):
         for h in range(case.periods):
-            _capacity(model, pool, int(one), h, used.get((pool, h)))
+            _capacity(model, pool, h, used.get((pool, h)))
     for one in range(len(case.accelerators)):
         for h in range(case.periods):
             _holdings(model, one, h)
@@ -229,27 +234,45 @@ def build(case: Case, *, relaxed: bool = False, raised: tuple[Limit, ...] = (), 
     return model
 
 
+def _unit(case: Case, stream: int, pool: int, h: int) -> float:
+    """Return the share of a stream that one of its variable stands for.
+
+    A slice; without slices what one instance sustains, so that rows hold numbers around one however unequal throughputs
+    are, but no more than a hundred times the stream.
+    """
+    if case.slices:
+        return 1.0 / case.slices
+    return min(1.0 / _busy(case, stream, pool, h), 100.0)
+
+
+def _busy(case: Case, stream: int, pool: int, h: int) -> float:
+    """Return the instances of a pool that a whole stream takes, what has to stay free included."""
+    share = case.utilisation_max[case.pool_accelerator[pool]]
+    return float(case.rate[stream, h] / case.throughput[stream, pool] / share)
+
+
 def _used(model: Model, whole: str) -> dict[tuple[int, int], Any]:
     """Return whether a pool is used at all, which costs the instances that it may lose."""
     case, found = model.case, {}
     if case.lost:
-        for (stream, pool, h), share in model.share.items():
+        for (stream, pool, h), variable in model.share.items():
+            share = variable * model.unit[stream, pool, h]
             if (pool, h) not in found:
                 found[pool, h] = model.problem.add_variable(f"z_{pool}_{h}", 0, 1, whole)
-            model.problem += share <= (case.slices or 1) * found[pool, h], f"used_{stream}_{pool}_{h}"
+            model.problem += share <= found[pool, h], f"used_{stream}_{pool}_{h}"
     return found
 
 
-def _capacity(model: Model, pool: int, one: int, h: int, used: Any) -> None:
+def _capacity(model: Model, pool: int, h: int, used: Any) -> None:
     import pulp
 
-    case, parts = model.case, model.case.slices or 1
+    case = model.case
     room = [case.counted[pool, way] * model.instances[pool, way, h] for way in _ways(model, pool, h)]
     load = []
     for stream in range(len(case.streams)):
-        if (stream, pool, h) in model.share:
-            busy = case.rate[stream, h] / case.throughput[stream, pool] / case.utilisation_max[one] / parts
-            load.append(max(float(busy), NOISE) * model.share[stream, pool, h])
+        key = (stream, pool, h)
+        if key in model.share:
+            load.append(max(_busy(case, *key) * model.unit[key], NOISE) * model.share[key])
     if load:
         lost = case.lost * used if used is not None else 0
         model.capacity[pool, h] = pulp.lpSum(load) - pulp.lpSum(room) + lost <= 0
@@ -316,7 +339,8 @@ def _latencies(model: Model, whole: str) -> None:
                 ends[call] = problem.add_variable(f"f_{call}_{h}", 0, graph.latency_s)
                 for pool in map(int, np.flatnonzero(able[call])):
                     goes = problem.add_variable(f"u_{call}_{pool}_{h}", 0, 1, whole)
-                    problem += model.share[call, pool, h] <= (case.slices or 1) * goes, f"goes_{call}_{pool}_{h}"
+                    share = model.share[call, pool, h] * model.unit[call, pool, h]
+                    problem += share <= goes, f"goes_{call}_{pool}_{h}"
                     problem += takes[call] >= float(case.latency_s[call, pool]) * goes, f"takes_{call}_{pool}_{h}"
                 problem += ends[call] >= takes[call], f"ends_{call}_{h}"
                 for one in before:

@@ -15,6 +15,9 @@ from solvers.fleet_balance import balanced
 from solvers.fleet_case import Case
 from solvers.fleet_model import Fleet, Model, build
 
+_NEAR = 1e-3
+"""Gap to which other fleets are found [1]."""
+
 
 def single_kind(case: Case, until: float) -> list[Fleet]:
     """Return the cheapest fleet of each kind alone, of those kinds that can serve everything, the cheapest first.
@@ -34,7 +37,7 @@ def single_kind(case: Case, until: float) -> list[Fleet]:
             continue
         alone = replace(case, throughput=np.where(able, case.throughput, 0.0))
         model = build(alone)
-        solution = model.solve(time_limit_s=max(until - time.perf_counter(), 0.0))
+        solution = model.solve(gap=_NEAR, time_limit_s=max(until - time.perf_counter(), 0.0))
         if solution.objective is not None:
             fleet = balanced(alone, model.fleet(solution))
             found.append((float(fleet.cost(case).sum()), one, fleet))
@@ -99,7 +102,7 @@ def _solved(model: Model, low: Array, high: Array, until: float) -> tuple[float,
     for (one, _), held in model.held.items():
         held.lowBound = float(low[one])
         held.upBound = float(high[one]) if np.isfinite(high[one]) else None
-    solution = model.solve(time_limit_s=max(until - time.perf_counter(), 0.0))
+    solution = model.solve(gap=_NEAR, time_limit_s=max(until - time.perf_counter(), 0.0))
     return None if solution.objective is None else (solution.objective, solution)
 
 
@@ -112,7 +115,7 @@ def single_purchase(case: Case, until: float) -> list[Fleet]:
             continue
         only = np.arange(case.price.shape[1]) == way
         model = build(replace(case, price=np.where(only, case.price, np.inf)))
-        solution = model.solve(time_limit_s=max(until - time.perf_counter(), 0.0))
+        solution = model.solve(gap=_NEAR, time_limit_s=max(until - time.perf_counter(), 0.0))
         if solution.objective is not None:
             found.append(balanced(case, model.fleet(solution)))
     return found

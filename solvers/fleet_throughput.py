@@ -28,6 +28,8 @@ _POINTS = 32
 """Rates that are tried between none and the capacity, and again between the best of these and the next."""
 _IDLE = 1e-6
 """Share of the capacity at which a request is alone."""
+_LIGHT = 0.05
+"""Share of the capacity that an objective should leave to be worth renting for."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Rates:
     sizes : mapping of str to int
         Accelerators of an instance by model.
     ttft_s, tpot_s : array
-        The least that a request alone sees; infinite where the model does not fit, not a number where the throughput is
-        given [s].
+        What requests see at a twentieth of the capacity; infinite where the model does not fit, not a number where the
+        throughput is given [s].
     """
 
     throughput: Array
@@ -220,7 +222,7 @@ def _modelled(served: Server, question: FleetQuestion, classes: list[int], model
         low, step = np.take_along_axis(rates, last, 2), step / _POINTS
     low = np.maximum(low, most * _IDLE)
     good, first_s, token_s = (values[:, :, 0] for values in seen(low))
-    _, alone_first_s, alone_token_s = (values[:, :, 0] for values in seen(most * _IDLE))
+    _, alone_first_s, alone_token_s = (values[:, :, 0] for values in seen(most * _LIGHT))
     throughput = np.where(good, low[:, :, 0], 0.0)
     chosen = _fewest(throughput, sizes, np.array([one.rate_rps for one in asked]))
     fits = slots[:, :, 0] >= 1

@@ -59,7 +59,8 @@ def given_fleet(scenario: FleetScenario) -> tuple[Case, Fleet | None, Reason | N
         _fix(model, part, h)
     found = model.solve()
     if found.objective is not None:
-        return case, model.fleet(found), None
+        fleet = model.fleet(found)
+        return case, replace(fleet, share=np.where(np.isnan(routed), fleet.share, routed)), None
     return case, None, _lacking(case, parts, routed)
 
 

@@ -353,6 +353,18 @@ def test_the_price_of_power() -> None:
 # --- limits, models, graphs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tiny", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("slices", [None, 3])
+def test_throughputs_of_very_different_sizes(tiny: float, slices: int | None) -> None:
+    kinds = [offer("good", 10.0, [8.0, 2.0]), offer("bad", 0.3, [3.0, tiny]), offer("middle", 2.0, [5.0, 0.3])]
+    asked: dict[str, Any] = {"classes": classes(40.0, 11.0)}
+    if slices:
+        asked["slice_factor"] = slices
+    found = cost(accelerators=kinds, workload=asked)
+    kinds[1]["throughput_requests_per_s"] = [3.0, 0.0]
+    assert found == pytest.approx(cost(accelerators=kinds, workload=asked))
+
+
 def test_two_models_do_not_share_an_instance() -> None:
     asked = scenario(
         accelerators=[

@@ -1,0 +1,78 @@
+"""The cheapest fleet of a case and a bound of its cost: all periods at once, or one by one where nothing joins them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.fleet_case import RESERVED, Case
+from solvers.fleet_infeasible import only_period
+from solvers.fleet_model import Fleet, build
+
+PROOF = 1e-7
+"""Gap that counts as none [1]."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Parameters
+    ----------
+    fleet : Fleet or None
+        The cheapest, None without any.
+    bound : float or None
+        What no fleet costs less than [USD/h].
+    infeasible : bool
+        Whether it is proved that there is none.
+    """
+
+    fleet: Fleet | None
+    bound: float | None
+    infeasible: bool = False
+
+
+def cheapest(case: Case, gap: float | None, until: float) -> Found:
+    """Find the cheapest fleet.
+
+    Parameters
+    ----------
+    case : Case
+        The fleet to choose; every stream has somewhere to go.
+    gap : float or None
+        Relative distance from the bound at which to stop; None for a proof.
+    until : float
+        When to stop, as of `time.perf_counter` [s].
+
+    Notes
+    -----
+    Only accelerators reserved for the day join its periods. Where none are offered each period is a problem of its own.
+    """
+    if case.periods == 1 or np.isfinite(case.price[:, RESERVED]).any():
+        return _together(case, gap, until)
+    parts = []
+    for h in range(case.periods):
+        left_s = max(until - time.perf_counter(), 0.0)
+        # what a period leaves of its share is the next ones'
+        parts.append(_together(only_period(case, h), gap, time.perf_counter() + left_s / (case.periods - h)))
+        if parts[-1].infeasible:
+            return parts[-1]
+    bounds = [part.bound for part in parts if part.bound is not None]
+    bound = float(np.dot(case.weight, bounds)) if len(bounds) == len(parts) else None
+    fleets = [part.fleet for part in parts if part.fleet is not None]
+    if len(fleets) < len(parts):
+        return Found(None, bound)
+    instances, share = (
+        np.concatenate([getattr(one, name) for one in fleets], axis=2) for name in ("instances", "share")
+    )
+    return Found(Fleet(instances, fleets[0].reserved, share), bound)
+
+
+def _together(case: Case, gap: float | None, until: float) -> Found:
+    model = build(case)
+    solution = model.solve(gap=gap or PROOF, time_limit_s=max(until - time.perf_counter(), 0.0))
+    if solution.status == "infeasible":
+        return Found(None, None, infeasible=True)
+    return Found(None if solution.objective is None else model.fleet(solution), solution.best_bound)
