@@ -1,7 +1,7 @@
 """Small cases of unequal sequences and their optima by exhaustive search and by a MILP, apart from the planners."""
 
 from dataclasses import replace
-from itertools import combinations_with_replacement, product
+from itertools import combinations, combinations_with_replacement, product
 from math import inf
 
 import numpy as np
@@ -162,3 +162,42 @@ def brute_force_barrier(case):
             total += known[members]
         best = min(best, total)
     return best
+
+
+def fewest_steps(held, room):
+    """Return the least micro-steps that hold some sequences, trying every cut."""
+    for steps in range(1, len(held) + 1):
+        for chosen in product(range(steps), repeat=len(held)):
+            loads = [sum(tokens for tokens, step in zip(held, chosen, strict=True) if step == n) for n in range(steps)]
+            if max(loads) <= room * (1 + 1e-12):
+                return steps
+    return inf
+
+
+def brute_force_fixed(case):
+    """Return the least makespan of groups that each take micro-steps of their own, over all layouts and assignments."""
+    lengths, known, best = case.lengths.tolist(), {}, inf
+
+    def spent(members, kind):
+        if (members, kind) not in known:
+            steps = fewest_steps([lengths[k] for k in members], case.degrees[kind] * case.capacity_tokens)
+            work = sum(case.work_s[k, kind] for k in members)
+            known[members, kind] = work + steps * case.fixed_s[kind] if members else 0.0
+        return known[members, kind]
+
+    for layout in layouts(case):
+        for assignment in product(range(len(layout)), repeat=len(lengths)):
+            groups = (tuple(k for k, g in enumerate(assignment) if g == group) for group in range(len(layout)))
+            ends = [spent(members, kind) for members, kind in zip(groups, layout, strict=True)]
+            best = min(best, max(ends))
+    return best
+
+
+def whole_numbers_barrier(case):
+    """Return the least sum of makespans when each set of sequences is a micro-batch planned by the MILP."""
+    sequences = tuple(range(len(case.lengths)))
+    single = {}
+    for size in range(1, len(sequences) + 1):
+        for members in combinations(sequences, size):
+            single[members] = whole_numbers(part(case, members))
+    return min(sum(single[tuple(sorted(members))] for members in sets) for sets in partitions(list(sequences)))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sequence_checker import faults
+from sequence_reference import brute_force_fixed, small
 from test_sequence_bounds import drawn, least
 
 from solvers.sequence_accumulate import plan_fixed, plan_splits
@@ -59,6 +60,21 @@ def test_plans_of_small_cases_stand_above_the_optimum_and_bounds_below(seed):
     assert bound <= optimum * (1 + 1e-9)
     assert optimum <= end * (1 + 1e-9)
     assert work_bound(case, "splits") <= checked(case, plan_splits(case, 0.1)[0])
+
+
+def test_two_hundred_small_cases_without_a_barrier():
+    """Plans and bounds on either side of the optimum of fixed groups, by trying every plan; splits are no worse."""
+    met = 0
+    for seed in range(200):
+        case = small(seed)
+        optimum = brute_force_fixed(case)
+        plan, bound, _ = plan_fixed(case, 0.02)
+        end = checked(case, plan)
+        assert bound <= optimum * (1 + 1e-9) and optimum <= end * (1 + 1e-9), seed
+        met += end <= optimum * (1 + 1e-9)
+        plan, bound, _ = plan_splits(case, 0.02)
+        assert bound <= min(optimum, checked(case, plan)) * (1 + 1e-9), seed
+    assert met > 100
 
 
 def test_fixed_plans_beat_one_size_for_all():

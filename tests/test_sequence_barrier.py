@@ -9,7 +9,7 @@ from solvers.sequence_barrier_bound import barrier_bound
 from solvers.sequence_bounds import work_bound
 from solvers.sequence_case import Case, makespan
 from tests.sequence_checker import faults
-from tests.sequence_reference import brute_force_barrier, costs, small
+from tests.sequence_reference import brute_force_barrier, costs, small, whole_numbers_barrier
 
 # Worked out by exhaustive search and, apart from that, by FlexSP's MILP with 2, 3 and 4 micro-batches in HiGHS.
 THREE = costs(4, [1, 2, 4], [12, 6, 5, 4, 2, 1], 1, 4, 12, [inf, 6, 2], (2, 2), 4)
@@ -23,13 +23,23 @@ def test_worked_case():
 
 
 def test_brute_force_agrees():
-    for seed in range(2000, 2100):
+    """On 200 small random cases the plan is what trying every plan gives."""
+    for seed in range(2000, 2200):
         case = small(seed)
         plan, bound, _ = plan_barrier(case, 5.0)
         found = makespan(case, plan)
         assert not faults(case, plan, found)
         assert bound <= found * (1 + 1e-9)
         assert found == pytest.approx(brute_force_barrier(case), rel=1e-9), seed
+
+
+@pytest.mark.slow
+def test_whole_numbers_agree():
+    """The same cases with FlexSP's MILP for every set of sequences as a micro-batch."""
+    for seed in range(2000, 2200):
+        case = small(seed)
+        plan, _, _ = plan_barrier(case, 5.0)
+        assert makespan(case, plan) == pytest.approx(whole_numbers_barrier(case), rel=1e-6), seed
 
 
 def test_more_sequences_than_memory():

@@ -34,13 +34,15 @@ def test_worked_cases(case, optimum):
 
 
 def test_brute_force_agrees():
-    for seed in range(120):
+    """On 200 small random cases the plan is what trying every plan gives."""
+    for seed in range(200):
         case = small(seed)
         assert planned(case) == pytest.approx(brute_force(case), rel=1e-9), seed
 
 
 def test_whole_numbers_agree():
-    for seed in range(1000, 1120):
+    """And what FlexSP's MILP gives."""
+    for seed in range(200):
         case = small(seed)
         assert planned(case) == pytest.approx(whole_numbers(case), rel=1e-6), seed
 
