@@ -31,7 +31,7 @@ from cli.placement import plan_placement, predict_placement
 from cli.program import Program
 from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
-from cli.serve import predict_serve
+from cli.serve import plan_serve, predict_serve
 from cli.serving import validate_serving
 
 if TYPE_CHECKING:
@@ -240,6 +240,7 @@ plans.command("routing")(plan_routing)
 predictions.command("routing")(predict_routing)
 plans.command("sequence")(plan_sequence)
 predictions.command("sequence")(predict_sequence)
+plans.command("serve")(plan_serve)
 predictions.command("serve")(predict_serve)
 checks.command("collective")(validate_collective)
 checks.command("serving")(validate_serving)

@@ -5,10 +5,95 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
+from hardware.faults import InputError
 from solvers.result import Result
 from solvers.serve_answer import binding, breakdown, described, objective, plan_dict, serve_provenance, steady
 from solvers.serve_case import Case, case_of
+from solvers.serve_infeasible import nearest, no_layout
+from solvers.serve_question import ServePlan
+from solvers.serve_rank import baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
 from solvers.serve_scenario import ServeScenario
+from solvers.serve_search import search
+
+TIME_LIMIT_S = 60.0
+"""How long to search, where nothing else is said [s]."""
+
+
+def plan(scenario: ServeScenario, *, top: int = 5, time_limit_s: float | None = None) -> Result:
+    """Find the best deployment by exhaustion of the stated space, and say what the limits cost.
+
+    Parameters
+    ----------
+    scenario : ServeScenario
+        The question.
+    top : int
+        How many alternatives to list, the best of each other layout.
+    time_limit_s : float
+        Wall time of the search; `TIME_LIMIT_S` if left out [s].
+
+    Returns
+    -------
+    Result
+        ``optimal``; ``feasible`` where time ran out or a pair of pools was not ruled out; ``infeasible`` with the
+        nearest objectives, rate and number of nodes that would do.
+
+    Raises
+    ------
+    InputError
+        The weights fit in no layout that is allowed.
+    """
+    with np.errstate(all="ignore"):  # what cannot run has times that are infinite
+        return _planned(scenario, top, time_limit_s)
+
+
+def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> Result:
+    began = time.perf_counter()
+    deadline = began + (TIME_LIMIT_S if time_limit_s is None else time_limit_s)
+    searched = search(scenario, deadline=deadline)
+    name = scenario.question.objective
+    common: dict[str, Any] = {
+        "kind": "serve",
+        "candidates": searched.candidates,
+        "scenario": scenario.resolved,
+        "provenance": serve_provenance(scenario),
+    }
+    if not searched.found and not searched.overloaded:
+        raise InputError([no_layout(scenario)])
+    ranked = ranking(scenario, searched.found)
+    if not ranked:
+        why, relaxation = nearest(scenario, searched)
+        return Result(
+            status="infeasible",
+            objective=objective(name, None),
+            why_not=why,
+            relaxation=relaxation,
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    case = case_at(scenario, ranked[0])
+    seen = steady(case, scenario.rate)
+    told = described(case, seen)
+    value = told[name]
+    complete = searched.complete
+    bound = value if complete else None
+    return Result(
+        status="optimal" if complete else "feasible",
+        objective=objective(name, value),
+        best_bound=bound,
+        gap=None if bound is None else 0.0,
+        plan=plan_dict(case),
+        prediction=told,
+        breakdown=breakdown(case, seen),
+        binding=priced(scenario, ranked[0], binding(case, seen), value),
+        alternatives=[entry(scenario, place) for place in other_layouts(ranked)[:top]],
+        why_not=reasons(scenario, searched),
+        pareto=front(scenario, searched.found),
+        baseline=baseline(scenario, value),
+        solve_time_s=time.perf_counter() - began,
+        **common,
+    )
 
 
 def predict(scenario: ServeScenario) -> Result:
@@ -31,8 +116,13 @@ def predict(scenario: ServeScenario) -> Result:
     """
     if scenario.question.plan is None:
         raise ValueError("the scenario has no plan to predict")
+    with np.errstate(all="ignore"):  # with slower steps the load may be too much, and times infinite
+        return _predicted(scenario, scenario.question.plan)
+
+
+def _predicted(scenario: ServeScenario, given: ServePlan) -> Result:
     began = time.perf_counter()
-    case = case_of(scenario, scenario.question.plan)
+    case = case_of(scenario, given)
     name = scenario.question.objective
     common: dict[str, Any] = {
         "kind": "serve",

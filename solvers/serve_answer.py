@@ -10,11 +10,11 @@ import numpy as np
 from perfmodel import provenance
 from perfmodel.kernels import gemm
 from perfmodel.operators import peak_flops
-from perfmodel.serving.latency import STATISTICS, Latency, Pool
+from perfmodel.serving.latency import STATISTICS, Latency, Pool, handoff_s
 from perfmodel.serving.law import mixed_load
 from perfmodel.serving.server import PRECISIONS, Server
 from perfmodel.serving.spread import factors, step_spread
-from perfmodel.serving.step import step
+from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
 from solvers.result import Objective
 from solvers.serve_case import Case, Instances, largest_rate
@@ -31,6 +31,8 @@ OBJECTIVES: dict[str, tuple[str, Any]] = {
     "e2e_mean_s": ("s", "min"),
 }
 """Objective -> its unit and sense."""
+
+SLOWER = "slower than kernels alone"
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,12 @@ def goodput_per_s(scenario: ServeScenario, latency: Latency, rate: Any) -> Any:
     return np.where(holds, rate * latency.share_within(request_limits(scenario)), 0.0)
 
 
-def highest_rate(case: Case, pools: tuple[Pool, Pool]) -> float:
+def highest_rate(case: Case, pools: tuple[Pool, Pool], factor: float = 1.0) -> float:
     """Return the largest rate of all replicas within the objectives, or that they sustain without any [1/s]."""
     scenario = case.scenario
-    capacity = case.latency(pools, 1e-9).load / 1e-9
+    capacity = case.latency(pools, 1e-9, factor).load / 1e-9
     most = np.asarray(1.0 / np.maximum(capacity, 1e-12)).reshape(-1)
-    return float(largest_rate(lambda rate: met(scenario, case.latency(pools, rate)).reshape(-1), most)[0])
+    return float(largest_rate(lambda rate: met(scenario, case.latency(pools, rate, factor)).reshape(-1), most)[0])
 
 
 def steady(case: Case, rate: float | None) -> Seen:
@@ -161,14 +163,17 @@ def steady(case: Case, rate: float | None) -> Seen:
     ends: list[dict[str, float]] = []
     rates: list[tuple[float, float]] = []
     for end in (0, 1):
-        by_phase = {phase: case.latency(pools, asked, factors(spread)[end]) for phase, spread in spreads.items()}
+        times_of = {phase: factors(spread)[end] for phase, spread in spreads.items()}
+        by_phase = {phase: case.latency(pools, asked, factor) for phase, factor in times_of.items()}
         found = {name: _one(by_phase["prompts" if name.startswith("ttft") else "tokens"].of(name)) for name in names}
         found |= {
             name: value * factors(spreads["tokens"])[end] for name, value in times.items() if name.startswith("itl")
         }
         ends.append(found)
-        worst = min(by_phase.values(), key=lambda one: _one(goodput_per_s(scenario, one, asked)))
-        rates.append((asked / max(_one(worst.load), 1.0), _one(goodput_per_s(scenario, worst, asked))))
+        farthest = (min, max)[end](times_of.values())
+        reached = asked if rate is not None else highest_rate(case, pools, farthest)
+        there = case.latency(pools, reached, farthest)
+        rates.append((reached / max(_one(there.load), 1.0), _one(goodput_per_s(scenario, there, reached))))
     (fast, fast_good), (slow, slow_good) = rates
     good = _one(goodput_per_s(scenario, latency, asked))
     return Seen(
@@ -237,29 +242,41 @@ def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
     received_s = float(case.server.overhead_factor * case.server.engine.prompt_overhead)
     first_s = max(seen.times_s["ttft_mean"] - received_s, 0.0)
     demand = case.scenario.demand
-    pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0)
+    pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0) * float(case.prompts.deployment.pp)
     own_s = min(float(prompt.seconds) * pieces, first_s)
     gaps = max(demand.output_tokens - 1.0, 0.0)
     later_s = seen.times_s["tpot_mean"] * gaps
     emitted = float(np.asarray(case.speculation.tokens_per_step))
-    sent_s = min(case.transfer_s, later_s)
-    alone_s = min(float(tokens.seconds) * gaps / emitted, later_s - sent_s)
+    handover_s = float(tokens.seconds) + handoff_s(case.server) if case.disaggregated else 0.0
+    sent_s = min(case.transfer_s if case.disaggregated else 0.0, first_s - own_s)
+    handover_s = min(handover_s, first_s - own_s - sent_s)
+    alone_s = min(float(tokens.seconds) * gaps / emitted, later_s)
     parts = [
         Term("receiving", received_s, HOST),
-        Term("waiting for a step, for room, for other prompts", first_s - own_s, IDLE),
+        Term("waiting for a step, for room, for other prompts", first_s - own_s - sent_s - handover_s, IDLE),
         _renamed(scaled(prompt, own_s / float(prompt.seconds)), "prompt"),
     ]
     if case.disaggregated:
-        parts.append(Term("keys and values on the way", sent_s, LINK))
+        parts += [
+            Term("keys and values on the way", sent_s, LINK),
+            Term("handing over, and the first step", handover_s, HOST),
+        ]
     parts += [
         _renamed(scaled(tokens, alone_s / float(tokens.seconds)), "tokens after the first"),
-        Term("prompts of other requests, drafts", later_s - sent_s - alone_s, COMPUTE),
+        Term("prompts of other requests, drafts", later_s - alone_s, COMPUTE),
     ]
     return to_dict(total("request", parts))
 
 
 def _renamed(term: Term, name: str) -> Term:
-    return replace(term, name=name)
+    """Return a step under another name; kernels that are faster than alone take what they take."""
+    slower = next(child for child in term.children if child.name == SLOWER)
+    if slower.seconds >= 0:
+        return replace(term, name=name)
+    kernels_s = sum(child.seconds for child in term.children if child.name in PARTS)
+    factor = 1 + slower.seconds / kernels_s
+    children = (scaled(child, factor) if child.name in PARTS else child for child in term.children)
+    return replace(term, name=name, children=tuple(child for child in children if child.name != SLOWER))
 
 
 def optimal_tokens_per_s(server: Server) -> float:

@@ -11,14 +11,14 @@ from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.serving.capacity import Capacity, capacity
 from perfmodel.serving.latency import Latency, Pool, apart, pool, slots, slower, together
-from perfmodel.serving.law import Speculation, prompt_load, seconds
+from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, prompt_load, seconds
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
 from perfmodel.terms import Array, Number
 from solvers.serve_question import ServePlan, ServePool
 from solvers.serve_scenario import ServeScenario
 
-RATE_ROUNDS = 40
+RATE_ROUNDS = 22
 """Halvings of the interval in which the largest rate lies."""
 
 
@@ -141,9 +141,7 @@ def case_of(scenario: ServeScenario, plan: ServePlan) -> Case:
     prompts = instances(scenario, server, speculation, plan.prefill, prompts_only=True)
     tokens = instances(scenario, server, speculation, plan.decode)
     found = Case(scenario, server, speculation, prompts, tokens)
-    alone_s = seconds(
-        server, prompts.deployment, scenario.demand, speculation, prompt_load(scenario.demand, prompts.token_budget)
-    )
+    alone_s = prompt_alone_s(server, prompts.deployment, scenario.demand, prompts.token_budget)
     whole, left = sending(scenario, server, prompts.deployment, tokens.deployment, alone_s)
     return replace(found, sending_s=float(whole), transfer_s=float(left))
 
@@ -162,12 +160,46 @@ def instances(
     defaults = server.engine.defaults
     sequences = asked.max_num_seqs or defaults.max_num_seqs
     budget = asked.max_num_batched_tokens or defaults.max_num_batched_tokens
-    memory = capacity(server, deployment, float(budget))
-    demand = scenario.demand
-    if prompts_only:
-        demand = replace(demand, output_tokens=1.0, output_scv=0.0)
-    running = slots(memory.cache_tokens, demand, speculation, float(sequences * asked.dp))
+    memory, running = held(scenario, server, speculation, deployment, sequences, budget, prompts_only=prompts_only)
     return Instances(deployment, replicas, sequences, budget, memory, float(running))
+
+
+def held(
+    scenario: ServeScenario,
+    server: Server,
+    speculation: Speculation,
+    deployment: Deployment,
+    sequences: Number,
+    budget: Number,
+    *,
+    prompts_only: bool = False,
+    more_memory: float = 0.0,
+) -> tuple[Capacity, Array]:
+    """Return the memory of instances and how many sequences each runs at once; arrays broadcast.
+
+    Parameters
+    ----------
+    sequences, budget : array
+        Most sequences, and tokens of a step, of a rank of attention data parallelism.
+    prompts_only : bool
+        Whether they compute prompts alone.
+    more_memory : float
+        Bytes that an accelerator has beyond what it has.
+    """
+    demand = replace(scenario.demand, output_tokens=1.0, output_scv=0.0) if prompts_only else scenario.demand
+    memory = capacity(server, deployment, budget)
+    tokens = memory.cache_tokens
+    if more_memory:
+        tokens = tokens * (1 + more_memory / np.maximum(memory.cache, 1.0))
+    most = np.asarray(sequences, float) * deployment.dp
+    return memory, slots(tokens, demand, speculation, most)
+
+
+def prompt_alone_s(server: Server, deployment: Deployment, demand: Demand, budget: Number) -> Array:
+    """Return the time of a prompt alone in an instance, in pieces of at most `budget` tokens [s]."""
+    piece = np.minimum(np.asarray(budget, float), demand.computed_tokens)
+    step_s = seconds(server, deployment, demand, NO_SPECULATION, prompt_load(demand, piece))
+    return np.asarray(step_s * demand.computed_tokens / piece * deployment.pp)
 
 
 def sending(

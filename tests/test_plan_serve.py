@@ -11,7 +11,7 @@ from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
 from solvers.result import Result
-from solvers.serve import predict
+from solvers.serve import plan, predict
 from solvers.serve_scenario import load_serve
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +167,114 @@ def run(*words: str) -> str:
     result = CliRunner().invoke(app, list(words))
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+SMALL = """
+kind: serve
+cluster: dgx-h100
+model: llama-3.1-8b
+workload:
+  arrivals: {process: poisson, rate_rps: 20}
+  lengths: {isl: 1000, osl: 200}
+slo: {ttft_p99: 400 ms, tpot_p99: 25 ms}
+search: {tp: [1, 2], max_num_seqs: [32, 128], max_num_batched_tokens: [1024, 4096], precision_weights: [bf16, fp8]}
+"""
+LAYOUTS = [(tp, n, m) for tp in (1, 2) for n in (32, 128) for m in (1024, 4096)]
+
+
+def within(result: Result) -> bool:
+    return result.prediction is not None and all(
+        result.prediction[f"{name}_s"] <= limit for name, limit in (("ttft_p99", 0.4), ("tpot_p99", 0.025))
+    )
+
+
+def test_the_plan_is_the_best_of_all_that_are_costed_one_by_one() -> None:
+    text = SMALL.replace("[bf16, fp8]}", "[bf16, fp8], disaggregated: [false], replicas: [1, 2]}")
+    best = plan(asked(text))
+    found = 0.0
+    for precision in ("bf16", "fp8"):
+        for tp, sequences, tokens in LAYOUTS:
+            for replicas in (1, 2):
+                one = {"tp": tp, "replicas": replicas, "max_num_seqs": sequences, "max_num_batched_tokens": tokens}
+                result = predicted(SMALL, plan=one | {"precision_weights": precision})
+                if within(result):
+                    found = max(found, value(result, "goodput_requests_per_s_per_gpu"))
+    assert best.status == "optimal" and best.objective.value == pytest.approx(found, rel=1e-6)
+    assert best.candidates == 2 * 2 * len(LAYOUTS)
+
+
+@pytest.mark.slow
+def test_the_best_pair_of_pools_is_found() -> None:
+    best = plan(asked(SMALL.replace("[bf16, fp8]}", "[bf16], disaggregated: [true], replicas: [1, 2]}")))
+    found = 0.0
+    for prefill_tp in (1, 2):
+        for decode_tp in (1, 2):
+            for tokens in (1024, 4096):
+                for sequences in (32, 128):
+                    for first in range(1, 7 // prefill_tp + 1):
+                        for after in range(1, (8 - first * prefill_tp) // decode_tp + 1):
+                            one = {
+                                "disaggregated": True,
+                                "prefill": {"tp": prefill_tp, "replicas": first, "max_num_batched_tokens": tokens},
+                                "decode": {"tp": decode_tp, "replicas": after, "max_num_seqs": sequences},
+                            }
+                            result = predicted(SMALL, plan=one)
+                            if within(result):
+                                found = max(found, value(result, "goodput_requests_per_s_per_gpu"))
+    assert found > 0 and best.objective.value == pytest.approx(found, rel=1e-6)
+
+
+def test_a_plan_is_predicted_again_to_the_same(tmp_path: Path) -> None:
+    place, saved = tmp_path / "asked.yaml", tmp_path / "plan.json"
+    place.write_text(SMALL)
+    run("plan", "serve", str(place), "--format", "json", "-o", str(saved))
+    answer = json.loads(saved.read_text())
+    again = json.loads(run("predict", "serve", str(saved), "--format", "json"))
+    assert again["prediction"] == answer["prediction"] and again["breakdown"] == answer["breakdown"]
+    assert answer["gap"] == 0 and within(Result.from_dict(answer))
+    points = [(one["prediction"]["e2e_mean_s"], one["prediction"]["gpus"]) for one in answer["pareto"]["points"]]
+    assert points == sorted(points) and [gpus for _, gpus in points] == sorted((g for _, g in points), reverse=True)
+    assert "slo.ttft_p99" in {one["constraint"] for one in answer["binding"]}
+
+
+def test_without_a_rate_the_most_is_served() -> None:
+    text = SMALL.replace(", rate_rps: 20", "").replace("[bf16, fp8]}", "[bf16], disaggregated: [false]}")
+    best = plan(asked(text))
+    assert best.plan is not None and best.prediction is not None
+    assert best.plan["tp"] * best.plan["replicas"] == 8
+    rates = [value(predicted(text, plan={"tp": tp, "max_num_seqs": n, "max_num_batched_tokens": m}), "requests_per_s")
+             for tp, n, m in LAYOUTS]  # fmt: skip
+    assert value(best, "requests_per_s") == pytest.approx(max(rates), rel=1e-3)
+
+
+def test_an_impossible_objective_has_a_nearest_one() -> None:
+    text = SMALL.replace("tpot_p99: 25 ms", "tpot_p99: 1 ms")
+    result = plan(asked(text))
+    assert result.status == "infeasible"
+    relaxation = {one["constraint"]: one for one in result.relaxation}
+    reached = relaxation["slo.tpot_p99"]["needed"]
+    wider = {"ttft_p99": "10 s", "tpot_p99": f"{reached * 1.001} s"}
+    assert plan(asked(text, slo=wider)).status == "optimal"
+
+
+def test_too_many_requests_say_how_many_nodes_would_do() -> None:
+    text = SMALL.replace("rate_rps: 20", "rate_rps: 600")
+    result = plan(asked(text))
+    assert result.status == "infeasible"
+    relaxation = {one["constraint"]: one for one in result.relaxation}
+    assert 30 < relaxation["workload.arrivals.rate_rps"]["needed"] < 600
+    assert relaxation["nodes"]["needed"] > 1
+    wider = plan(asked(text, nodes=relaxation["nodes"]["needed"]))
+    assert wider.status == "optimal"
+
+
+def test_weights_that_fit_nowhere() -> None:
+    text = SMALL.replace("llama-3.1-8b", "llama-3.1-405b").replace("[bf16, fp8]", "[bf16]")
+    with pytest.raises(InputError) as error:
+        plan(asked(text))
+    assert "search.tp" in str(error.value) and "16 would do" in str(error.value)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ one of the tokens that follow, with the keys and values sent from the first to t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,13 @@ class Pool:
         Time of a step.
     limits : Limits
         What a step may hold; arrays of candidates.
+    pipeline_s : array
+        Time of a prompt in the stages of a pipeline beyond a step: as many steps are under way as there are stages [s].
     """
 
     law: StepTable
     limits: Limits
+    pipeline_s: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,20 @@ class Latency:
         What requests are like.
     tokens_per_step : array
         Tokens that a sequence gets in a step.
-    received_s : float
-        Time of a request before its prompt is computed [s].
+    received_s : array
+        Time of a request before its prompt is computed, and in the further stages of a pipeline [s].
     prompts, tokens : SteadyState
         Of the instances that compute prompts, and of those that compute the tokens that follow; the same where
         instances do both.
     handover_s : array
-        Mean time from the first token until the steps that make the others begin [s].
+        Mean time from the end of a prompt until the instance that makes the other tokens sends the first [s].
     links_load : array
         Share of the links between the pools that is used.
     """
 
     demand: Demand
     tokens_per_step: Array
-    received_s: float
+    received_s: Number
     prompts: SteadyState
     tokens: SteadyState
     handover_s: Number = 0.0
@@ -80,6 +84,11 @@ class Latency:
         return np.asarray(np.maximum(np.maximum(self.prompts.load, self.tokens.load), self.links_load))
 
     @property
+    def _before_s(self) -> Number:
+        """Time to the first token that neither waiting nor the prompt take [s]."""
+        return self.received_s + self.handover_s
+
+    @property
     def gaps(self) -> float:
         """Output tokens after the first."""
         return max(self.demand.output_tokens - 1.0, 0.0)
@@ -87,14 +96,14 @@ class Latency:
     def ttft_s(self, statistic: str) -> Array:
         """Return mean or percentile of the time to the first token [s]."""
         if statistic == "mean":
-            return self.received_s + self.prompts.ttft_s
-        return self.received_s + self.prompts.ttft_quantile_s(PERCENTILES[statistic])
+            return np.asarray(self._before_s + self.prompts.ttft_s)
+        return np.asarray(self._before_s + self.prompts.ttft_quantile_s(PERCENTILES[statistic]))
 
     def tpot_s(self, statistic: str) -> Array:
         """Return mean or percentile of the time per output token after the first [s]."""
         steady = self.tokens
         step = steady.tpot_s if statistic == "mean" else steady.tpot_quantile_s(PERCENTILES[statistic])
-        return np.asarray(step / self.tokens_per_step + self.handover_s / max(self.gaps, 1.0))
+        return np.asarray(step / self.tokens_per_step)
 
     def e2e_s(self, statistic: str) -> Array:
         """Return mean or percentile of the time from arrival to the last token [s].
@@ -110,9 +119,9 @@ class Latency:
         lengths = 1.0 + np.maximum(self._outputs(levels) - 1.0, 0.0)
         parts = []
         for level in levels:
-            first = self.received_s + self.prompts.ttft_quantile_s(float(level))
+            first = self._before_s + self.prompts.ttft_quantile_s(float(level))
             each = self.tokens.tpot_quantile_s(float(level)) / self.tokens_per_step
-            parts.append([first + self.handover_s + (length - 1.0) * each for length in lengths])
+            parts.append([first + (length - 1.0) * each for length in lengths])
         every = np.sort(np.stack([np.asarray(one) for row in parts for one in row]), axis=0)
         at = PERCENTILES[statistic] * len(every) - 0.5
         below = int(np.clip(np.floor(at), 0, len(every) - 2))
@@ -158,9 +167,32 @@ class Latency:
     def _quantile(self, metric: str, level: Array) -> Array:
         level = np.clip(level, 1e-6, 1 - 1e-6)
         if metric == "ttft":
-            return self.received_s + self.prompts.ttft_quantile_s(level)  # type: ignore[arg-type]
+            return np.asarray(self._before_s + self.prompts.ttft_quantile_s(level))  # type: ignore[arg-type]
         step = self.tokens.tpot_quantile_s(level)  # type: ignore[arg-type]
-        return np.asarray(step / self.tokens_per_step + self.handover_s / max(self.gaps, 1.0))
+        return np.asarray(step / self.tokens_per_step)
+
+
+def picked(latency: Latency, where: Array) -> Latency:
+    """Return some of the candidates, in one axis.
+
+    Parameters
+    ----------
+    latency : Latency
+        Of candidates of any shape.
+    where : array of bool
+        Of that shape.
+    """
+
+    def one(value: Any) -> Any:
+        return np.broadcast_to(value, where.shape)[where]
+
+    def state(steady: SteadyState) -> SteadyState:
+        return SteadyState(*(one(getattr(steady, part.name)) for part in fields(steady)))
+
+    prompts = state(latency.prompts)
+    tokens = prompts if latency.tokens is latency.prompts else state(latency.tokens)
+    rest = (one(latency.tokens_per_step), one(latency.received_s), prompts, tokens)
+    return Latency(latency.demand, *rest, one(latency.handover_s), one(latency.links_load))
 
 
 def slots(cache_tokens: Number, demand: Demand, speculation: Speculation, most: Number) -> Array:
@@ -224,6 +256,7 @@ def pool(
         ``both``, or ``prompts`` or ``tokens`` of an instance of one phase.
     """
     both = requests(demand, speculation)
+    prompt = demand.computed_tokens
     sequences, tokens = float(np.max(max_batch)), float(np.max(token_budget))
     mode = server.engine.batching
     if phase == "tokens":
@@ -239,7 +272,9 @@ def pool(
         counted_context=both.context_tokens,
         speculation=speculation,
     )
-    return Pool(law, Limits(mode, max_batch, token_budget))
+    prompt_s = law.seconds(0.0, prompt, 0.0, prompt * both.pairs_per_token)
+    pipeline_s = 0.0 if phase == "tokens" else (np.asarray(deployment.pp) - 1) * prompt_s
+    return Pool(law, Limits(mode, max_batch, token_budget), pipeline_s)
 
 
 def together(
@@ -259,7 +294,7 @@ def together(
     shared = np.asarray(rate, float) / replicas
     scv = 1 + (demand.arrival_scv - 1) / np.asarray(replicas, float)
     state = open_loop(one.law, requests(demand, speculation), one.limits, shared, scv)
-    return Latency(demand, speculation.tokens_per_step, _received_s(server), state, state)
+    return Latency(demand, speculation.tokens_per_step, received_s(server) + one.pipeline_s, state, state)
 
 
 def apart(
@@ -285,7 +320,8 @@ def apart(
 
     Notes
     -----
-    The first token comes from the first pool; the transfer and the wait in the second delay those that follow.
+    The first token reaches the client from the second pool: after the prompt, what is left of the transfer, the
+    engine's hand-over, the wait for room and a step.
     """
     shares = [np.asarray(rate, float) / count for count in replicas]
     scvs = [1 + (demand.arrival_scv - 1) / np.asarray(count, float) for count in replicas]
@@ -296,14 +332,22 @@ def apart(
     after = open_loop(tokens.law, whole, tokens.limits, shares[1], scvs[1])
     step_s = tokens.law.seconds(after.running, 0.0, after.running * whole.context_tokens)
     busy = np.asarray(rate, float) / np.minimum(*np.broadcast_arrays(*replicas)) * sending_s[0]
-    handover_s = sending_s[1] + np.maximum(after.ttft_s - step_s, 0.0)
-    return Latency(demand, speculation.tokens_per_step, _received_s(server), first, after, handover_s, busy)
+    wait_s = np.maximum(after.ttft_s - step_s, 0.0)
+    handover_s = sending_s[1] + handoff_s(server) + wait_s + step_s
+    received = received_s(server) + prompts.pipeline_s
+    return Latency(demand, speculation.tokens_per_step, received, first, after, handover_s, busy)
 
 
 def slower(one: Pool, factor: float) -> Pool:
     """Return instances whose steps take so many times as long."""
-    return replace(one, law=scaled(one.law, factor))
+    return replace(one, law=scaled(one.law, factor), pipeline_s=one.pipeline_s * factor)
 
 
-def _received_s(server: Server) -> float:
+def received_s(server: Server) -> float:
+    """Return the time of a request before its prompt is computed [s]."""
     return float(server.overhead_factor * server.engine.prompt_overhead)
+
+
+def handoff_s(server: Server) -> float:
+    """Return the time of a request between the pools, beside the bytes that cross [s]."""
+    return float(server.overhead_factor * server.engine.handoff_overhead)

@@ -22,6 +22,9 @@ FIRST_TOKENS = 16.0
 
 POINTS_PER_DOUBLING = 2
 
+MANY_SEQUENCES = 64.0
+"""Sequences of the step at which the slope in their contexts is taken."""
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -91,9 +94,9 @@ NO_SPECULATION = Speculation()
 
 
 def counts(most: float, first: float = 1.0) -> Array:
-    """Return 0 and a geometric grid from `first` to `most`, whole numbers."""
-    doublings = np.log2(max(most, 2 * first) / first)
-    points = first * 2 ** np.linspace(0, doublings, int(np.ceil(POINTS_PER_DOUBLING * doublings)) + 1)
+    """Return 0 and a geometric grid of whole numbers from `first` to `most` or beyond, the same wherever it ends."""
+    doublings = max(np.log2(max(most, first) / first), 1.0)
+    points = first * 2 ** (np.arange(int(np.ceil(POINTS_PER_DOUBLING * doublings)) + 1) / POINTS_PER_DOUBLING)
     return np.concatenate([[0.0], np.unique(np.round(points))])
 
 
@@ -163,7 +166,8 @@ def tabulated(
     Notes
     -----
     Exact at the mean context and for whole prompts; around them linear, with the slope of many sequences in the
-    context of each, and of one prompt in its cached tokens.
+    context of each, and of one prompt in its cached tokens. The grid does not depend on where it ends, so that one
+    candidate and many give the same.
     """
     shape = np.broadcast_shapes(*(np.shape(value) for value in (*vars(deployment).values(), speculation.drafted)))
     spread = Deployment(**{name: _led(value) for name, value in vars(deployment).items()})
@@ -174,10 +178,10 @@ def tabulated(
     found = seconds(server, spread, demand, drafts, mixed_load(demand, drafts, held_n, held_m))
     table = np.array(np.broadcast_to(found, (*shape, len(n), len(m))))
     if sequences:
-        load = decode_load(demand, drafts, n[-1])
+        load = decode_load(demand, drafts, MANY_SEQUENCES)
         longer = replace(load, context=2 * np.asarray(load.context))
         step_s, longer_s = (seconds(server, spread, demand, drafts, one) for one in (load, longer))
-        per_context = np.maximum((longer_s - step_s)[..., 0, 0] / (n[-1] * demand.context_tokens), 0.0)
+        per_context = np.maximum((longer_s - step_s)[..., 0, 0] / (MANY_SEQUENCES * demand.context_tokens), 0.0)
         table -= (per_context * np.asarray(counted_context))[..., None, None] * n[:, None]
     else:
         per_context = np.zeros(shape)

@@ -1,0 +1,100 @@
+"""What would do where no deployment answers the requests in time, or none holds the weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hardware.faults import Fault
+from perfmodel.serving.capacity import weight_bytes
+from perfmodel.serving.step import Deployment
+from solvers.serve_case import held
+from solvers.serve_found import POOL, Found, Searched
+from solvers.serve_question import ServeArrivals
+from solvers.serve_rank import Place, reasons
+from solvers.serve_scenario import ServeScenario
+from solvers.serve_search import search
+from solvers.serve_space import precisions
+
+
+def no_layout(scenario: ServeScenario) -> Fault:
+    """Return that the weights fit in no layout, with the fewest accelerators that would do."""
+    search_, machine, architecture = scenario.question.search, scenario.machine, scenario.architecture
+    heads = min(group.attention.heads for group in architecture.layers)
+    best: tuple[int, str, int, int] | None = None
+    for weights, cache in precisions(search_):
+        server = scenario.server(weights, cache)
+        tp = np.array([size for size in range(1, 65) if heads % size == 0 and size & (size - 1) == 0])
+        pp = np.array([2**power for power in range(8) if 2**power <= architecture.depth])
+        tp, pp = (value.ravel() for value in np.meshgrid(tp, pp))
+        spread = Deployment(tp, pp, 1, 1)
+        defaults = scenario.engine.defaults
+        tokens = min(search_.max_num_batched_tokens or (defaults.max_num_batched_tokens,))
+        _, running = held(scenario, server, scenario.speculation(0), spread, 1.0, float(tokens))
+        for row in np.flatnonzero(running >= 1):
+            count = int(tp[row] * pp[row])
+            if best is None or count < best[0]:
+                best = (count, weights, int(tp[row]), int(pp[row]))
+    least = min(
+        float(weight_bytes(scenario.server(weights, cache), Deployment(1, 1, 1, 1)))
+        for weights, cache in precisions(search_)
+    )
+    capacity = machine.accelerator.memory.capacity
+    message = (
+        f"{architecture.name} takes {least / 2**30:,.0f} GiB for its weights, which with the cache of one request "
+        f"fit in no layout allowed on {machine.accelerators} accelerators of {capacity / 2**30:,.0f} GiB"
+    )
+    if best is not None:
+        message += f"; {best[0]} would do: tp {best[2]}, pp {best[3]} with {best[1]} weights"
+    limited = [name for name in ("tp", "pp", "dp", "ep") if getattr(search_, name)]
+    return scenario.source.fault(("search", limited[0]) if limited else ("nodes",), message)
+
+
+def nearest(scenario: ServeScenario, searched: Searched) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return why nothing meets the objectives, and the smallest changes that would do, each alone.
+
+    Notes
+    -----
+    The objectives of the candidate whose worst one is least exceeded; the highest rate within them; the fewest nodes.
+    """
+    relaxation: list[dict[str, Any]] = []
+    limits = scenario.question.slo.limits
+    best: tuple[float, dict[str, float]] | None = None
+    if limits:
+        for found in searched.found:
+            over = np.max([found.times_s[name] / limit for name, limit in limits.items()], axis=0, initial=0.0)
+            if len(over) and (best is None or over.min() < best[0]):
+                row = int(np.argmin(over))
+                best = (float(over[row]), {name: Place(found, row).time_s(name) for name in limits})
+    if best is not None:
+        for name, limit in limits.items():
+            if best[1][name] > limit:
+                relaxation.append({"constraint": f"slo.{name}", "now": limit, "needed": best[1][name], "unit": "s"})
+    arrivals = scenario.question.workload.arrivals
+    if isinstance(arrivals, ServeArrivals) and arrivals.rate_rps is not None and limits:
+        workload = scenario.question.workload.model_copy(
+            update={"arrivals": arrivals.model_copy(update={"rate_rps": None})}
+        )
+        asked = replace(scenario, question=scenario.question.model_copy(update={"workload": workload}))
+        tables = search(asked).found
+        most = max((float(np.max(found.rate, initial=0.0)) for found in tables), default=0.0)
+        if most > 0:
+            now = arrivals.rate_rps
+            relaxation.append({"constraint": "workload.arrivals.rate_rps", "now": now, "needed": most, "unit": "1/s"})
+            nodes = scenario.machine.nodes
+            relaxation.append({"constraint": "nodes", "now": nodes, "needed": _nodes(asked, tables, now), "unit": ""})
+    return reasons(scenario, searched), relaxation
+
+
+def _nodes(scenario: ServeScenario, tables: list[Found], rate: float) -> int | None:
+    """Return the nodes on which replicas of the best instance answer all requests; None where none does alone."""
+    each = scenario.machine.node.accelerators.count
+    needed = []
+    for found in tables:
+        able = (found.rate > 0) & (not found.family.disaggregated)
+        replicas = found.pools[0][POOL.index("replicas"), able]
+        size = found.gpus[able] / replicas
+        needed += list(np.ceil(rate / (found.rate[able] / replicas)) * size / each)
+    return int(np.ceil(min(needed))) if needed else None

@@ -1,0 +1,132 @@
+"""Every deployment of a space through the equations of the steady state, as arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from perfmodel.serving.latency import Latency, picked, pool, together
+from perfmodel.terms import Array
+from solvers.serve_case import held
+from solvers.serve_found import Family, Searched, found_of, rates
+from solvers.serve_pairs import pairs
+from solvers.serve_scenario import ServeScenario
+from solvers.serve_space import Layouts, drafts, layouts, limits, precisions, replica_counts
+
+CHUNK = 100_000
+"""Candidates that are computed at once."""
+
+
+def search(
+    scenario: ServeScenario,
+    *,
+    deadline: float | None = None,
+    widened: float = 1.0,
+    more_memory: float = 0.0,
+    only: Family | None = None,
+) -> Searched:
+    """Compute every candidate.
+
+    Parameters
+    ----------
+    deadline : float
+        Time of ``time.perf_counter`` at which to stop.
+    widened : float
+        Factor on the objectives up to which pairs of pools are kept.
+    more_memory : float
+        Bytes that every accelerator has beyond what it has.
+    only : Family
+        The only types and kind to look at.
+    """
+    result = Searched()
+    for weights, cache in precisions(scenario.question.search):
+        server = scenario.server(weights, cache)
+        for drafted in drafts(scenario):
+            speculation = scenario.speculation(drafted)
+            for disaggregated in dict.fromkeys(scenario.question.search.disaggregated):
+                family = Family(server, speculation, disaggregated)
+                if only is not None and not _same(family, only):
+                    continue
+                if deadline is not None and time.perf_counter() > deadline and result.candidates:
+                    result.complete = False
+                    return result
+                if disaggregated:
+                    pairs(scenario, family, result, widened, more_memory)
+                else:
+                    _singles(scenario, family, result, more_memory)
+    return result
+
+
+def _same(one: Family, other: Family) -> bool:
+    def key(family: Family) -> tuple[Any, ...]:
+        server = family.server
+        return server.precision_weights, server.precision_kv, family.speculation.drafted, family.disaggregated
+
+    return key(one) == key(other)
+
+
+def _blocks(count: int, each: int) -> Iterator[slice]:
+    step = max(CHUNK // max(each, 1), 1)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _singles(scenario: ServeScenario, family: Family, result: Searched, more_memory: float) -> None:
+    """Compute instances that do everything."""
+    sequences, tokens = limits(scenario.question.search)
+    for group in layouts(scenario):
+        counts = replica_counts(scenario, group.accelerators)
+        if scenario.rate is None:
+            counts = counts[-1:]  # what a replica sustains does not depend on the others
+        if not len(counts):
+            continue
+        for block in _blocks(len(sequences), len(group.tp) * len(counts)):
+            _single_block(scenario, family, result, group, (sequences[block], tokens[block]), counts, more_memory)
+
+
+def _single_block(
+    scenario: ServeScenario,
+    family: Family,
+    result: Searched,
+    group: Layouts,
+    asked: tuple[Array, Array],
+    counts: Array,
+    more_memory: float,
+) -> None:
+    server, speculation = family.server, family.speculation
+    spread = group.deployment(scenario.question.workload.expert_imbalance)
+    sequences, tokens = (value[None, :, None] for value in asked)
+    replicas = counts[None, None, :]
+    _, running = held(scenario, server, speculation, spread, sequences, tokens, more_memory=more_memory)
+    shape = np.broadcast_shapes(running.shape, replicas.shape)
+    fits = np.broadcast_to(running >= 1, shape)
+    result.candidates += int(np.prod(shape))
+    result.without_room += int(np.prod(shape) - fits.sum())
+    if not fits.any():
+        return
+    instances = pool(
+        server,
+        spread,
+        scenario.demand,
+        max_batch=np.maximum(running, 1.0),
+        token_budget=tokens * spread.dp,
+        speculation=speculation,
+    )
+
+    def at(rate: Any) -> Latency:
+        return together(server, instances, scenario.demand, speculation, rate, replicas)
+
+    rate = rates(scenario, at, shape)
+    latency = at(rate)
+    kept = fits & (latency.load < 1) & (rate > 0)
+    result.overloaded += int((fits & ~kept).sum())
+    columns = [group.tp, group.pp, group.dp, group.ep]
+    fields = [*(value[:, None, None] for value in columns), replicas, sequences, tokens]
+    pools = np.stack([np.broadcast_to(value, shape)[kept] for value in fields])
+    gpus = np.broadcast_to(replicas * group.accelerators, shape)[kept]
+    result.found.append(
+        found_of(scenario, family, [pools], gpus, np.broadcast_to(rate, shape)[kept], picked(latency, kept))
+    )
