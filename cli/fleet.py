@@ -90,8 +90,10 @@ def _shown(result: "Result", top: int) -> "RenderableType":
         return render.result(result, top)
     # of an alternative, what is rented says enough; the rest stands in the other forms
     others = [{**other, "plan": _counts(other["plan"])} for other in result.alternatives]
-    shown = replace(result, plan=_counts(result.plan), alternatives=others)
-    return render.result(shown, top, _plan(result.plan))
+    said = dict(result.prediction or {})
+    rates = {key: said.pop(key) for key in list(said) if key.startswith("throughput_requests_per_s")}
+    shown = replace(result, plan=_counts(result.plan), prediction=said, alternatives=others)
+    return render.result(shown, top, _plan(result.plan, rates.get("throughput_requests_per_s", {})))
 
 
 def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
@@ -103,11 +105,11 @@ def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
     return found
 
 
-def _plan(plan: "Mapping[str, Any]") -> "RenderableType":
-    """Show how many accelerators are rented, and where each class goes."""
+def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableType":
+    """Show how many accelerators are rented, where each class goes, and what instances sustain of it if predicted."""
     from rich.console import Group
 
-    from cli.tables import quantity, table, text
+    from cli.tables import number, quantity, table, text
 
     purchases = plan.get("purchases") or {}
     rows = [
@@ -121,6 +123,10 @@ def _plan(plan: "Mapping[str, Any]") -> "RenderableType":
         for stream, shares in plan["routing"].items()
     ]
     parts.append(table("Where requests go", ("", *names), share, numbers=range(1, len(names) + 1)))
+    if rates:
+        each = [(text(asked), *(number(rates[name][asked]) for name in rates)) for asked in next(iter(rates.values()))]
+        columns = range(1, len(rates) + 1)
+        parts.append(table("Requests per second of one instance", ("", *rates), each, numbers=columns))
     if "periods" in plan:
         hours = [
             (

@@ -119,12 +119,14 @@ def _prediction(prediction: Mapping[str, Any], baseline: Mapping[str, Any] | Non
         yield text(f"Gain over today: {number(baseline['gain'])} x{interval}\n")
     for key, parts in nested.items():
         title = "Memory per accelerator, worst stage" if key == "memory_bytes" else key
+        if key[-4:] in ("_p10", "_p90") and key[:-4] in prediction:
+            continue
         before = today.get(key, {})
-        fields = [
-            (part, quantity(f"{key}.{part}", value), *([quantity(f"{key}.{part}", before.get(part))] if before else []))
-            for part, value in parts.items()
-        ]
-        yield table(title, ("", "", *(["today"] if before else [])), fields)
+        columns: list[tuple[str, Mapping[str, Any]]] = [("", parts)]
+        columns += [(end, prediction[at]) for end in ("P10", "P90") if (at := f"{key}_{end.lower()}") in prediction]
+        columns += [("today", before)] if before else []
+        fields = [(part, *(quantity(f"{key}.{part}", values.get(part)) for _, values in columns)) for part in parts]
+        yield table(title, ("", *(head for head, _ in columns)), fields)
 
 
 def _breakdown(root: Mapping[str, Any]) -> RenderableType:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perfmodel.serving.intervals import interval
 from perfmodel.terms import Array
 from solvers.backend import Solution
 from solvers.fleet_case import PURCHASES, Case
@@ -158,15 +159,27 @@ def prediction(
     if relaxed is not None and relaxed.objective is not None:
         found["relaxed_cost_usd_per_hour"] = relaxed.objective
         found["integrality_gap"] = total / relaxed.objective - 1 if relaxed.objective else 0.0
-    found["utilisation"] = _utilisation(case, fleet)
+    modelled = [one.name for one in question.accelerators if one.throughput_requests_per_s is None]
+    busy = found["utilisation"] = _utilisation(case, fleet)
+    if modelled:
+        # what is sustained is uncertain, and with it the share of it that is used
+        low, high = interval("throughput")
+        for name, factor in (("utilisation_p10", 1 / high), ("utilisation_p90", 1 / low)):
+            found[name] = {one: value * (factor if one in modelled else 1.0) for one, value in busy.items()}
     if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
         worth = prices(case, relaxed_model, relaxed)
         found["marginal_cost_usd_per_hour"] = {
             name: float(calls[calls > 0] @ worth[calls > 0])
             for name, calls in zip(case.requests, case.calls, strict=True)
         }
-    if any(one.throughput_requests_per_s is None for one in question.accelerators):
-        found["throughput_requests_per_s"] = _throughputs(case)
+    if modelled:
+        low, high = interval("throughput")
+        said = found["throughput_requests_per_s"] = _throughputs(case)
+        for name, factor in (("throughput_requests_per_s_p10", low), ("throughput_requests_per_s_p90", high)):
+            found[name] = {
+                one: {asked: value * (factor if one in modelled else 1.0) for asked, value in rates.items()}
+                for one, rates in said.items()
+            }
     used = [one for one in range(len(case.accelerators)) if held[one].any()]
     found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
     if (np.isfinite(case.price).sum(axis=1) > 1).any():
@@ -193,7 +206,7 @@ def _lengths(case: Case, question: FleetQuestion, name: str) -> Array:
     return np.array([getattr(one, name) for one in question.workload.classes], dtype=float)[case.stream_class]
 
 
-def _utilisation(case: Case, fleet: Fleet) -> dict[str, float | None]:
+def _utilisation(case: Case, fleet: Fleet) -> dict[str, float]:
     """Return the share of the throughput counted on that is used, at its highest over the day [1]."""
     load, room = case.load(fleet.share), fleet.capacity(case)
     shape = (len(case.accelerators), case.periods)

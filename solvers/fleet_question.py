@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from hardware.units import Seconds, UsdPerHour, Watts
+from solvers.serve_question import ServeSlo
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -125,30 +126,34 @@ class FleetGraph(_Strict):
     """Factors of its rate over the day; the workload's if left out."""
 
 
+class FleetTrace(_Strict):
+    """Recorded requests, to be cut into classes."""
+
+    file: str
+    """Requests with their times and lengths, as the project writes them or Azure, BurstGPT or Mooncake publish them."""
+    input_edges: tuple[Size, ...] = (128, 512, 2048, 8192)
+    """Longest prompt of each class but the last [tokens]."""
+    output_edges: tuple[Size, ...] = (64, 256, 1024)
+    """Longest answer of each class but the last [tokens]."""
+    periods: Size = 1
+    """Equal parts of the trace's time that are planned on their own."""
+    rate_rps: Amount | None = None
+    """Mean rate to scale it to; its own if left out."""
+
+
 class FleetWorkload(_Strict):
     """What is asked of the fleet."""
 
-    classes: tuple[FleetClass, ...] = Field(min_length=1)
+    classes: tuple[FleetClass, ...] = ()
     """Classes of requests."""
+    trace: FleetTrace | None = None
+    """Recorded requests, in place of classes."""
     graphs: tuple[FleetGraph, ...] = ()
     """Requests that are answered by several calls, each of one of the classes."""
     profile: Profile = (1.0,)
     """Factors of all rates over the day, of equal periods, such as 24 hours."""
     slice_factor: Size | None = None
     """Equal parts a class is cut into, each of which goes to one kind of accelerator; any share if left out."""
-
-
-class FleetSlo(_Strict):
-    """Objectives of latency that throughputs are within."""
-
-    ttft_mean: Seconds | None = None
-    """Mean time to the first token."""
-    ttft_p99: Seconds | None = None
-    """99th percentile of the time to the first token."""
-    tpot_mean: Seconds | None = None
-    """Mean time per output token after the first."""
-    tpot_p99: Seconds | None = None
-    """99th percentile of the time per output token after the first."""
 
 
 class FleetHeadroom(_Strict):
@@ -223,7 +228,7 @@ class FleetQuestion(_Strict):
     """Engine whose throughputs are predicted."""
     workload: FleetWorkload
     """What is asked of the fleet."""
-    slo: FleetSlo = FleetSlo()
+    slo: ServeSlo = ServeSlo()
     """Objectives of latency."""
     headroom: FleetHeadroom = FleetHeadroom()
     """What is rented beyond the mean."""

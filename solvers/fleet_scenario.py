@@ -29,6 +29,7 @@ from solvers.fleet_question import (
     FleetWorkload,
 )
 from solvers.fleet_throughput import Rates, class_throughputs, models_of, node_of
+from solvers.fleet_trace import with_classes
 
 _Path = tuple[str | int, ...]
 
@@ -75,7 +76,7 @@ def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
     InputError
         With every fault that was found.
     """
-    question = validated(FleetQuestion, source)
+    question = with_classes(validated(FleetQuestion, source), source, base_dir)
     workload = question.workload
     faults: list[Fault] = []
     entries = [_catalogued(one) for one in question.accelerators]
@@ -293,9 +294,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
     of_class = np.array([models.index(name) for name in models_of(question)])
     pools = [(one, model) for model in range(len(models)) for one in range(len(kinds))]
     kind, held = np.array(pools).T
-    throughput, latency, ttft, tpot = (
-        np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s", "ttft_s", "tpot_s")
-    )
+    throughput, latency = (np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s"))
     streams = list(range(len(workload.classes)))
     asked_rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
     counts, graphs = [1.0] * len(streams), []
@@ -360,12 +359,8 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
         requests=tuple(class_names(workload) + [graph.name for graph in workload.graphs]),
         calls=calls,
         objectives=tuple(
-            Objective(name, limit, reached)
-            for name, limit, reached in (
-                ("slo.ttft_mean", question.slo.ttft_mean, ttft),
-                ("slo.tpot_mean", question.slo.tpot_mean, tpot),
-            )
-            if limit is not None
+            Objective(f"slo.{name}", limit, np.array([one.reached_s[name] for one in rates]).T)
+            for name, limit in question.slo.limits.items()
         ),
     )
 

@@ -15,12 +15,13 @@ from hardware.faults import Fault, InputError, Path
 from hardware.schema import Accelerator
 from hardware.yaml_source import Source, did_you_mean
 from perfmodel.architecture import Architecture, ModelNotCovered, load_architecture
-from perfmodel.batching import Limits, Requests, open_loop
+from perfmodel.batching import Limits
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import engines
+from perfmodel.serving.latency import Latency, Pool, requests, slots, together
+from perfmodel.serving.law import NO_SPECULATION, Demand, tabulated
 from perfmodel.serving.server import PRECISIONS, Server, server
-from perfmodel.serving.step import Deployment, Load, step
-from perfmodel.step_law import StepTable
+from perfmodel.serving.step import Deployment
 from perfmodel.terms import Array
 from solvers.fleet_question import FleetAccelerator, FleetQuestion
 
@@ -44,16 +45,15 @@ class Rates:
         From the arrival of a request to its last token, at that throughput [s].
     sizes : mapping of str to int
         Accelerators of an instance by model.
-    ttft_s, tpot_s : array
-        What requests see at a twentieth of the capacity; infinite where the model does not fit, not a number where the
-        throughput is given [s].
+    reached_s : mapping of str to array
+        What requests see of each objective at a twentieth of the capacity; infinite where the model does not fit, not a
+        number where the throughput is given [s].
     """
 
     throughput: Array
     latency_s: Array
     sizes: Mapping[str, int]
-    ttft_s: Array
-    tpot_s: Array
+    reached_s: Mapping[str, Array]
 
 
 def models_of(question: FleetQuestion) -> list[str]:
@@ -112,7 +112,7 @@ def class_throughputs(
         latency = one.latency_s or (0.0,) * len(given)
         unknown = np.full(len(given), np.nan)
         sizes = {model: per_instance(one, model) or 1 for model in models}
-        return Rates(np.array(given), np.array(latency), sizes, unknown, unknown)
+        return Rates(np.array(given), np.array(latency), sizes, dict.fromkeys(question.slo.limits, unknown))
     if question.model is None and any(asked.model is None for asked in question.workload.classes):
         message = f"missing; {one.name} needs throughput_requests_per_s, one for each class, or the scenario a model"
         faults.append(source.fault((*at, "throughput_requests_per_s"), message))
@@ -152,14 +152,20 @@ def class_throughputs(
             faults.append(source.fault((*at, "accelerators_per_instance"), allowed))
             return None
         rates[model] = _modelled(served, question, classes, model, np.array(allowed))
-    merged = [np.empty(len(models)) for _ in range(4)]
-    for model, part in rates.items():
-        chosen = np.array([name == model for name in models])
-        for whole, values in zip(merged, (part.throughput, part.latency_s, part.ttft_s, part.tpot_s), strict=True):
-            whole[chosen] = values
-    throughput, latency_s, ttft_s, tpot_s = merged
-    chosen_sizes = {model: part.sizes[model] for model, part in rates.items()}
-    return Rates(throughput, latency_s, chosen_sizes, ttft_s, tpot_s)
+    order = [(model, models[:number].count(model)) for number, model in enumerate(models)]
+
+    def by_class(values: Mapping[str, Array]) -> Array:
+        return np.array([values[model][place] for model, place in order])
+
+    return Rates(
+        by_class({model: part.throughput for model, part in rates.items()}),
+        by_class({model: part.latency_s for model, part in rates.items()}),
+        {model: part.sizes[model] for model, part in rates.items()},
+        {
+            name: by_class({model: part.reached_s[name] for model, part in rates.items()})
+            for name in question.slo.limits
+        },
+    )
 
 
 def _once(faults: list[Fault], fault: Fault) -> None:
@@ -183,72 +189,65 @@ def _architecture(
 
 
 def _modelled(served: Server, question: FleetQuestion, classes: list[int], model: str, sizes: Array) -> Rates:
-    """Return what an instance sustains of the classes of one model, at the size that takes the fewest accelerators.
+    """Return what an instance sustains of the classes of one model, at the size that takes the fewest accelerators."""
+    asked = [question.workload.classes[number] for number in classes]
+    limits = question.slo.limits
+    room = capacity(served, Deployment(tp=sizes), served.engine.defaults.max_num_batched_tokens).cache_tokens
+    found = [_sustained(served, sizes, room, Demand(one.isl, one.osl), limits) for one in asked]
+    throughput = np.array([one[0] for one in found])
+    chosen = _fewest(throughput, sizes, np.array([one.rate_rps for one in asked]))
+    return Rates(
+        throughput[:, chosen],
+        np.array([one[1][chosen] for one in found]),
+        {model: int(sizes[chosen])},
+        {name: np.array([one[2][name] for one in found]) for name in limits},
+    )
+
+
+def _sustained(
+    served: Server, sizes: Array, room: Array, demand: Demand, limits: Mapping[str, float]
+) -> tuple[Array, Array, dict[str, float]]:
+    """Return throughput and mean latency of one class by size, and what the quickest size reaches of each objective.
 
     Notes
     -----
-    A throughput is the highest rate of Poisson arrivals of one class alone at which one instance keeps the objectives,
+    A throughput is the highest rate of Poisson arrivals of the class alone at which one instance keeps the objectives,
     the wait for a place in the batch included (`perfmodel.batching.open_loop`).
     """
-    asked = [question.workload.classes[number] for number in classes]
-    prompt, output = (np.array([getattr(one, key) for one in asked], float)[:, None, None] for key in ("isl", "osl"))
-    engine, requests = served.engine, Requests(prompt, output)
-    room = capacity(served, Deployment(tp=sizes), engine.defaults.max_num_batched_tokens).cache_tokens
-    slots = np.floor(np.minimum(engine.defaults.max_num_seqs, room[:, None] / (prompt + output)))
-    limits = Limits(engine.batching, np.maximum(slots, 1.0), np.maximum(engine.defaults.max_num_batched_tokens, prompt))
-    law = step_table(served, sizes, prompt, output)
-    received_s = served.overhead_factor * engine.prompt_overhead
+    engine = served.engine.defaults
+    batch = slots(room, demand, NO_SPECULATION, engine.max_num_seqs)
+    fits = batch >= 1
+    # tabulated for the engine's own limits, so that a size is answered alike whichever others are asked about
+    law = tabulated(
+        served,
+        Deployment(tp=sizes[:, None]),
+        demand,
+        sequences=engine.max_num_seqs,
+        tokens=engine.max_num_batched_tokens,
+        counted_context=requests(demand, NO_SPECULATION).context_tokens,
+    )
+    limited = Limits(served.engine.batching, np.maximum(batch, 1.0)[:, None], engine.max_num_batched_tokens)
+    one = Pool(law, limited)
 
-    def seen(rate: Array) -> tuple[NDArray[np.bool_], Array, Array]:
-        state = open_loop(law, requests, limits, rate)
-        first_s = received_s + state.ttft_s
-        values = {"ttft_mean": first_s, "tpot_mean": state.tpot_s}
-        if question.slo.ttft_p99 is not None:
-            values["ttft_p99"] = received_s + state.ttft_quantile_s(0.99)
-        if question.slo.tpot_p99 is not None:
-            values["tpot_p99"] = state.tpot_quantile_s(0.99)
-        limits_s = {name: getattr(question.slo, name) for name in values}
-        kept = [values[name] <= limit for name, limit in limits_s.items() if limit is not None]
-        good = np.logical_and.reduce(np.broadcast_arrays(slots >= 1, state.load < 1, *kept))
-        return good, first_s, state.tpot_s
+    def seen(rate: Array) -> Latency:
+        return together(served, one, demand, NO_SPECULATION, rate, 1)
 
-    most = open_loop(law, requests, limits, np.array(1e-9)).capacity_requests_per_s
+    def kept(latency: Latency) -> NDArray[np.bool_]:
+        within = [latency.of(name) <= limit for name, limit in limits.items()]
+        return np.asarray(np.logical_and.reduce(np.broadcast_arrays(fits[:, None], latency.load < 1, *within)))
+
+    most = seen(np.full((len(sizes), 1), 1e-9)).prompts.capacity_requests_per_s
     step, low = 1.0 / _POINTS, np.zeros_like(most)
     for _ in range(2):
-        rates = low + most * step * np.arange(_POINTS)
-        good, _, _ = seen(np.maximum(rates, most * _IDLE))
+        rates = np.maximum(low + most * step * np.arange(_POINTS), most * _IDLE)
         # rates above the first that misses an objective miss it too
-        last = np.maximum(np.logical_and.accumulate(good, axis=2).sum(axis=2, keepdims=True) - 1, 0)
-        low, step = np.take_along_axis(rates, last, 2), step / _POINTS
-    low = np.maximum(low, most * _IDLE)
-    good, first_s, token_s = (values[:, :, 0] for values in seen(low))
-    _, alone_first_s, alone_token_s = (values[:, :, 0] for values in seen(most * _LIGHT))
-    throughput = np.where(good, low[:, :, 0], 0.0)
-    chosen = _fewest(throughput, sizes, np.array([one.rate_rps for one in asked]))
-    fits = slots[:, :, 0] >= 1
-    quickest = np.where(fits, alone_token_s, np.inf).argmin(axis=1)[:, None]
-    alone = [
-        np.take_along_axis(np.where(fits, values, np.inf), quickest, 1)[:, 0]
-        for values in (alone_first_s, alone_token_s)
-    ]
-    latency_s = first_s + (output[:, :, 0] - 1) * token_s
-    return Rates(throughput[:, chosen], latency_s[:, chosen], {model: int(sizes[chosen])}, alone[0], alone[1])
-
-
-def step_table(served: Server, sizes: Array, prompt: Array, output: Array) -> StepTable:
-    """Return the steps of each class on each size, at the context that its sequences have on average."""
-    engine = served.engine
-    running = np.unique(np.append(0.0, np.geomspace(1, max(engine.defaults.max_num_seqs, 2), 12).round()))
-    budget = max(engine.defaults.max_num_batched_tokens, float(prompt.max()))
-    tokens = np.append(0.0, np.geomspace(16, budget, 12))
-    whole = prompt[..., None]
-    piece = np.clip(tokens, 1.0, whole)
-    load = Load(
-        running[:, None], whole + output[..., None] / 2, tokens / piece, piece, (whole - piece) / 2, piece / whole
-    )
-    found = step(served, Deployment(tp=sizes[:, None, None]), load).seconds
-    shape = (len(prompt), len(sizes), 1, len(running), len(tokens))
-    return StepTable(running, tokens, np.broadcast_to(found, shape[:2] + shape[3:]).reshape(shape))
+        last = np.maximum(np.logical_and.accumulate(kept(seen(rates)), axis=1).sum(axis=1, keepdims=True) - 1, 0)
+        low, step = np.take_along_axis(rates, last, 1), step / _POINTS
+    there, light = seen(low), seen(most * _LIGHT)
+    throughput = np.where(kept(there), low, 0.0)[:, 0]
+    quickest = int(np.where(fits, light.of("e2e_mean")[:, 0], np.inf).argmin())
+    reached = {name: float(light.of(name)[quickest, 0]) if fits.any() else np.inf for name in limits}
+    return throughput, np.asarray(there.of("e2e_mean"))[:, 0], reached
 
 
 def _sizes(served: Server, size: int | None) -> list[int] | str:

@@ -30,7 +30,14 @@ def check(asked: FleetScenario, result: Result) -> None:
     """Hold an answer against the scenario, by its plan alone: cost, demand, capacity, limits, failures, latency."""
     assert result.plan is not None and result.prediction is not None
     written = asked.resolved
-    offers = {one["name"]: one for one in written["accelerators"]}
+    names = [one["name"] for one in written["workload"]["classes"]]
+    said = result.prediction.get("throughput_requests_per_s", {})
+    offers = {
+        one["name"]: {"throughput_requests_per_s": [said[one["name"]][name] for name in names]} | one
+        if one["name"] in said
+        else one
+        for one in written["accelerators"]
+    }
     length = period_count(written["workload"])
     parts = result.plan.get("periods") or [{"periods": list(range(length)), **result.plan}]
     assert sorted(h for part in parts for h in part["periods"]) == list(range(length))

@@ -21,13 +21,14 @@ from hardware.faults import InputError
 from hardware.yaml_source import Source, read_yaml
 from perfmodel.architecture import load_architecture
 from perfmodel.serving.engine import engines
+from perfmodel.serving.latency import pool
+from perfmodel.serving.law import Demand
 from perfmodel.serving.server import server
+from perfmodel.serving.step import Deployment
 from perfmodel.simulation import Engine as SimulatedEngine
 from perfmodel.simulation import simulate
-from perfmodel.step_law import StepTable
 from solvers.fleet import plan, predict
 from solvers.fleet_scenario import FleetScenario, load_fleet
-from solvers.fleet_throughput import step_table
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "fleet-mixed-8b.yaml"
@@ -473,7 +474,8 @@ PREDICTED: dict[str, Any] = {
 def predicted(**slo: float) -> dict[str, float]:
     asked = scenario(**PREDICTED, slo=slo)
     case = asked.case
-    return {case.accelerators[case.pool_accelerator[p]]: float(case.throughput[0, p]) for p in range(2)}
+    each = case.throughput[0] / case.pool_size  # of one accelerator: sizes of instances differ
+    return {case.accelerators[case.pool_accelerator[p]]: float(each[p]) for p in range(2)}
 
 
 def test_a_looser_objective_is_never_served_worse_and_no_board_beats_its_arithmetic() -> None:
@@ -491,10 +493,15 @@ def test_at_the_predicted_throughput_simulated_requests_keep_the_objectives() ->
     throughput = predicted(**slo)["a100-80gb-sxm"]
     engine = engines()["vllm"]
     served = server(load_architecture("llama-3.1-8b", Path()), resolve_cluster("dgx-a100", Path(), 1), engine)
-    lengths = np.full((1, 1, 1), 1000.0), np.full((1, 1, 1), 200.0)
-    table = step_table(served, np.array([1]), *lengths)
-    law = StepTable(table.sequences, table.prompt_tokens, table.seconds_at[0, 0, 0])
-    replica = SimulatedEngine(law, "chunked", engine.defaults.max_num_seqs, engine.defaults.max_num_batched_tokens)
+    settings_of = engine.defaults
+    one = pool(
+        served,
+        Deployment(),
+        Demand(1000, 200),
+        max_batch=settings_of.max_num_seqs,
+        token_budget=settings_of.max_num_batched_tokens,
+    )
+    replica = SimulatedEngine(one.law, "chunked", settings_of.max_num_seqs, settings_of.max_num_batched_tokens)
     count, random = 12_000, np.random.default_rng(5)
     seen = {}
     for factor in (1.0, 1.1):
@@ -542,6 +549,60 @@ workload: {classes: [{isl: 10, osl: 10, rate_rps: 1}]}
         "asked.yaml:7:50: accelerators[2].accelerators_per_instance: does not divide the 32 attention heads of "
         "llama-3.1-8b [got 3]",
     ]
+
+
+# --- traces --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_is_cut_into_classes(tmp_path: Path) -> None:
+    rows = ["arrival_s,input_tokens,output_tokens"]
+    # two hours: short requests every 2 s throughout, long ones every 6 s in the second hour alone
+    times = [(float(t), 50, 20 + t % 3) for t in range(0, 7200, 2)] + [
+        (t + 0.5, 3000, 500) for t in range(3600, 7200, 6)
+    ]
+    rows += [f"{t},{i},{o}" for t, i, o in sorted(times)]
+    (tmp_path / "trace.csv").write_text("\n".join(rows) + "\n")
+    text = """kind: fleet
+model: llama-3.1-8b
+accelerators: [{name: a100-80gb-sxm, price_usd_per_hour: 3.67}]
+workload: {trace: {file: trace.csv, periods: 2}}
+slo: {tpot_mean: 100 ms}
+"""
+    asked = load_fleet(read_yaml(text, "asked.yaml"), tmp_path)
+    short, long = asked.question.workload.classes
+    assert (short.name, short.isl, short.osl) == ("in 1 to 128, out 1 to 64", 50, 21)
+    assert (long.name, long.isl, long.osl) == ("in 2049 to 8192, out 257 to 1024", 3000, 500)
+    # rates over the whole time, and by hour
+    assert [short.rate_rps, long.rate_rps] == pytest.approx([0.5, 600 / 7200], rel=1e-3)
+    assert short.profile == pytest.approx((1.0, 1.0), rel=2e-3) and long.profile == (0.0, 2.0)
+    result = plan(asked)
+    assert result.status == "optimal"
+    check(asked, result)
+    again = load_fleet(Source("saved", asked.resolved), Path())
+    assert (again.case.rate == asked.case.rate).all()
+    scaled = load_fleet(read_yaml(text.replace("periods: 2", "rate_rps: 7"), "asked.yaml"), tmp_path)
+    assert scaled.case.rate.sum() == pytest.approx(7)
+
+
+def test_faults_of_a_trace(tmp_path: Path) -> None:
+    text = """kind: fleet
+accelerators: [{name: a, price_usd_per_hour: 3.67, throughput_requests_per_s: [1]}]
+workload:
+  classes: [{isl: 1, osl: 1, rate_rps: 1}]
+  trace: {file: absent.csv, input_edges: [5, 5]}
+"""
+    found = faults(text)
+    assert [fault.partition(": ")[2] for fault in found] == [
+        "workload.trace: stands beside classes; one of them says what is asked",
+        "workload.trace.input_edges: should ascend [got [5, 5]]",
+        "workload.trace.file: there is no file absent.csv",
+    ]
+    without = text.replace("  classes: [{isl: 1, osl: 1, rate_rps: 1}]\n", "").replace("absent.csv", "x.csv")
+    (tmp_path / "x.csv").write_text("arrival_s,input_tokens,output_tokens\n5,1,1\n3,1,0\n")
+    with pytest.raises(InputError) as caught:
+        load_fleet(read_yaml(without.replace("[5, 5]", "[5, 6]"), "asked.yaml"), tmp_path)
+    assert [fault.line for fault in caught.value.faults] == [3, 3]
+    assert "missing; classes of requests, or a trace" in faults(text.partition("workload")[0] + "workload: {}\n")[0]
 
 
 # --- a given plan --------------------------------------------------------------------------------------------------
