@@ -87,7 +87,7 @@ def calibrate(
         str | None, typer.Option("--device", metavar="NAME", help="Whose rows to use; that of rows that name none.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell; collective: links.")
+        str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell; or collective, serving.")
     ] = None,
     accelerator: Annotated[
         Path | None,
@@ -121,6 +121,11 @@ def calibrate(
         from cli.collective import calibrate_links
 
         calibrate_links(data, hardware or [], accelerator, form)
+        return
+    if kind == "serving":
+        from cli.serving import calibrate_engine
+
+        calibrate_engine(data, accelerator, form)
         return
     if plot is not None:
         from cli.kernel_plot import check

@@ -42,9 +42,11 @@ class Capacity:
         per_token = kv_bytes_per_token(self.server.architecture, self.server.cache_bytes, ways)
         return np.floor(self.cache * self.deployment.pp / per_token) * self.deployment.dp
 
-    def sequences(self, tokens: Number) -> Array:
-        """Return how many sequences of so many tokens the instance holds."""
+    def sequences(self, prompt: Number, output: Number) -> Array:
+        """Return how many sequences run at once: with their whole answers, or half of them on average."""
         architecture, ways = self.server.architecture, np.asarray(self.deployment.tp, float)
+        share = 1.0 if self.server.engine.memory.reserves == "whole" else 0.5
+        tokens = np.asarray(prompt, float) + share * np.asarray(output, float)
         held = kv_bytes_per_sequence(architecture, tokens, self.server.cache_bytes, ways)
         held = held + state_bytes_per_sequence(architecture, ways)
         return np.floor(self.cache * self.deployment.pp / held) * self.deployment.dp

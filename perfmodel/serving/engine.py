@@ -26,6 +26,9 @@ class EngineMemory(_Strict):
     """Whether of the whole device, weights and workspace included, or of what these leave free."""
     context: Bytes
     """Driver context, libraries, communication buffers and graphs."""
+    reserves: Literal["whole", "grown"] = "grown"
+    """Whether a sequence starts only when the cache has room for its whole answer, or for what it has so far (some are
+    put off then when all have grown)."""
 
 
 class EngineDefaults(_Strict):
@@ -64,6 +67,10 @@ class Engine(_Strict):
     """Launch of a kernel in a captured graph over its launch alone."""
     speed: float
     """Speed of the kernels over that of the kernels measured alone."""
+    expert_speed: float = 1.0
+    """The same of its kernels for experts, beside `speed`."""
+    windows: bool = True
+    """Whether layers with a window read and keep no more than what is inside it."""
     memory: EngineMemory
     defaults: EngineDefaults
     release_overhead: dict[str, float] = {}

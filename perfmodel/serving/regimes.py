@@ -140,7 +140,7 @@ def closed_loop(
     and end, together. Of a load rho = (N - 1) P / window the wait is that of M/D/1, rho P/(2 (1 - rho)), and never more
     than the first wave's; beside others answers end one step apart, and a prompt waits for the one that is under way, P
     at most. A token waits for the prompts of others but those that came while its own request waited:
-    T = step + ((N - 1) P - wait)/(O - 1).
+    T = step + ((N - 1) P - wait)/(O - 1). The busier the window, the more prompts share a step.
     """
     clients, tokens = np.asarray(concurrency, float), np.asarray(output, float)
     limit = np.minimum(clients, slots)
@@ -149,16 +149,18 @@ def closed_loop(
     gaps = np.maximum(tokens - 1.0, 1e-9)
     others = np.maximum(limit - 1.0, 0.0)
     together = server.engine.batching == "prefill_first"
+    busy: Array = np.zeros_like(limit)
     for _ in range(ROUNDS):
         cost = prompt_cost(server, deployment, running, context, prompt, budget)
         every_s = others * cost.queued_s
+        met_s = others * (busy * cost.queued_s + (1 - busy) * cost.added_s)
         first_s = (others + np.minimum(cost.together, limit) - 1) / 2 * cost.queued_s
-        token_s = cost.step_s + np.maximum(others * cost.added_s - first_s / waves, 0.0) / gaps
+        token_s = cost.step_s + np.maximum(met_s - first_s / waves, 0.0) / gaps
         window_s = spread * tokens * token_s + (0.0 if together else every_s)
         busy = np.minimum(every_s / np.maximum(window_s, 1e-12), 1.0 - 1e-9)
         later_s = np.minimum(busy / (2 * (1 - busy)) * cost.queued_s, first_s if together else cost.queued_s)
         wait_s = first_s / waves + later_s * (1 - 1 / np.asarray(waves))
-        token_s = cost.step_s + np.maximum(others * cost.added_s - wait_s, 0.0) / gaps
+        token_s = cost.step_s + np.maximum(met_s - wait_s, 0.0) / gaps
         inside_s = cost.step_s / 2 + wait_s + cost.own_s + gaps * token_s
         running = (running + limit * gaps * token_s / inside_s) / 2
     rate = limit / inside_s

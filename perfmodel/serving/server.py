@@ -108,6 +108,12 @@ def decode_variant(attention: Attention, cache_bytes: float) -> str:
     return decode.variant_of(attention.qk_head_dim, cache_bytes, latent=attention.kind == "mla")
 
 
+def without_windows(architecture: Architecture) -> Architecture:
+    """Return a model whose layers all see every token before."""
+    layers = tuple(replace(layer, attention=replace(layer.attention, window=0)) for layer in architecture.layers)
+    return replace(architecture, layers=layers)
+
+
 def server(
     architecture: Architecture,
     machine: Machine,
@@ -136,6 +142,8 @@ def server(
     if precision_kv is None:
         narrow = form.weight_bytes <= 1.1 and not form.unpacked
         precision_kv = "fp8" if engine.defaults.cache_as_weights and narrow else "bf16"
+    if not engine.windows:
+        architecture = without_windows(architecture)
     model = machine_model(machine)
     in_network = bool(set(families_of(machine.accelerator.architecture)) & set(model.in_network_families))
     found = tuple(

@@ -38,6 +38,7 @@ CONSTANTS = (
     Constant("handoff_overhead", 1e-1, 1.0),
     Constant("launch", 0.4, 0.6),
     Constant("speed", 1.0, 0.12),
+    Constant("expert_speed", 1.0, 0.3),
 )
 
 OVERHEADS = (
@@ -122,9 +123,21 @@ def overhead_factor(rows: pd.DataFrame, engine: Engine) -> float:
     """
     best = (float("inf"), 1.0)
     for factor in np.geomspace(0.2, 5.0, 25):
-        scaled = engine.model_copy(update={name: float(factor * getattr(engine, name)) for name in OVERHEADS})
-        best = min(best, (float(np.abs(residuals(rows, scaled)).mean()), float(factor)))
+        error = float(np.abs(residuals(rows, scaled_engine(engine, float(factor)))).mean())
+        best = min(best, (error, float(factor)))
     return best[1]
+
+
+def scaled_engine(engine: Engine, factor: float) -> Engine:
+    """Return an engine with every overhead so many times as large."""
+    return engine.model_copy(update={name: factor * getattr(engine, name) for name in OVERHEADS})
+
+
+def quality(rows: pd.DataFrame, engine: Engine) -> dict[str, dict[str, float | int]]:
+    """Return the error statistics of rows under an engine's constants, by metric."""
+    lines = with_intervals(predict_rows(rows, Defaults(), engines() | {engine.name: engine}))
+    lines = lines[lines["skipped"] == ""]
+    return {str(metric): statistics(part) for metric, part in lines.groupby("metric")}
 
 
 def left_out(rows: pd.DataFrame, column: str, progress: Callable[[float], None] | None = None) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _layer(
             weight_bytes=1.0 if form.arithmetic == "fp8" else form.weight_bytes,
             arithmetic=EXPERT_ARITHMETIC[form.arithmetic],
         )
-        works.append(("experts", Work(f"moe.{expert_variant(form)}", sizes)))
+        works.append(("experts", Work(f"moe.{expert_variant(form)}", sizes, times=1.0 / server.engine.expert_speed)))
     found = _timed(server, [work for _, work in works])
     seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
     for (part, _), (time, _) in zip(works, found, strict=True):

@@ -261,9 +261,9 @@ def _column(rows: pd.DataFrame, name: str, default: float) -> Array:
 
 
 def _slots(asked: Server, deployment: Deployment, prompt: Array, output: Array) -> Array:
-    """Return sequences that run at once: the engine's limit, and what the cache holds half-way through the answers."""
+    """Return sequences that run at once: the engine's limit, and what the cache holds."""
     limits = asked.engine.defaults
-    held = capacity(asked, deployment, limits.max_num_batched_tokens).sequences(prompt + output / 2)
+    held = capacity(asked, deployment, limits.max_num_batched_tokens).sequences(prompt, output)
     return np.asarray(np.maximum(np.minimum(limits.max_num_seqs * np.asarray(deployment.dp, float), held), 1.0))
 
 
