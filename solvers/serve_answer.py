@@ -239,7 +239,7 @@ def _steps(case: Case, running: float) -> tuple[Term, Term]:
 def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
     """Return where the mean request's time goes."""
     prompt, tokens = _steps(case, max(seen.running, 1.0))
-    received_s = float(case.server.overhead_factor * case.server.engine.prompt_overhead)
+    received_s = float(case.server.engine.prompt_overhead)
     first_s = max(seen.times_s["ttft_mean"] - received_s, 0.0)
     demand = case.scenario.demand
     pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0) * float(case.prompts.deployment.pp)

@@ -38,6 +38,8 @@ class EngineDefaults(_Strict):
     """Sequences that run at once on a rank of attention data parallelism."""
     max_num_batched_tokens: int
     """Tokens of a step."""
+    attention_data_parallel: bool = False
+    """Ranks have sequences of their own, and experts are spread over them, in mixtures of experts."""
     cache_as_weights: bool = False
     """Keys and values are kept in 8 bits where weights take 8 bits or fewer; otherwise in 16."""
 
@@ -73,8 +75,8 @@ class Engine(_Strict):
     """Whether layers with a window read and keep no more than what is inside it."""
     memory: EngineMemory
     defaults: EngineDefaults
-    release_overhead: dict[str, float] = {}
-    """Releases whose overheads are so many times these."""
+    uncaptured: dict[str, float] = {}
+    """Releases that capture no step as a graph, and their host time of a layer over `eager_overhead`."""
     provenance: dict[str, Provenance] = {}
 
 

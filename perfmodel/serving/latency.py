@@ -345,9 +345,9 @@ def slower(one: Pool, factor: float) -> Pool:
 
 def received_s(server: Server) -> float:
     """Return the time of a request before its prompt is computed [s]."""
-    return float(server.overhead_factor * server.engine.prompt_overhead)
+    return float(server.engine.prompt_overhead)
 
 
 def handoff_s(server: Server) -> float:
     """Return the time of a request between the pools, beside the bytes that cross [s]."""
-    return float(server.overhead_factor * server.engine.handoff_overhead)
+    return float(server.engine.handoff_overhead)

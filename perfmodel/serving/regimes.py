@@ -165,7 +165,7 @@ def closed_loop(
         running = (running + limit * gaps * token_s / inside_s) / 2
     rate = limit / inside_s
     queued_s = np.maximum(clients - limit, 0.0) / rate
-    received_s = server.overhead_factor * server.engine.prompt_overhead
+    received_s = server.engine.prompt_overhead
     first_token_s = received_s + cost.step_s / 2 + wait_s + cost.own_s + queued_s
     return Served(first_token_s, token_s, rate, running)
 
@@ -210,7 +210,8 @@ def pools(
     Notes
     -----
     The cache of a prompt crosses the network behind the layers that follow; what is left of it is one layer's, which
-    does not show. Prompts wait for each other at w instances: half of (N/w - 1) P in the first wave, M/D/1 later.
+    does not show. Prompts wait for each other at w instances: half of (N/w + g - 2) P in the first wave, M/D/1 later;
+    no more than w/P prompts a second pass, whatever clients ask.
     """
     spread, workers = prefill
     clients, tokens = np.asarray(concurrency, float), np.asarray(output, float)
@@ -221,15 +222,18 @@ def pools(
     gaps = np.maximum(tokens - 1.0, 1e-9)
     each = limit / np.asarray(workers, float)
     first_s = np.maximum(each + np.minimum(cost.together, each) - 2.0, 0.0) / 2 * cost.queued_s
+    fastest = workers / cost.queued_s
     for _ in range(ROUNDS):
         token_s = seconds(server, decode[0], Load(running / decode[1], context))
-        busy = np.minimum(running / (gaps * token_s) * cost.queued_s / workers, 1.0 - 1e-9)
+        alone_s = cost.own_s + gaps * token_s
+        busy = np.minimum(limit / alone_s / fastest, 1.0 - 1e-9)
         later_s = np.minimum(busy / (2 * (1 - busy)) * cost.queued_s, first_s)
         wait_s = first_s / waves + later_s * (1 - 1 / np.asarray(waves))
-        inside_s = wait_s + cost.own_s + gaps * token_s
+        wait_s = np.maximum(wait_s, limit / fastest - alone_s)
+        inside_s = wait_s + alone_s
         running = (running + limit * gaps * token_s / inside_s) / 2
     rate = limit / inside_s
     queued_s = np.maximum(clients - limit, 0.0) / rate
     engine = server.engine
-    received_s = server.overhead_factor * (engine.prompt_overhead + engine.handoff_overhead)
+    received_s = engine.prompt_overhead + engine.handoff_overhead
     return Served(received_s + wait_s + cost.own_s + token_s + queued_s, token_s, rate, running)

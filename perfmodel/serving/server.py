@@ -57,8 +57,10 @@ class Server:
         Models and parameters of its kernels.
     collectives : CollectiveModel
         Constants of collectives.
-    overhead_factor : float
-        Of the engine's release.
+    captured : bool
+        Whether the engine's release captures steps without prompts as graphs.
+    eager_factor : float
+        Host time of a layer of a step that is not captured, over the engine's.
     """
 
     architecture: Architecture
@@ -69,7 +71,8 @@ class Server:
     levels: tuple[Level, ...]
     kernels: Mapping[str, Kernel]
     collectives: CollectiveModel
-    overhead_factor: float = 1.0
+    captured: bool = True
+    eager_factor: float = 1.0
 
     @cached_property
     def form(self) -> gemm.Form:
@@ -156,5 +159,16 @@ def server(
         kind, variant = name.split(".")
         known = parameters_of(models[kind], machine.accelerator, variant)
         kernels[name] = Kernel(models[kind], known.parameters, known.origin, known.widening)
-    factor = engine.release_overhead.get(release or "", 1.0)
-    return Server(architecture, machine, engine, precision_weights, precision_kv, found, kernels, model, factor)
+    factor = engine.uncaptured.get(release or "")
+    return Server(
+        architecture,
+        machine,
+        engine,
+        precision_weights,
+        precision_kv,
+        found,
+        kernels,
+        model,
+        factor is None,
+        factor or 1.0,
+    )

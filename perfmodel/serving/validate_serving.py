@@ -194,7 +194,7 @@ def _predicted(
     if case.disaggregated:
         served = _pools(asked, rows, prompt, output)
         return _written(served, prompt, output, np.ones(len(rows)))
-    deployment = Deployment(*(_column(rows, name, 1.0) for name in ("tp", "pp", "dp", "ep")))
+    deployment = _deployment(asked, rows, defaults)
     instances = np.maximum(rows["gpus"].to_numpy(float) / deployment.accelerators, 1.0)
     if case.regime == "whole_model":
         batch = rows["batch"].to_numpy(float)
@@ -223,6 +223,17 @@ def _predicted(
         asked, deployment, concurrency, prompt, output, budget=budget, slots=slots, waves=WAVES, spread=spread
     )
     return _written(served, prompt, output, instances)
+
+
+def _deployment(asked: Server, rows: pd.DataFrame, defaults: Defaults) -> Deployment:
+    """Return how instances are spread; a mixture of experts whose ways are blank is spread as the engine does."""
+    tp, pp, dp, ep = (_column(rows, name, 1.0) for name in ("tp", "pp", "dp", "ep"))
+    blank = np.isnan(_column(rows, "dp", np.nan)) & np.isnan(_column(rows, "ep", np.nan))
+    experts = any(layer.feed_forward.experts for layer in asked.architecture.layers)
+    if experts and asked.engine.defaults.attention_data_parallel and blank.any():
+        defaults.counts["dp, ep", "every rank of the instance"] += int(blank.sum())
+        dp, ep, tp = np.where(blank, tp, dp), np.where(blank, tp, ep), np.where(blank, 1.0, tp)
+    return Deployment(tp, pp, dp, ep)
 
 
 def _server(case: Case, gpus: int, known: Mapping[str, Engine], described: Sequence[Machine]) -> Server:
