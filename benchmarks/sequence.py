@@ -3,7 +3,7 @@
 Made-up lengths and the costs of a 7B model on A100-40GB at half of 312 TFLOP/s in nodes of 8 accelerators: causal
 attention and linear layers forward and backward, all-to-all within a node and over the fabric, two fixed times.
 
-    python benchmarks/sequence.py [SCHEDULE ...] [--sizes 64 1024 12288] [--seeds 0 1] [--stream BATCHES]
+    python benchmarks/sequence.py [SCHEDULE ...] [--sizes 64 1024 12288] [--seeds 0 1] [--stream BATCHES] [--processor]
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from solvers import (
+    sequence_accumulate,
+    sequence_barrier,
+    sequence_barrier_bound,
+    sequence_bounds,
+    sequence_oneshot,
+    sequence_repair,
+)
 from solvers.sequence_accumulate import plan_fixed, plan_splits
 from solvers.sequence_case import Case, Scatter, makespan, step_times
 
@@ -29,6 +39,16 @@ STEP_S, EXCHANGE_S = 0.02, 0.01
 CAPACITY = 6144.0
 SIZES = {64: (512, 1.2, 196_608, 64), 1024: (8_192, 1.2, 196_608, 64), 12_288: (65_536, 1.4, 2_097_152, 1024)}
 """By accelerators: sequences, spread of lengths, longest, largest group."""
+
+
+def count_processor_time() -> None:
+    """Let the planners count the time of the processor in place of the clock's: for a machine that others use."""
+    modules: list[Any] = [sequence_barrier, sequence_barrier_bound, sequence_oneshot, sequence_repair]
+    for module in modules:
+        module.perf_counter = time.process_time
+    for module in (sequence_accumulate, sequence_bounds):
+        module.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+    time.perf_counter = time.process_time
 
 
 def bytes_per_s(degree: int) -> float:
@@ -90,7 +110,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(10)))
     parser.add_argument("--stream", type=int)
+    parser.add_argument("--processor", action="store_true", help="count the time of the processor, not the clock's")
     asked = parser.parse_args()
+    if asked.processor:
+        count_processor_time()
     if asked.stream:
         for schedule in asked.schedules:
             stream(schedule, asked.stream, STREAM_LIMITS_S[schedule])
@@ -102,7 +125,7 @@ def main() -> None:
             walls, gaps = [], []
             for seed in asked.seeds:
                 case = instance(gpus, seed)
-                wall, found, gap, plan, name = timed(schedule, case, 0.9 * limit)
+                wall, found, gap, plan, name = timed(schedule, case, 0.75 * limit)
                 walls.append(wall)
                 gaps.append(gap)
                 print(

@@ -1,6 +1,6 @@
 """How close plans of one makespan, and of micro-batches with a barrier, come to their bounds, on one core.
 
-python benchmarks/sequence_oneshot.py [PART ...] [--seeds 0 1 ...]
+python benchmarks/sequence_oneshot.py [PART ...] [--seeds 0 1 ...] [--processor]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sequence import instance
+from sequence import count_processor_time, instance
 
 from solvers.sequence_barrier import plan_barrier
 from solvers.sequence_case import makespan
@@ -87,7 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=[*PARTS, "stream"])
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(10)))
+    parser.add_argument("--processor", action="store_true", help="count the time of the processor, not the clock's")
     asked = parser.parse_args()
+    if asked.processor:
+        count_processor_time()
     main_oneshot_barrier([part for part in asked.parts if part in PARTS], asked.seeds)
     if "stream" in asked.parts:
         stream(asked.seeds)

@@ -145,9 +145,11 @@ def _seated(case: Case, bound_s: float, best: Scatter | None, deadline: float) -
         if reached <= bound_s * (1 + ENOUGH) or limit >= reached or left <= 0:
             break
         start = pooled_groups(case, limit, 1.0, 1.0, 0.0)
-        seated = None if start is None else seated_groups(case, start, limit, _SEAT_SHARE * left)
-        if seated is None:
+        if start is None:
             continue
+        seated = seated_groups(case, start, limit, _SEAT_SHARE * left)
+        if seated is None:
+            break
         start, full = seated
         for margin in _MARGINS:
             until = max(bound_s, limit * (1 + full)) * (1 + margin)

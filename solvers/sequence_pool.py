@@ -23,6 +23,9 @@ _NODES = 200
 _FEW, _SEATED = 4, 60
 """Groups of a size up to which each stands for itself, and the longest sequences that go to one of them whole."""
 
+_WORTH = 0.25
+"""Part of the accelerators that such groups have at least, for it to matter how they are filled [1]."""
+
 _LEAST = -0.05
 """Where groups end before their limit by so much, no better is looked for [1]."""
 
@@ -118,7 +121,7 @@ def seated_groups(case: Case, start: Filled, limit_s: float, time_limit_s: float
     -------
     Filled and float, or None
         Groups with their sequences, and by how much the fullest exceed the limit if those of a size with many groups
-        were one [1]. None where nothing was found.
+        were one [1]. None where nothing was found, or such groups are too small a part to matter.
 
     Notes
     -----
@@ -132,6 +135,8 @@ def seated_groups(case: Case, start: Filled, limit_s: float, time_limit_s: float
     bucket = _buckets(case.lengths[order].astype(float), _SEATED)
     number = int(bucket[-1]) + 1
     sizes, counts = np.unique(start.column, return_counts=True)
+    if (case.degrees[sizes] * counts)[counts <= _FEW].sum() < _WORTH * case.gpus:
+        return None
     kinds = np.concatenate(
         [np.full(count if count <= _FEW else 1, kind) for kind, count in zip(sizes, counts, strict=True)]
     )
