@@ -177,7 +177,7 @@ def barrier_bound(case: Case, time_limit_s: float) -> Priced:
         if len(finer) == len(edges) or len(finer) > _CLASSES:
             if detail == _DETAILS[-1]:
                 break
-            detail, last, flat, spent = _DETAILS[-1], 0.0, 0, 2 * spent
+            detail, last, flat, spent = _DETAILS[-1], 0.0, 0, 4 * spent
         else:
             edges, last = finer, value
         if perf_counter() + 1.5 * spent > deadline:
