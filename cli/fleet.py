@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, write_answer
+import typer
+
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,12 +27,15 @@ def plan_fleet(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """Which accelerators to rent, how many, and which requests go to which."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
 
+    extras.check(None, plot)
     source = load(scenario, overrides or ())
     with working("searching"):
         from solvers.backend import OPTIMAL_GAP
@@ -39,6 +44,8 @@ def plan_fleet(
 
         question = load_fleet(source, scenario.parent)
         result = plan(question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None)
+    warn(question.warnings)
+    _draw(result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -50,13 +57,16 @@ def predict_fleet(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """What given accelerators cost, and whether they serve the requests."""
+    from cli import extras
     from cli.load import load, written
     from cli.progress import working
     from hardware.faults import InputError
 
+    extras.check(None, plot)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.fleet import predict
@@ -66,7 +76,25 @@ def predict_fleet(
         if question.question.plan is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the fleet that a scenario gives")])
         result = predict(question)
+    warn(question.warnings)
+    _draw(result, plot)
     _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _draw(result: "Result", plot: Path | None) -> None:
+    """Draw the answer, if that was asked for."""
+    if plot is None:
+        return
+    if result.plan is None:
+        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
+        return
+    from cli import fleet_plot
+    from hardware.faults import Fault, InputError
+
+    try:
+        fleet_plot.draw(result, plot)
+    except OSError as error:
+        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

@@ -1,6 +1,6 @@
 """Options that commands share, and what they do with them: read, refuse, write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,8 @@ from cli.program import debug
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from hardware.faults import Fault
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -109,6 +111,12 @@ def save(text: str, path: Path, option: str) -> None:
         write(text, path)
     except OSError as error:
         raise InputError([Fault(f"{option} {path}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+
+
+def warn(warnings: "Iterable[Fault]") -> None:
+    """Tell what may be meant otherwise."""
+    for fault in warnings:
+        typer.echo(f"warning: {fault}", err=True)
 
 
 def readable(paths: list[Path]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, write_answer
+from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ def plan_serve(
 
         question = load_serve(source, scenario.parent)
         result = plan(question, top=top, time_limit_s=time_limit)
-    _warn(question.warnings)
+    warn(question.warnings)
     _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -66,15 +66,8 @@ def predict_serve(
         if question.question.plan is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
         result = predict(question)
-    _warn(question.warnings)
+    warn(question.warnings)
     _answer(result, written(scenario, overrides or ()), form, output, top)
-
-
-def _warn(warnings: "Any") -> None:
-    import typer
-
-    for fault in warnings:
-        typer.echo(f"warning: {fault}", err=True)
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

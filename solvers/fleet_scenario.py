@@ -30,6 +30,7 @@ from solvers.fleet_question import (
 )
 from solvers.fleet_throughput import Rates, class_throughputs, models_of, node_of
 from solvers.fleet_trace import with_classes
+from solvers.serve_scenario import slow_objectives
 
 _Path = tuple[str | int, ...]
 
@@ -48,12 +49,15 @@ class FleetScenario:
         Where it was written.
     resolved : dict
         The scenario with defaults written out; reading it again asks the same.
+    warnings : tuple of Fault
+        What may be meant otherwise.
     """
 
     question: FleetQuestion
     case: Case
     source: Source
     resolved: dict[str, Any]
+    warnings: tuple[Fault, ...]
 
 
 def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
@@ -86,7 +90,8 @@ def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
     if faults or rates is None:
         raise InputError(sorted(faults, key=lambda fault: (fault.line, fault.column)))
     case = _case(question, entries, rates)
-    return FleetScenario(question, case, source, _resolved(question, entries, class_names(workload), case))
+    warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
+    return FleetScenario(question, case, source, _resolved(question, entries, class_names(workload), case), warnings)
 
 
 def class_names(workload: FleetWorkload) -> list[str]:

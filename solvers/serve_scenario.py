@@ -37,6 +37,7 @@ from solvers.serve_question import (
     ServePlan,
     ServePool,
     ServeQuestion,
+    ServeSlo,
     ServeWorkload,
 )
 
@@ -175,7 +176,7 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
     except UnknownName:
         message = unknown_family(machine.accelerator.architecture)
         raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
-    warnings = tuple(source.fault(path, message) for path, message in _warnings(question))
+    warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
     resolved = _resolved(question, base_dir, machine)
     demand = demand_of(question.workload)
     return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings)
@@ -343,8 +344,9 @@ def _able(arithmetic: str) -> list[str]:
     return found
 
 
-def _warnings(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
-    for name, limit in question.slo.limits.items():
+def slow_objectives(slo: ServeSlo) -> Iterable[tuple[_Path, str]]:
+    """Yield objectives that look like another unit's, as (path, message)."""
+    for name, limit in slo.limits.items():
         most = {"tpot": SLOW_TOKEN_S, "ttft": SLOW_FIRST_TOKEN_S}.get(name.partition("_")[0])
         if most is not None and limit >= most:
             yield ("slo", name), f"{limit:g} s is long; was {limit:g} ms meant?"

@@ -765,3 +765,45 @@ def test_the_schema_names_every_key() -> None:
     schema = json.loads(run("schema", "fleet"))
     call = schema["$defs"]["FleetCall"]["properties"]
     assert set(call) == {"name", "class", "count", "after"}
+
+
+def test_an_objective_of_the_wrong_unit_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    path.write_text(HEAD + "slo: {tpot_mean: 50}\n")
+    done = CliRunner().invoke(app, ["plan", "fleet", str(path)])
+    assert done.exit_code == 0
+    assert done.stderr == f"warning: {path}:7:7: slo.tpot_mean: 50 s is long; was 50 ms meant?\n"
+
+
+@pytest.mark.parametrize("name", ["fleet-day", "fleet-agent"])
+def test_pictures(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "fleet.svg"
+    run("plan", "fleet", str(ROOT / "examples" / f"{name}.yaml"), "--plot", str(picture))
+    drawn = picture.read_text(encoding="utf-8")
+    for part in ("cost [USD/h]", "a100-80gb-sxm", "USD/h for", "period of the day" if "day" in name else "utilisation"):
+        assert part in drawn
+    done = CliRunner().invoke(app, ["plan", "fleet", str(EXAMPLE), "--plot", str(tmp_path / "no" / "fleet.svg")])
+    assert done.exit_code == 2 and "cannot be written" in done.stderr
+
+
+def test_a_time_limit_leaves_a_bound() -> None:
+    random = np.random.default_rng(3)
+    kinds = [
+        offer(f"g{k}", price, price * random.uniform(1, 2, 40), reserved_price_usd_per_hour=0.6 * price)
+        for k, price in enumerate((0.7, 1.1, 2.3, 4.1))
+    ]
+    profile = random.uniform(0.2, 2, 12).tolist()
+    asked = scenario(
+        accelerators=kinds,
+        workload={"classes": classes(*random.uniform(0.1, 1, 40)), "slice_factor": 3, "profile": profile},
+    )
+    result = plan(asked, top=0, time_limit_s=1.0)
+    assert result.status in ("time_limit", "optimal")
+    if result.plan is not None:
+        check(asked, result)
+        assert result.best_bound is not None and 0 < result.best_bound <= (result.objective.value or 0)
+    none = plan(asked, top=0, time_limit_s=0.0)
+    assert none.status == "time_limit"
+    loose = plan(asked, top=0, gap=0.5)
+    assert loose.status in ("feasible", "optimal") and loose.gap is not None and loose.gap <= 0.5
