@@ -139,6 +139,7 @@ class SteadyState:
     _tpot_least_s: Array
     _tpot_most_s: Array
     _tpot_variance: Array
+    _tpot_noise: Array
     _ttft_least_s: Array
     _ttft_excess_s: Array
     _ttft_variance: Array
@@ -149,10 +150,14 @@ class SteadyState:
     def tpot_quantile_s(self, probability: float) -> Array:
         """Return a quantile over requests of the time per output token [s].
 
-        The time above an undisturbed step is taken as log-normal, up to that of a full batch.
+        The time above an undisturbed step is taken as log-normal, up to that of a full batch and, where lengths are
+        unequal, the luck of a request beside it.
         """
+        from scipy.special import ndtri
+
         quantile = _lognormal_quantile(probability, self.tpot_s - self._tpot_least_s, self._tpot_variance)
-        return np.where(np.isfinite(self.ttft_s), np.minimum(self._tpot_least_s + quantile, self._tpot_most_s), np.inf)
+        most = self._tpot_most_s + np.maximum(ndtri(probability), 0.0) * np.sqrt(self._tpot_noise)
+        return np.where(np.isfinite(self.ttft_s), np.minimum(self._tpot_least_s + quantile, most), np.inf)
 
     def ttft_quantile_s(self, probability: float) -> Array:
         """Return a quantile over requests of the time to the first token [s].
@@ -312,13 +317,16 @@ def open_loop(
     counts = rate * at.decode_s * w * ca2
     variance = counts * (1 / ((1 - p) * free) + 1 - 2 * np.expm1(growth) / (growth * (1 - p)))
     tpot_variance = np.maximum(variance, 0.0) / np.maximum(rate * w, 1e-300) ** 2
+    # Prompts and answers of unequal length: short answers meet few prompts, of which each is another length.
+    prompt_scv, output_scv = np.asarray(requests.prompt_scv, dtype=float), np.asarray(requests.output_scv, dtype=float)
+    tpot_noise = per_prompt**2 * rate * tpot / w * (prompt_scv * (1 + output_scv) + output_scv)
     # Steps as an arriving request meets them: long ones more often.
     share = at.loaded_per_decode / (1 + (0 if mixed_steps else at.loaded_per_decode))
     share = np.where(decodes, share, 1.0)
     step = np.where(decodes, at.step_s, at.loaded_s)
-    square = (1 - share) * at.plain_s**2 + share * at.loaded_s**2
+    square = (1 - share) * at.plain_s**2 + share * (at.loaded_s**2 + per_prompt**2 * at.prompts * prompt_scv)
     if limits.mode == "mixed":
-        noise = per_prompt**2 * n / w * ca2 / (1 - p * p) + fano * n * per_sequence**2
+        noise = per_prompt**2 * (1 + prompt_scv) * n / w * ca2 / (1 - p * p) + fano * n * per_sequence**2
         square = np.maximum(square, at.step_s**2 + noise + 2 * per_sequence * per_prompt * slow * n)
     loaded_variance = (square - (1 - share) * at.plain_s**2) / np.maximum(share, 1e-12) - at.loaded_s**2
     loaded_variance = np.maximum(loaded_variance, 0.0)
@@ -328,7 +336,7 @@ def open_loop(
     single = (whole == 1) & (limits.mode != "chunked")  # the queue of a budget of one prompt counts its rests itself
     rest = busy * np.where(single, (1 - share) * at.plain_s**2, square) / (2 * step)
     rest_square = busy * np.where(single, (1 - share) * at.plain_s**3, third) / (3 * step)
-    beside = np.minimum(rate * busy * square / step, whole - 1)
+    beside = np.minimum(_beside(rate * busy * square / step, ca2), whole - 1)
     met_by = mean_decoding * mixed_steps
     own = law.seconds(met_by, prompt, met_by * context, prompt * requests.pairs_per_token)
     if limits.mode == "chunked":
@@ -340,16 +348,25 @@ def open_loop(
         tokens = prompt - count * room
         left = law.seconds(met_by, tokens, met_by * context, tokens * requests.pairs_per_token)
         own = count * chunk + np.where(tokens > 0, left, 0.0)
-        queue = approximate_wait_s(rate, service, 1.0, requests.prompt_scv, ca2)
+        # A prompt that finds nobody leaves its last step half empty; behind others it fills the steps.
+        taken = used * service + (1 - used) * own
+        queue = approximate_wait_s(rate, service, 1.0, prompt_scv, ca2) * (taken / service) ** 2
         least = np.minimum(own, service + chunk)
         excess = queue + (1 - used) * busy * at.plain_s / 2 + used * np.maximum(service + chunk / 2 - own, 0.0)
-        spread = queue**2 + used * service**2 / (3 * np.maximum(1 - used, _LEAST_FREE)) + rest_square - rest**2
+        spread = queue**2 + used * service**2 * (1 + prompt_scv) ** 3 / (3 * np.maximum(1 - used, _LEAST_FREE))
+        spread = spread + rest_square - rest**2
+        itself = service
     else:
-        queue = approximate_wait_s(rate, at.loaded_s, whole, requests.prompt_scv, ca2)
+        queue = approximate_wait_s(rate, at.loaded_s, whole, prompt_scv, ca2)
         least = own
         excess = rest + per_prompt * beside + queue
         met_variance = np.maximum(3 * rest_square - 4 * rest**2, 0.0)
-        spread = rest_square - rest**2 + p * (1 + p) * met_variance + per_prompt**2 * beside + queue**2
+        spread = rest_square - rest**2 + p * (1 + p) * met_variance + per_prompt**2 * beside * (1 + prompt_scv)
+        spread = spread + queue**2 + queue * at.loaded_s * 2 / 3
+        itself = per_prompt
+    # Of unequal prompts the least time is not that of the mean one.
+    shorter = itself * np.minimum(prompt_scv, 1.0)
+    least, excess, spread = least - shorter, excess + shorter, spread + itself**2 * prompt_scv
     # Room in the batch: gamma distributed requests in the system, and the wait of a full engine.
     unlimited = np.where(np.isfinite(excess), least + excess, least)
     in_system = rate * (later * tpot + unlimited)
@@ -358,7 +375,7 @@ def open_loop(
     reach = ndtr(-(cube - 1 + 1 / (9 * shape)) * 3 * np.sqrt(shape))
     rho = np.minimum(load, 1.0)
     chance = np.where(decodes, reach ** (1 - rho ** (2 * np.sqrt(batch))), 0.0)
-    variability = (ca2 + np.asarray(requests.output_scv)) / 2
+    variability = (ca2 + output_scv) / 2
     spare = np.maximum(capacity - rate, 1e-12 * capacity)
     wait, wait_least = variability / spare, 1 / (capacity * (1 - p))
     stable = load < 1
@@ -373,7 +390,8 @@ def open_loop(
         load,
         law.seconds(1.0, 0.0, context),
         tpot_most,
-        tpot_variance,
+        tpot_variance + tpot_noise,
+        tpot_noise,
         least,
         excess,
         np.maximum(spread, 0.0),
@@ -381,6 +399,20 @@ def open_loop(
         wait_least,
         wait,
     )
+
+
+def _beside(count: Array, arrival_scv: Array) -> Array:
+    """Return how many others come in the step of a request, of which `count` would with Poisson arrivals.
+
+    Times between arrivals are gamma distributed with shape 1 / scv. Of such a process m(x) = (x / scv)^(1/scv) /
+    Gamma(1 + 1/scv) follow within a short x, in mean times, and x + (scv - 1) / 2 within a long one (renewal theorem).
+    """
+    from scipy.special import gamma
+
+    shape = 1 / np.maximum(arrival_scv, 1e-3)
+    count = np.maximum(count, 1e-12)
+    short = 2 / (1 + shape) * (shape * count) ** shape / gamma(1 + shape)
+    return np.where(arrival_scv > 1, np.minimum(short, count + arrival_scv - 1), count * np.minimum(arrival_scv, 1.0))
 
 
 def _solve(
@@ -484,6 +516,7 @@ def closed_loop(
         np.minimum(rate / capacity, 1.0),
         law.seconds(1.0, 0.0, requests.context_tokens),
         full.decode_s,
+        per_prompt**2 * n / w**2,
         per_prompt**2 * n / w**2,
         alone + ttft - first,
         first - alone,
