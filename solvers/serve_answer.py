@@ -223,7 +223,7 @@ def _spreads(case: Case, latency: Latency) -> dict[str, float]:
     """Return the spread of steps with a prompt, and of those that decode."""
     running = max(_decoding(latency, 1.0, case), 1.0)
     prompt, tokens = _steps(case, running)
-    return {"prompts": step_spread(case.server, prompt), "tokens": step_spread(case.server, tokens)}
+    return {"prompts": step_spread(case.server, prompt, "ttft"), "tokens": step_spread(case.server, tokens, "tpot")}
 
 
 def _steps(case: Case, running: float) -> tuple[Term, Term]:

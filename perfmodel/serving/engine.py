@@ -39,7 +39,9 @@ class EngineDefaults(_Strict):
     max_num_batched_tokens: int
     """Tokens of a step."""
     attention_data_parallel: bool = False
-    """Ranks have sequences of their own, and experts are spread over them, in mixtures of experts."""
+    """Ranks have sequences of their own in mixtures of experts."""
+    whole_experts: bool = False
+    """Experts are spread over ranks that have sequences of their own, none is split."""
     cache_as_weights: bool = False
     """Keys and values are kept in 8 bits where weights take 8 bits or fewer; otherwise in 16."""
 
@@ -77,6 +79,10 @@ class Engine(_Strict):
     defaults: EngineDefaults
     uncaptured: dict[str, float] = {}
     """Releases that capture no step as a graph, and their host time of a layer over `eager_overhead`."""
+    spreads: dict[Literal["tpot", "ttft", "throughput"], float]
+    """Standard deviation of ln(measured/predicted) of the time of a token, of that to the first one, and of rates."""
+    measured_families: tuple[str, ...] = ()
+    """Families of accelerators whose points these are."""
     provenance: dict[str, Provenance] = {}
 
 

@@ -1,16 +1,20 @@
-"""How far measured steps are from predicted ones: the spread of a step from that of its parts.
+"""How far measured operating points are from predicted ones.
 
-As for a training step (`perfmodel.intervals`): parts of a class err alike and add up within it, classes are
-independent, and one error is common to all.
+An engine's points leave a spread of each kind of figure; on a family of accelerators of which it has none, parameters
+of kernels that were measured elsewhere add theirs, each by the share of the step that it takes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
 from perfmodel.kernels.model import Z90
 from perfmodel.serving.server import Server
 from perfmodel.terms import Term
+
+Figure = Literal["tpot", "ttft", "throughput"]
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "projections": ("gemm.",),
@@ -20,41 +24,32 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "norms and activations": ("memory.",),
     "logits and sampling": ("gemm.",),
 }
-"""Leaves of a step that are kernels, and the models whose spread they have."""
-
-LINKS = ("tensor-parallel communication", "expert communication", "pipeline sends")
-
-SPREADS = {"links": 0.25, "host": 0.4, "common": 0.12}
-"""Standard deviations of ln(measured/predicted) of communication, of everything the host does, and of all."""
+"""Leaves of a step that are kernels, and the models whose parameters they have."""
 
 
-def step_spread(server: Server, term: Term) -> float:
-    """Return the standard deviation of ln(measured/predicted) of a step.
+def step_spread(server: Server, term: Term, figure: Figure) -> float:
+    """Return the standard deviation of ln(measured/predicted) of a kind of figure.
 
     Parameters
     ----------
     server : Server
-        Whose step.
+        What runs.
     term : Term
-        Its tree, of one candidate.
+        The tree of the step that the figure is mostly made of, of one candidate.
+    figure : str
+        Time of a token, time to the first one, or a rate.
     """
-    whole = float(np.max(term.seconds))
-    variance = SPREADS["common"] ** 2
-    parts = {"links": 0.0, "host": 0.0}
-    for child in term.children:
-        share = float(np.max(child.seconds)) / whole
-        models = KERNELS.get(child.name)
-        if models is not None:
-            known = [kernel for name, kernel in server.kernels.items() if name.startswith(models)]
-            variance += (share * max((kernel.parameters.spread for kernel in known), default=0.0)) ** 2
-        elif child.name in LINKS:
-            parts["links"] += share
-        else:
-            parts["host"] += share
-    variance += sum((share * SPREADS[part]) ** 2 for part, share in parts.items())
+    variance = server.engine.spreads[figure] ** 2
+    if server.machine.accelerator.architecture not in server.engine.measured_families:
+        whole = float(np.max(term.seconds))
+        for child in term.children:
+            models = KERNELS.get(child.name)
+            if models is not None:
+                known = [kernel.widening for name, kernel in server.kernels.items() if name.startswith(models)]
+                variance += (float(np.max(child.seconds)) / whole * max(known, default=0.0)) ** 2
     return float(np.sqrt(variance))
 
 
 def factors(spread: float) -> tuple[float, float]:
-    """Return by how much the fastest and slowest tenth of steps differ from the prediction."""
+    """Return by how much the fastest and slowest tenth differ from the prediction."""
     return float(np.exp(-Z90 * spread)), float(np.exp(Z90 * spread))

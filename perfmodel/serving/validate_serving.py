@@ -20,9 +20,9 @@ from hardware.faults import InputError
 from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import Engine, engine_of, engines
-from perfmodel.serving.intervals import interval
 from perfmodel.serving.regimes import Served, closed_loop, offline, pools, seconds
 from perfmodel.serving.server import PRECISIONS, Server, server
+from perfmodel.serving.spread import Figure, factors
 from perfmodel.serving.step import Deployment, Load
 from perfmodel.terms import Array
 from perfmodel.validate_training import RowError, machine_of
@@ -43,6 +43,8 @@ GPU, and end-to-end times, follow from these."""
 POINTS = ("engine", "model", "gpu", "gpus", "isl", "osl", "regime")
 WHOLE_MODELS = ("model", "hardware", "tensor_parallel", "prompt_size", "batch_size", "token_size")
 """Columns that tell the two kinds of file."""
+
+LOOPS = ("closed_loop", "closed_loop_burst")
 
 WAVES = 10.0
 """Requests of a client in a closed loop, where the file does not say: ten for each that is in flight."""
@@ -124,6 +126,9 @@ def predict_rows(
     rows = frame.reset_index(drop=True)
     predicted = pd.DataFrame(np.nan, index=rows.index, columns=list(METRICS))
     reasons = rows["skipped"].copy()
+    loops = rows.get("regime", pd.Series("", rows.index)).isin(LOOPS)
+    stated = pd.concat([rows.get(name, pd.Series(np.nan, rows.index)) for name in ("concurrency", "batch")], axis=1)
+    reasons[loops & stated.isna().all(axis=1) & (reasons == "")] = "neither concurrency nor batch is stated"
     usable = rows[reasons == ""]
     cases = [_case(row, defaults) for row in usable.itertuples(index=False)]
     for case, numbers in _together(cases, usable.index):
@@ -192,7 +197,7 @@ def _predicted(
     factor = _column(rows, "len_factor_mean", 1.0)
     prompt, output = rows["isl"].to_numpy(float) * factor, rows["osl"].to_numpy(float) * factor
     if case.disaggregated:
-        served = _pools(asked, rows, prompt, output)
+        served = _pools(asked, rows, prompt, output, defaults)
         return _written(served, prompt, output, np.ones(len(rows)))
     deployment = _deployment(asked, rows, defaults)
     instances = np.maximum(rows["gpus"].to_numpy(float) / deployment.accelerators, 1.0)
@@ -212,7 +217,7 @@ def _predicted(
     if case.regime == "offline":
         served = offline(asked, deployment, prompt, output, budget=budget, slots=slots)
         return _written(served, prompt, output, instances, loaded=False)
-    if case.regime not in ("closed_loop", "closed_loop_burst"):
+    if case.regime not in LOOPS:
         raise RowError(f"unknown regime {case.regime!r}")
     concurrency = _column(rows, "concurrency", np.nan) / instances
     stated = _column(rows, "batch", np.nan)
@@ -225,14 +230,23 @@ def _predicted(
     return _written(served, prompt, output, instances)
 
 
-def _deployment(asked: Server, rows: pd.DataFrame, defaults: Defaults) -> Deployment:
-    """Return how instances are spread; a mixture of experts whose ways are blank is spread as the engine does."""
-    tp, pp, dp, ep = (_column(rows, name, 1.0) for name in ("tp", "pp", "dp", "ep"))
-    blank = np.isnan(_column(rows, "dp", np.nan)) & np.isnan(_column(rows, "ep", np.nan))
-    experts = any(layer.feed_forward.experts for layer in asked.architecture.layers)
-    if experts and asked.engine.defaults.attention_data_parallel and blank.any():
-        defaults.counts["dp, ep", "every rank of the instance"] += int(blank.sum())
-        dp, ep, tp = np.where(blank, tp, dp), np.where(blank, tp, ep), np.where(blank, 1.0, tp)
+def _deployment(asked: Server, rows: pd.DataFrame, defaults: Defaults, prefix: str = "") -> Deployment:
+    """Return how instances are spread.
+
+    Where an engine spreads attention over ranks by default, a mixture of experts whose ways are blank is spread so. One
+    that keeps experts whole on ranks of attention data parallelism does so where a row states no expert parallelism.
+    """
+    tp, pp, dp, ep = (_column(rows, prefix + name, 1.0) for name in ("tp", "pp", "dp", "ep"))
+    own = asked.engine.defaults
+    if any(layer.feed_forward.experts for layer in asked.architecture.layers):
+        blank = np.isnan(_column(rows, f"{prefix}dp", np.nan)) & (tp > 1)
+        if own.attention_data_parallel and blank.any():
+            defaults.counts["dp", "every rank of the instance"] += int(blank.sum())
+            dp, tp = np.where(blank, tp, dp), np.where(blank, 1.0, tp)
+        whole = (dp > 1) & (ep == 1)
+        if own.whole_experts and whole.any():
+            defaults.counts["ep", "every rank of the instance"] += int(whole.sum())
+            ep = np.where(whole, tp * dp, ep)
     return Deployment(tp, pp, dp, ep)
 
 
@@ -278,11 +292,11 @@ def _slots(asked: Server, deployment: Deployment, prompt: Array, output: Array) 
     return np.asarray(np.maximum(np.minimum(limits.max_num_seqs * np.asarray(deployment.dp, float), held), 1.0))
 
 
-def _pools(asked: Server, rows: pd.DataFrame, prompt: Array, output: Array) -> Served:
+def _pools(asked: Server, rows: pd.DataFrame, prompt: Array, output: Array, defaults: Defaults) -> Served:
     sides = []
     for side in ("prefill", "decode"):
-        tp, dp, ep = (_column(rows, f"{side}_{name}", 1.0) for name in ("tp", "dp", "ep"))
-        sides.append((Deployment(tp, 1.0, dp, ep), _column(rows, f"{side}_workers", 1.0)))
+        spread = _deployment(asked, rows, defaults, f"{side}_")
+        sides.append((spread, _column(rows, f"{side}_workers", 1.0)))
     (prefill, prefill_workers), (decode, decode_workers) = sides
     concurrency = _column(rows, "concurrency", np.nan)
     concurrency = np.where(np.isnan(concurrency), _column(rows, "batch", np.nan) * decode_workers, concurrency)
@@ -313,24 +327,33 @@ def _written(
     return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * served.ttft_s}
 
 
-KINDS = {
+FIGURES: dict[str, Figure] = {
     "tpot_ms_mean": "tpot",
     "ttft_ms_mean": "ttft",
     "output_tokens_per_s_total": "throughput",
     "total_tokens_per_s": "throughput",
     "requests_per_s": "throughput",
-    "prompt_time": "step",
-    "token_time": "step",
+    "prompt_time": "ttft",
+    "token_time": "tpot",
 }
-"""What a metric's interval is that of."""
+"""The kind of figure that a metric is."""
 
 
 def with_intervals(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the lines with ``p10``, ``p90`` and ``error``."""
-    factors = {metric: interval(kind) for metric, kind in KINDS.items()}
-    low, high = (rows["metric"].map({name: pair[side] for name, pair in factors.items()}) for side in (0, 1))
+    bounds = [
+        factors(_spread(str(row.engine), FIGURES[str(row.metric)])) if not row.skipped else (np.nan, np.nan)
+        for row in rows.itertuples(index=False)
+    ]
+    low, high = (np.array([pair[side] for pair in bounds]) for side in (0, 1))
     found = rows.assign(p10=rows["predicted"] * low, p90=rows["predicted"] * high)
     return found.assign(error=found["predicted"] / found["measured"] - 1)
+
+
+def _spread(engine: str, figure: Figure) -> float:
+    found = engine_of(engine)
+    assert found is not None
+    return found.spreads[figure]
 
 
 def validate(
