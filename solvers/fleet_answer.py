@@ -110,7 +110,7 @@ def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h:
 
 
 def _mean_share(case: Case, fleet: Fleet) -> Array:
-    if case.periods == 1:
+    if case.periods == 1 and len(case.hours[0]) == 1:
         return np.asarray(fleet.share[:, :, 0])
     asked = case.rate * case.weight
     total = asked.sum(axis=1)

@@ -90,8 +90,9 @@ def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
     if faults or rates is None:
         raise InputError(sorted(faults, key=lambda fault: (fault.line, fault.column)))
     case = _case(question, entries, rates)
+    resolved = _resolved(question, entries, class_names(workload), case, base_dir)
     warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
-    return FleetScenario(question, case, source, _resolved(question, entries, class_names(workload), case), warnings)
+    return FleetScenario(question, case, source, resolved, warnings)
 
 
 def class_names(workload: FleetWorkload) -> list[str]:
@@ -375,7 +376,7 @@ def _profile(own: tuple[float, ...] | None, workload: FleetWorkload) -> Array:
 
 
 def _resolved(
-    question: FleetQuestion, entries: list[Accelerator | UnknownName], names: list[str], case: Case
+    question: FleetQuestion, entries: list[Accelerator | UnknownName], names: list[str], case: Case, base_dir: FilePath
 ) -> dict[str, Any]:
     """Write the question out so that it can be asked again anywhere."""
     written = question.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"plan"})
@@ -397,6 +398,14 @@ def _resolved(
             offer["node"] = node_of(entry.name)
     for name, asked in zip(names, written["workload"]["classes"], strict=True):
         asked["name"] = name
+    for part, key in [
+        (written, "model"),
+        *((asked, "model") for asked in written["workload"]["classes"]),
+        *((offer, "node") for offer in written["accelerators"]),
+    ]:
+        # a plan may be saved elsewhere
+        if key in part and (base_dir / part[key]).exists():
+            part[key] = str((base_dir / part[key]).resolve())
     return written
 
 

@@ -164,6 +164,68 @@ def check_latency(
         assert sum(map(takes, own["calls"])) <= own["latency"] * (1 + TOLERANCE)
 
 
+def made_up(seed: int) -> dict[str, Any]:
+    """Draw a scenario that may hold any of what a scenario can hold."""
+    random = np.random.default_rng(seed)
+    kinds, sizes = random.integers(1, 4, 2)
+    models = ["small"] * sizes
+    if random.random() < 0.3:
+        models[sizes // 2 :] = ["big"] * (sizes - sizes // 2)
+    asked = classes(*map(float, random.choice([0, 0.3, 1.7, 5.2], sizes)))
+    for one, model in zip(asked, models, strict=True):
+        one["model"] = model
+    offers = []
+    for kind in range(kinds):
+        price = round(random.uniform(0.5, 5), 2)
+        throughput = random.choice([0, 0.4, 1.3, 3.0, 7.7], sizes, p=[0.15, 0.2, 0.25, 0.2, 0.2]).tolist()
+        one = offer(f"g{kind}", price, throughput, power=float(random.choice([100, 300])))
+        one["latency_s"] = random.uniform(0.2, 3, sizes).round(2).tolist()
+        if random.random() < 0.4:
+            one["max"] = int(random.integers(0, 14))
+        if random.random() < 0.4:
+            one["reserved_price_usd_per_hour"] = price * float(random.uniform(0.4, 1.1))
+        if random.random() < 0.4:
+            one |= {"spot_price_usd_per_hour": price * float(random.uniform(0.2, 1.1)), "spot_availability": 0.8}
+        if "big" in models and random.random() < 0.7:
+            one["accelerators_per_instance"] = {"big": int(random.choice([2, 4]))}
+        offers.append(one)
+    workload: dict[str, Any] = {"classes": asked}
+    if random.random() < 0.4:
+        workload["profile"] = [1.0, *random.choice([0, 0.5, 1, 2], int(random.integers(1, 4))).tolist()]
+    if random.random() < 0.4:
+        workload["slice_factor"] = int(random.integers(1, 5))
+    graph = random.random() < 0.35
+    if graph:
+        last = {"name": "b", "class": f"c{sizes - 1}", "after": ["a"], "count": 2.5}
+        calls = [{"name": "a", "class": "c0"}, last, {"name": "d", "class": "c0", "after": ["a"]}]
+        own = [{"calls": ["a", "d"], "latency": float(random.uniform(0.5, 6))}]
+        limit = float(random.uniform(1, 12))
+        workload["graphs"] = [{"name": "agent", "rate_rps": 0.7, "latency": limit, "calls": calls, "paths": own}]
+    elif not any(one["rate_rps"] for one in asked):
+        asked[0]["rate_rps"] = 1.0
+    parts: dict[str, Any] = {"accelerators": offers, "workload": workload}
+    parts["headroom"] = {"lost_instances": int(random.integers(0, 2)), "utilisation_max": 0.8}
+    if random.random() < 0.3:
+        parts["sites"] = [{"name": "hall", "power": float(random.choice([500, 2000, 9000]))}]
+    return parts
+
+
+def relaxed_parts(parts: dict[str, Any], changes: Any) -> dict[str, Any] | None:
+    """Return a scenario with limits changed as a relaxation says; None where it gives requests up."""
+    for change in changes:
+        kind, _, name = change["constraint"].removesuffix("]").partition("[")
+        if kind == "max":
+            next(one for one in parts["accelerators"] if one["name"] == name)["max"] = round(change["needed"])
+        elif kind == "power":
+            parts["sites"][0]["power"] = change["needed"]
+        elif kind == "latency":
+            (graph,) = parts["workload"]["graphs"]
+            (graph["paths"][0] if ":" in name else graph)["latency"] = change["needed"] * (1 + 1e-9)
+        else:
+            return None
+    return parts
+
+
 def cheapest(prices: Any, throughput: Any, rates: Any, slices: int, most: Any, lost: int = 0) -> float:
     """Find the least cost by trying every division of the slices: one dimension of sets of loads after another."""
     throughput, rates = np.asarray(throughput, dtype=float), np.asarray(rates, dtype=float)

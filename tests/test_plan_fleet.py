@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_cases import cheapest, check, classes, offer, scenario
+from fleet_cases import cheapest, check, classes, made_up, offer, relaxed_parts, scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.app import app
-from cli.export import flattened
+from cli.export import flattened, to_json
 from hardware.catalogue import resolve_cluster
 from hardware.faults import InputError
 from hardware.yaml_source import Source, read_yaml
@@ -29,6 +29,7 @@ from perfmodel.simulation import Engine as SimulatedEngine
 from perfmodel.simulation import simulate
 from solvers.fleet import plan, predict
 from solvers.fleet_scenario import FleetScenario, load_fleet
+from solvers.plan_file import scenario_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "fleet-mixed-8b.yaml"
@@ -459,6 +460,30 @@ def test_a_class_that_nobody_serves_is_named() -> None:
     assert cost(accelerators=kinds, workload={"classes": classes(3.0, 0.0)}) == 2.0
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_is_asked_the_answer_holds(seed: int) -> None:
+    """The plan meets the scenario and predicts again to its cost, its alternatives too; a relaxation is enough."""
+    parts = made_up(seed)
+    asked = scenario(**parts)
+    result = plan(asked, top=2)
+    if result.status == "infeasible":
+        assert result.why_not and result.relaxation
+        again = relaxed_parts(parts, result.relaxation)
+        if again is not None:
+            after = plan(scenario(**again), top=0)
+            raised = {change["constraint"] for change in result.relaxation}
+            # a graph that is in time may still lack accelerators, but no limit has to be raised twice
+            assert not raised & {change["constraint"] for change in after.relaxation}
+        return
+    assert result.status == "optimal"
+    check(asked, result)
+    data = json.loads(to_json(result.to_dict()))
+    for one in ({"plan": data["plan"], "prediction": data["prediction"]}, *data["alternatives"]):
+        found = predict(load_fleet(scenario_of(Source("saved", data | {"plan": one["plan"]})), Path()))
+        assert found.plan == one["plan"]
+        assert found.objective.value == pytest.approx(one["prediction"]["cost_usd_per_hour"], rel=1e-12)
+
+
 # --- predicted throughputs -----------------------------------------------------------------------------------------
 
 PREDICTED: dict[str, Any] = {
@@ -528,6 +553,22 @@ def test_a_saved_plan_is_predicted_with_the_same_throughputs() -> None:
     again = load_fleet(Source("saved", asked.resolved), Path())
     assert (again.case.throughput == asked.case.throughput).all()
     assert again.resolved == asked.resolved
+
+
+def test_a_model_beside_the_scenario_is_found_from_a_saved_plan(tmp_path: Path) -> None:
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8}
+    config |= {"intermediate_size": 4096, "vocab_size": 32000, "num_key_value_heads": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    text = """kind: fleet
+model: config.json
+accelerators: [{name: l4, price_usd_per_hour: 0.7, accelerators_per_instance: 1}]
+workload: {classes: [{isl: 500, osl: 100, rate_rps: 3}]}
+"""
+    asked = load_fleet(read_yaml(text, "asked.yaml"), folder)
+    again = load_fleet(Source("saved", asked.resolved), tmp_path)
+    assert (again.case.throughput == asked.case.throughput).all() and asked.case.throughput[0, 0] > 0
 
 
 def test_faults_of_what_is_predicted() -> None:
