@@ -21,8 +21,8 @@ import time
 
 import numpy as np
 
-from perfmodel.batching import Limits, Requests, closed_loop, open_loop
-from perfmodel.batching_runs import closed_loop_burst
+from perfmodel.batching import Limits, Requests, open_loop
+from perfmodel.batching_runs import closed_loop, closed_loop_burst
 from perfmodel.requests import gamma_arrivals, lognormal_lengths, uniform_lengths
 from perfmodel.simulation import MODES, Engine, simulate, simulate_closed
 from perfmodel.step_law import LinearStep

@@ -435,14 +435,26 @@ def _solve(
     high = np.maximum(2.0 * target / (w * law.seconds(1.0, 0.0, requests.context_tokens)), low)
     at_low = w * full_s * low - target
     start = np.clip(target * low / np.maximum(target + at_low, 1e-300), low, high)
-    y, n = _secants(miss, low, high, at_low, start, target)
+    y, n = secants(miss, low, high, at_low, start, target)
     return 1 / y, n
 
 
-def _secants(
+def secants(
     miss: Callable[[Array], tuple[Array, Any]], low: Array, high: Array, at_low: Array, start: Array, scale: Array
 ) -> tuple[Array, Any]:
-    """Return where a rising function is zero, within 1e-5 of a scale, and what it gives beside; else the nearer end."""
+    """Return where rising functions are zero, and what they give beside; else the nearer end of their ranges.
+
+    Parameters
+    ----------
+    miss : callable
+        The functions: arrays of places to values, and whatever else is known there.
+    low, high : array
+        Ends of the ranges.
+    at_low, start : array
+        Values at `low`; the first places to look at.
+    scale : array
+        Values within 1e-5 of it count as zero.
+    """
     done, last, at_last, x = at_low >= 0, low, at_low, start
     for _ in range(_SECANTS):
         found, beside = miss(x)
@@ -457,102 +469,7 @@ def _secants(
     return x, beside
 
 
-def closed_loop(
-    law: StepLaw,
-    requests: Requests,
-    limits: Limits,
-    concurrency: ArrayLike,
-    window_steps: ArrayLike | None = None,
-) -> SteadyState:
-    """Return the steady state of engines whose clients send the next request when one is answered.
-
-    Parameters
-    ----------
-    law, requests, limits
-        The candidates.
-    concurrency : array_like
-        Clients N of one engine.
-    window_steps : array_like or None
-        Decode steps over which the clients' requests end; None spreads them evenly over the G - 1 of a request.
-
-    Notes
-    -----
-    A request ends with a step, so that the next one goes into the next step: nothing is left of a step to wait for, and
-    prompts come by the step, not by the second. Of min(N, batch) requests n decode and the others prefill;
-    TTFT = N / R - (G - 1) TPOT (Little). As n falls when prompts come, Cov(n, m) = -Var(m): a sequence meets the
-    prompts of all clients but its own.
-    """
-    clients, batch = np.asarray(concurrency, dtype=float), np.asarray(limits.max_batch, dtype=float)
-    w = np.maximum(requests.decode_steps, 1.0)
-    window = w if window_steps is None else np.minimum(window_steps, w)
-    inside = np.minimum(clients, batch)
-    most = most_decoding(requests, limits)
-    top = np.minimum(most, inside)
-
-    def miss(n: Array) -> tuple[Array, Steps]:
-        at = steps(law, requests, limits, n, None)
-        away = _first_token(law, requests, limits, n, n / w, at) - prompt_seconds(limits, at)
-        return n + n / (w * at.decode_s) * away - inside, at
-
-    zero = np.zeros(np.broadcast_shapes(np.shape(top), np.shape(w), np.shape(law.seconds(1.0, 0.0, 1.0))))
-    n, at = _secants(miss, zero + 1e-9, zero + top, zero - inside, zero + top, inside)
-    rate = n / (w * at.decode_s)
-    per_prompt = prompt_seconds(limits, at)
-    first = _first_token(law, requests, limits, n, n / window, at)
-    alone = _first_token(law, requests, limits, n, 0.0 * n, at)
-    tpot = at.decode_s - per_prompt / w
-    evenly = _first_token(law, requests, limits, n, n / w, at)
-    ttft = np.maximum(clients / rate - w * tpot, alone) + first - evenly
-    full = steps(law, requests, limits, most, None)
-    capacity = most / (w * full.decode_s)
-    none = np.zeros(np.shape(ttft))
-    return SteadyState(
-        at.step_s,
-        tpot,
-        ttft,
-        inside + none,
-        rate,
-        capacity,
-        np.minimum(rate / capacity, 1.0),
-        law.seconds(1.0, 0.0, requests.context_tokens),
-        full.decode_s,
-        per_prompt**2 * n / w**2,
-        per_prompt**2 * n / w**2,
-        alone + ttft - first,
-        first - alone,
-        per_prompt**2 * n / window + np.maximum(first - alone - per_prompt * n / window, 0.0) ** 2,
-        none,
-        none,
-        none,
-    )
-
-
 def prompt_seconds(limits: Limits, at: Steps) -> Array:
     """Return the time by which a prompt lengthens its step, or with ``prefill_first`` the time between others [s]."""
     base = at.plain_s if limits.mode != "prefill_first" else 0.0
     return np.maximum((at.loaded_s - base) / at.prompts, 0.0)
-
-
-def _first_token(law: StepLaw, requests: Requests, limits: Limits, n: Array, per_step: Array, at: Steps) -> Array:
-    """Return the time from the begin of a step, at which a request is there, to its first token [s].
-
-    Other prompts come `per_step` to a step, Poisson distributed; they wait for the token budget as M/D/c, in steps.
-    """
-    prompt, budget = np.asarray(requests.prompt_tokens, dtype=float), np.asarray(limits.token_budget, dtype=float)
-    decoding = n if limits.mode != "prefill_first" else 0.0 * n
-    context = decoding * requests.context_tokens
-
-    def step_s(tokens: Array) -> Array:
-        return law.seconds(decoding, tokens, context, tokens * requests.pairs_per_token)
-
-    if limits.mode != "chunked":
-        whole = np.maximum(budget // prompt, 1.0)
-        per_step = np.minimum(per_step, 0.98 * whole)
-        queue = approximate_wait_s(per_step, 1.0, whole, 0.0)
-        return step_s(prompt * (1 + np.minimum(per_step, whole - 1))) + queue * at.loaded_s
-    room = np.maximum(budget - n, 1.0)
-    per_step = np.minimum(per_step, 0.98 * room / prompt)
-    chunk = step_s(room)
-    count = np.floor(prompt / room)
-    alone = count * chunk + np.where(prompt > count * room, step_s(prompt - count * room), 0.0)
-    return alone + approximate_wait_s(per_step, prompt / room, 1.0, requests.prompt_scv) * chunk

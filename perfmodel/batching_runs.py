@@ -1,4 +1,4 @@
-"""Benchmark runs of continuous batching as equations: a closed loop from its start, a full queue, a static batch.
+"""Closed loops of continuous batching as equations, and benchmark runs: from their start, a full queue, a static batch.
 
 A run of Q requests with N in flight at once is k = Q / N rounds. It begins with all N prompts at once: under the token
 budget they take S steps, in which n rises from 0 to N. From then on requests end as spread out as their prompts were
@@ -13,8 +13,104 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel.batching import Limits, Requests, SteadyState, closed_loop, prompt_seconds, steps
+from perfmodel.batching import Limits, Requests, SteadyState, Steps, most_decoding, prompt_seconds, secants, steps
+from perfmodel.queueing import approximate_wait_s
 from perfmodel.step_law import Array, StepLaw
+
+
+def closed_loop(
+    law: StepLaw,
+    requests: Requests,
+    limits: Limits,
+    concurrency: ArrayLike,
+    window_steps: ArrayLike | None = None,
+) -> SteadyState:
+    """Return the steady state of engines whose clients send the next request when one is answered.
+
+    Parameters
+    ----------
+    law, requests, limits
+        The candidates.
+    concurrency : array_like
+        Clients N of one engine.
+    window_steps : array_like or None
+        Decode steps over which the clients' requests end; None spreads them evenly over the G - 1 of a request.
+
+    Notes
+    -----
+    A request ends with a step, so that the next one goes into the next step: nothing is left of a step to wait for, and
+    prompts come by the step, not by the second. Of min(N, batch) requests n decode and the others prefill;
+    TTFT = N / R - (G - 1) TPOT (Little). As n falls when prompts come, Cov(n, m) = -Var(m): a sequence meets the
+    prompts of all clients but its own.
+    """
+    clients, batch = np.asarray(concurrency, dtype=float), np.asarray(limits.max_batch, dtype=float)
+    w = np.maximum(requests.decode_steps, 1.0)
+    window = w if window_steps is None else np.minimum(window_steps, w)
+    inside = np.minimum(clients, batch)
+    most = most_decoding(requests, limits)
+    top = np.minimum(most, inside)
+
+    def miss(n: Array) -> tuple[Array, Steps]:
+        at = steps(law, requests, limits, n, None)
+        away = _first_token(law, requests, limits, n, n / w, at) - prompt_seconds(limits, at)
+        return n + n / (w * at.decode_s) * away - inside, at
+
+    zero = np.zeros(np.broadcast_shapes(np.shape(top), np.shape(w), np.shape(law.seconds(1.0, 0.0, 1.0))))
+    n, at = secants(miss, zero + 1e-9, zero + top, zero - inside, zero + top, inside)
+    rate = n / (w * at.decode_s)
+    per_prompt = prompt_seconds(limits, at)
+    first = _first_token(law, requests, limits, n, n / window, at)
+    alone = _first_token(law, requests, limits, n, 0.0 * n, at)
+    tpot = at.decode_s - per_prompt / w
+    evenly = _first_token(law, requests, limits, n, n / w, at)
+    ttft = np.maximum(clients / rate - w * tpot, alone) + first - evenly
+    full = steps(law, requests, limits, most, None)
+    capacity = most / (w * full.decode_s)
+    none = np.zeros(np.shape(ttft))
+    return SteadyState(
+        at.step_s,
+        tpot,
+        ttft,
+        inside + none,
+        rate,
+        capacity,
+        np.minimum(rate / capacity, 1.0),
+        law.seconds(1.0, 0.0, requests.context_tokens),
+        full.decode_s,
+        per_prompt**2 * n / w**2,
+        per_prompt**2 * n / w**2,
+        alone + ttft - first,
+        first - alone,
+        per_prompt**2 * n / window + np.maximum(first - alone - per_prompt * n / window, 0.0) ** 2,
+        none,
+        none,
+        none,
+    )
+
+
+def _first_token(law: StepLaw, requests: Requests, limits: Limits, n: Array, per_step: Array, at: Steps) -> Array:
+    """Return the time from the begin of a step, at which a request is there, to its first token [s].
+
+    Other prompts come `per_step` to a step, Poisson distributed; they wait for the token budget as M/D/c, in steps.
+    """
+    prompt, budget = np.asarray(requests.prompt_tokens, dtype=float), np.asarray(limits.token_budget, dtype=float)
+    decoding = n if limits.mode != "prefill_first" else 0.0 * n
+    context = decoding * requests.context_tokens
+
+    def step_s(tokens: Array) -> Array:
+        return law.seconds(decoding, tokens, context, tokens * requests.pairs_per_token)
+
+    if limits.mode != "chunked":
+        whole = np.maximum(budget // prompt, 1.0)
+        per_step = np.minimum(per_step, 0.98 * whole)
+        queue = approximate_wait_s(per_step, 1.0, whole, 0.0)
+        return step_s(prompt * (1 + np.minimum(per_step, whole - 1))) + queue * at.loaded_s
+    room = np.maximum(budget - n, 1.0)
+    per_step = np.minimum(per_step, 0.98 * room / prompt)
+    chunk = step_s(room)
+    count = np.floor(prompt / room)
+    alone = count * chunk + np.where(prompt > count * room, step_s(prompt - count * room), 0.0)
+    return alone + approximate_wait_s(per_step, prompt / room, 1.0, requests.prompt_scv) * chunk
 
 
 @dataclass(frozen=True)

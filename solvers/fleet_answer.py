@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from perfmodel.serving.intervals import interval
+
 from perfmodel.terms import Array
 from solvers.backend import Solution
 from solvers.fleet_case import PURCHASES, Case

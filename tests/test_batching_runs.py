@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from perfmodel.batching import Limits, Requests, closed_loop
-from perfmodel.batching_runs import closed_loop_burst, offline, static_batch
+from perfmodel.batching import Limits, Requests
+from perfmodel.batching_runs import closed_loop, closed_loop_burst, offline, static_batch
 from perfmodel.simulation import MODES, Engine, simulate, simulate_closed
 from perfmodel.step_law import LinearStep
 
