@@ -189,3 +189,21 @@ def test_unequal_lengths_and_bursts(mode):
         result = simulate(Engine(law, mode, 96, 2048), gamma_arrivals(rate, cv, count, random), prompts, outputs)
         assert float(state.tpot_s) == pytest.approx(result.tpot_s[3000:].mean(), rel=0.08)
         assert float(state.ttft_s) == pytest.approx(result.ttft_s[3000:].mean(), rel=0.25)
+
+
+@pytest.mark.parametrize("mode", ["mixed", "chunked", "prefill_first"])
+def test_a_law_with_a_bend_against_simulation(mode):
+    """Weights are read whatever few tokens a step has, and prompts cost a launch: at 0.6 TPOT within 3 %, TTFT 10 %."""
+    counts = np.unique(np.concatenate([[0.0], np.geomspace(1, 512, 24).round()]))
+    tokens = np.unique(np.concatenate([[0.0], np.geomspace(16, 16384, 24).round()]))
+    together = counts[:, None] + tokens
+    seconds = 0.003 + np.maximum(0.018, 6e-5 * together) + 2e-5 * counts[:, None] + 0.004 * (tokens > 0)
+    law, count = StepTable(counts, tokens, seconds, 2e-8, 1e-9), 15_000
+    requests, limits = Requests(1000, 200), Limits(mode, 128, 2048)
+    rate = 0.6 * float(open_loop(law, requests, limits, 1e-3).capacity_requests_per_s)
+    state = open_loop(law, requests, limits, rate)
+    arrivals = gamma_arrivals(rate, 1.0, count, np.random.default_rng(4))
+    result = simulate(Engine(law, mode, 128, 2048), arrivals, np.full(count, 1000), np.full(count, 200))
+    assert float(state.step_s) == pytest.approx(result.mean_step_s(arrivals[3000], arrivals[-1]), rel=0.02)
+    assert float(state.tpot_s) == pytest.approx(result.tpot_s[3000:].mean(), rel=0.03)
+    assert float(state.ttft_s) == pytest.approx(result.ttft_s[3000:].mean(), rel=0.1)
