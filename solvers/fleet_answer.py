@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from perfmodel.serving.intervals import interval
 
+from perfmodel.serving.spread import factors
 from perfmodel.terms import Array
 from solvers.backend import Solution
 from solvers.fleet_case import PURCHASES, Case
@@ -159,27 +160,21 @@ def prediction(
     if relaxed is not None and relaxed.objective is not None:
         found["relaxed_cost_usd_per_hour"] = relaxed.objective
         found["integrality_gap"] = total / relaxed.objective - 1 if relaxed.objective else 0.0
-    modelled = [one.name for one in question.accelerators if one.throughput_requests_per_s is None]
-    busy = found["utilisation"] = _utilisation(case, fleet)
-    if modelled:
+    found["utilisation"] = _utilisation(case, fleet)
+    if case.spread.any():
         # what is sustained is uncertain, and with it the share of it that is used
-        low, high = interval("throughput")
-        for name, factor in (("utilisation_p10", 1 / high), ("utilisation_p90", 1 / low)):
-            found[name] = {one: value * (factor if one in modelled else 1.0) for one, value in busy.items()}
+        found["utilisation_p10"] = _utilisation(_slower(case, 1), fleet)
+        found["utilisation_p90"] = _utilisation(_slower(case, 0), fleet)
     if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
         worth = prices(case, relaxed_model, relaxed)
         found["marginal_cost_usd_per_hour"] = {
             name: float(calls[calls > 0] @ worth[calls > 0])
             for name, calls in zip(case.requests, case.calls, strict=True)
         }
-    if modelled:
-        low, high = interval("throughput")
-        said = found["throughput_requests_per_s"] = _throughputs(case)
-        for name, factor in (("throughput_requests_per_s_p10", low), ("throughput_requests_per_s_p90", high)):
-            found[name] = {
-                one: {asked: value * (factor if one in modelled else 1.0) for asked, value in rates.items()}
-                for one, rates in said.items()
-            }
+    if case.spread.any():
+        found["throughput_requests_per_s"] = _throughputs(case)
+        found["throughput_requests_per_s_p10"] = _throughputs(_slower(case, 0))
+        found["throughput_requests_per_s_p90"] = _throughputs(_slower(case, 1))
     used = [one for one in range(len(case.accelerators)) if held[one].any()]
     found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
     if (np.isfinite(case.price).sum(axis=1) > 1).any():
@@ -189,6 +184,12 @@ def prediction(
             if np.isfinite(case.price[:, place]).any()
         }
     return found
+
+
+def _slower(case: Case, end: int) -> Case:
+    """Return a case whose throughputs are those at one end of their interval: 0 the low one, 1 the high one."""
+    ends = np.array([[factors(float(spread))[end] for spread in row] for row in case.spread])
+    return replace(case, throughput=case.throughput * ends)
 
 
 def _throughputs(case: Case) -> dict[str, dict[str, float]]:

@@ -131,6 +131,8 @@ class Case:
         Periods of the day, as written, that are alike and stand for each period here.
     throughput : array, (I, P)
         What one instance sustains of a stream within the objectives; 0 where it cannot [requests/s].
+    spread : array, (I, P)
+        Standard deviation of the logarithm of the throughput, 0 where it is given [1].
     latency_s : array, (I, P)
         Of a stream's call; 0 where it is not known [s].
     graphs : tuple of Graph
@@ -168,6 +170,7 @@ class Case:
     weight: Array
     hours: tuple[tuple[int, ...], ...]
     throughput: Array
+    spread: Array
     latency_s: Array
     graphs: tuple[Graph, ...]
     slices: int | None

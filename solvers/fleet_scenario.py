@@ -300,7 +300,9 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
     of_class = np.array([models.index(name) for name in models_of(question)])
     pools = [(one, model) for model in range(len(models)) for one in range(len(kinds))]
     kind, held = np.array(pools).T
-    throughput, latency = (np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s"))
+    throughput, latency, spread = (
+        np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s", "spread")
+    )
     streams = list(range(len(workload.classes)))
     asked_rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
     counts, graphs = [1.0] * len(streams), []
@@ -358,6 +360,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
         weight=np.bincount(alike) / len(alike),
         hours=tuple(tuple(np.flatnonzero(alike == one).tolist()) for one in range(rate.shape[1])),
         throughput=np.where(matches, throughput[of_stream][:, kind], 0.0),
+        spread=spread[of_stream][:, kind],
         latency_s=latency[of_stream][:, kind] * np.array(counts)[:, None],
         graphs=tuple(graphs),
         slices=workload.slice_factor,

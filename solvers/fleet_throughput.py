@@ -19,9 +19,10 @@ from perfmodel.batching import Limits
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import engines
 from perfmodel.serving.latency import Latency, Pool, requests, slots, together
-from perfmodel.serving.law import NO_SPECULATION, Demand, tabulated
+from perfmodel.serving.law import NO_SPECULATION, Demand, decode_load, tabulated
 from perfmodel.serving.server import PRECISIONS, Server, server
-from perfmodel.serving.step import Deployment
+from perfmodel.serving.spread import step_spread
+from perfmodel.serving.step import Deployment, step
 from perfmodel.terms import Array
 from solvers.fleet_question import FleetAccelerator, FleetQuestion
 
@@ -48,12 +49,15 @@ class Rates:
     reached_s : mapping of str to array
         What requests see of each objective at a twentieth of the capacity; infinite where the model does not fit, not a
         number where the throughput is given [s].
+    spread : array
+        Standard deviation of the logarithm of the throughput, 0 where it is given [1].
     """
 
     throughput: Array
     latency_s: Array
     sizes: Mapping[str, int]
     reached_s: Mapping[str, Array]
+    spread: Array
 
 
 def models_of(question: FleetQuestion) -> list[str]:
@@ -112,7 +116,9 @@ def class_throughputs(
         latency = one.latency_s or (0.0,) * len(given)
         unknown = np.full(len(given), np.nan)
         sizes = {model: per_instance(one, model) or 1 for model in models}
-        return Rates(np.array(given), np.array(latency), sizes, dict.fromkeys(question.slo.limits, unknown))
+        return Rates(
+            np.array(given), np.array(latency), sizes, dict.fromkeys(question.slo.limits, unknown), np.zeros(len(given))
+        )
     if question.model is None and any(asked.model is None for asked in question.workload.classes):
         message = f"missing; {one.name} needs throughput_requests_per_s, one for each class, or the scenario a model"
         faults.append(source.fault((*at, "throughput_requests_per_s"), message))
@@ -165,6 +171,7 @@ def class_throughputs(
             name: by_class({model: part.reached_s[name] for model, part in rates.items()})
             for name in question.slo.limits
         },
+        by_class({model: part.spread for model, part in rates.items()}),
     )
 
 
@@ -201,7 +208,15 @@ def _modelled(served: Server, question: FleetQuestion, classes: list[int], model
         np.array([one[1][chosen] for one in found]),
         {model: int(sizes[chosen])},
         {name: np.array([one[2][name] for one in found]) for name in limits},
+        np.array([_spread(served, int(sizes[chosen]), Demand(one.isl, one.osl), room[chosen]) for one in asked]),
     )
+
+
+def _spread(served: Server, size: int, demand: Demand, room: float) -> float:
+    """Return how far measured throughputs are from predicted ones, by a step of as many sequences as fit."""
+    running = max(float(slots(room, demand, NO_SPECULATION, served.engine.defaults.max_num_seqs)), 1.0)
+    term = step(served, Deployment(tp=size), decode_load(demand, NO_SPECULATION, running))
+    return step_spread(served, term, "throughput")
 
 
 def _sustained(
@@ -237,12 +252,12 @@ def _sustained(
         return np.asarray(np.logical_and.reduce(np.broadcast_arrays(fits[:, None], latency.load < 1, *within)))
 
     most = seen(np.full((len(sizes), 1), 1e-9)).prompts.capacity_requests_per_s
-    step, low = 1.0 / _POINTS, np.zeros_like(most)
-    for _ in range(2):
-        rates = np.maximum(low + most * step * np.arange(_POINTS), most * _IDLE)
+    low = np.zeros_like(most)
+    for part in (1.0 / _POINTS, 1.0 / _POINTS**2):
+        rates = np.maximum(low + most * part * np.arange(_POINTS), most * _IDLE)
         # rates above the first that misses an objective miss it too
         last = np.maximum(np.logical_and.accumulate(kept(seen(rates)), axis=1).sum(axis=1, keepdims=True) - 1, 0)
-        low, step = np.take_along_axis(rates, last, 1), step / _POINTS
+        low = np.take_along_axis(rates, last, 1)
     there, light = seen(low), seen(most * _LIGHT)
     throughput = np.where(kept(there), low, 0.0)[:, 0]
     quickest = int(np.where(fits, light.of("e2e_mean")[:, 0], np.inf).argmin())

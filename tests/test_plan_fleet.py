@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -800,6 +801,30 @@ def test_a_wrong_file_ends_with_two(tmp_path: Path) -> None:
     path.write_text(HEAD)
     done = CliRunner().invoke(app, ["predict", "fleet", str(path)])
     assert done.exit_code == 2 and "plan: missing" in done.stderr
+
+
+def keys(schema: dict[str, Any], part: dict[str, Any], above: str = "") -> set[str]:
+    """Walk through the keys of a schema, those of list items below the list's own."""
+    found = set()
+    for name, entry in part["properties"].items():
+        found.add(f"{above}{name}")
+        for choice in (entry, entry.get("items", {}), *entry.get("anyOf", [])):
+            if "$ref" in choice and not above.startswith("plan"):
+                inner = schema["$defs"][choice["$ref"].rpartition("/")[2]]
+                found |= keys(schema, inner, f"{above}{name}.")
+    return found
+
+
+def test_the_page_explains_every_key() -> None:
+    schema = json.loads(run("schema", "fleet"))
+    page = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8").partition("## The problem")[0]
+    told = {
+        key
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`([\w.]+)`", line.split("|")[1])
+    }
+    assert told == {key for key in keys(schema, schema) if key.count(".") < 2 or not key.startswith("plan")}
 
 
 def test_the_schema_names_every_key() -> None:
