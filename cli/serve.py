@@ -1,7 +1,9 @@
 """Commands about how to serve a model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn, write_answer
 
@@ -45,6 +47,10 @@ def plan_serve(
 def predict_serve(
     scenario: Scenario,
     overrides: Overrides = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Take the times of requests from a simulation, event by event.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulation.")] = 1,
     form: Form = None,
     output: Output = None,
     top: Top = 5,
@@ -65,7 +71,7 @@ def predict_serve(
         question = load_serve(source, scenario.parent)
         if question.question.plan is None:
             raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
-        result = predict(question)
+        result = predict(question, simulate=simulate, seed=seed)
     warn(question.warnings)
     _answer(result, written(scenario, overrides or ()), form, output, top)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hardware.faults import InputError
 from solvers.result import Result
-from solvers.serve_answer import binding, breakdown, described, objective, plan_dict, serve_provenance, steady
+from solvers.serve_answer import Seen, binding, breakdown, described, objective, plan_dict, serve_provenance, steady
 from solvers.serve_case import Case, case_of
 from solvers.serve_infeasible import nearest, no_layout
 from solvers.serve_question import ServePlan
@@ -73,7 +74,7 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> R
             **common,
         )
     case = case_at(scenario, ranked[0])
-    seen = steady(case, scenario.rate)
+    seen = steady(case)
     told = described(case, seen)
     value = told[name]
     complete = searched.complete
@@ -85,7 +86,7 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> R
         gap=None if bound is None else 0.0,
         plan=plan_dict(case),
         prediction=told,
-        breakdown=breakdown(case, seen),
+        breakdown=None if scenario.offline else breakdown(case, seen),
         binding=priced(scenario, ranked[0], binding(case, seen), value),
         alternatives=[entry(scenario, place) for place in other_layouts(ranked)[:top]],
         why_not=reasons(scenario, searched),
@@ -96,13 +97,17 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> R
     )
 
 
-def predict(scenario: ServeScenario) -> Result:
+def predict(scenario: ServeScenario, *, simulate: bool = False, seed: int = 1) -> Result:
     """Cost the deployment that a scenario gives.
 
     Parameters
     ----------
     scenario : ServeScenario
         The question with its plan.
+    simulate : bool
+        Whether times of requests come from a simulation, with those of the equations beside them.
+    seed : int
+        Of the simulation.
 
     Returns
     -------
@@ -117,10 +122,10 @@ def predict(scenario: ServeScenario) -> Result:
     if scenario.question.plan is None:
         raise ValueError("the scenario has no plan to predict")
     with np.errstate(all="ignore"):  # with slower steps the load may be too much, and times infinite
-        return _predicted(scenario, scenario.question.plan)
+        return _predicted(scenario, scenario.question.plan, seed if simulate else None)
 
 
-def _predicted(scenario: ServeScenario, given: ServePlan) -> Result:
+def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> Result:
     began = time.perf_counter()
     case = case_of(scenario, given)
     name = scenario.question.objective
@@ -140,7 +145,7 @@ def _predicted(scenario: ServeScenario, given: ServePlan) -> Result:
             solve_time_s=time.perf_counter() - began,
             **common,
         )
-    seen = steady(case, scenario.rate)
+    seen = steady(case)
     told = described(case, seen)
     if seen.load is not None and seen.load >= 1:
         return Result(
@@ -164,16 +169,28 @@ def _predicted(scenario: ServeScenario, given: ServePlan) -> Result:
             solve_time_s=time.perf_counter() - began,
             **common,
         )
+    if seed is not None:
+        seen, told = _simulated(case, seen, told, seed)
     return Result(
         status="feasible",
         objective=objective(name, told[name]),
         plan=plan_dict(case),
         prediction=told,
-        breakdown=breakdown(case, seen),
+        breakdown=None if scenario.offline else breakdown(case, seen),
         binding=binding(case, seen),
         solve_time_s=time.perf_counter() - began,
         **common,
     )
+
+
+def _simulated(case: Case, seen: Seen, told: dict[str, Any], seed: int) -> tuple[Seen, dict[str, Any]]:
+    """Return what a simulation says, with the equations' times beside it."""
+    from solvers.serve_simulate import simulated
+
+    found, preemptions = simulated(case, seen.requests_per_s[0], seed=seed)
+    shown = described(case, replace(found, load=seen.load))
+    beside = {f"{name}_s": value for name, value in seen.times_s.items()}
+    return found, shown | {"preemptions": preemptions, "equations": beside}
 
 
 def too_large(case: Case) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -17,7 +17,8 @@ from perfmodel.serving.spread import factors, step_spread
 from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
 from solvers.result import Objective
-from solvers.serve_case import Case, Instances, largest_rate
+from solvers.serve_case import Case, Instances
+from solvers.serve_question import ServeArrivals
 from solvers.serve_scenario import ServeScenario
 
 OBJECTIVES: dict[str, tuple[str, Any]] = {
@@ -121,14 +122,6 @@ def request_limits(scenario: ServeScenario) -> dict[str, float]:
     return {metric: limit for metric, (_, limit) in found.items()}
 
 
-def met(scenario: ServeScenario, latency: Latency) -> Any:
-    """Return whether all objectives hold; arrays of candidates."""
-    holds = latency.load < 1
-    for name, limit in scenario.question.slo.limits.items():
-        holds = holds & (latency.of(name) <= limit)
-    return holds
-
-
 def goodput_per_s(scenario: ServeScenario, latency: Latency, rate: Any) -> Any:
     """Return the requests answered within the objectives, at least [1/s].
 
@@ -138,53 +131,48 @@ def goodput_per_s(scenario: ServeScenario, latency: Latency, rate: Any) -> Any:
     and none if not.
     """
     means = {name: limit for name, limit in scenario.question.slo.limits.items() if name.endswith("_mean")}
-    holds = latency.load < 1
+    holds = latency.stable
     for name, limit in means.items():
         holds = holds & (latency.of(name) <= limit)
     return np.where(holds, rate * latency.share_within(request_limits(scenario)), 0.0)
 
 
-def highest_rate(case: Case, pools: tuple[Pool, Pool], factor: float = 1.0) -> float:
-    """Return the largest rate of all replicas within the objectives, or that they sustain without any [1/s]."""
-    scenario = case.scenario
-    capacity = case.latency(pools, 1e-9, factor).load / 1e-9
-    most = np.asarray(1.0 / np.maximum(capacity, 1e-12)).reshape(-1)
-    return float(largest_rate(lambda rate: met(scenario, case.latency(pools, rate, factor)).reshape(-1), most)[0])
-
-
-def steady(case: Case, rate: float | None) -> Seen:
-    """Return what requests see that arrive by themselves, from the equations of the steady state."""
+def steady(case: Case) -> Seen:
+    """Return what requests see, from the equations of the steady state."""
     scenario, pools = case.scenario, case.pools()
-    asked = highest_rate(case, pools) if rate is None else rate
-    latency = case.latency(pools, asked)
-    spreads = _spreads(case, latency)
+    rate, latency = case.answered(pools)
+    spreads = phase_spreads(case, _decoding(latency, rate, case))
     names = [f"{metric}_{statistic}" for metric in ("ttft", "tpot", "e2e") for statistic in STATISTICS]
-    times = {name: _one(latency.of(name)) for name in names} | _between(case, pools, latency, asked)
+    if scenario.offline:
+        names = [name for name in names if name.startswith("tpot")]
+    times = {name: _one(latency.of(name)) for name in names} | _between(case, pools, latency, rate)
     ends: list[dict[str, float]] = []
     rates: list[tuple[float, float]] = []
     for end in (0, 1):
         times_of = {phase: factors(spread)[end] for phase, spread in spreads.items()}
-        by_phase = {phase: case.latency(pools, asked, factor) for phase, factor in times_of.items()}
+        by_phase = {
+            phase: case.answered(pools, factor)[1] if latency.closed else case.latency(pools, rate, factor)
+            for phase, factor in times_of.items()
+        }
         found = {name: _one(by_phase["prompts" if name.startswith("ttft") else "tokens"].of(name)) for name in names}
         found |= {
             name: value * factors(spreads["tokens"])[end] for name, value in times.items() if name.startswith("itl")
         }
         ends.append(found)
-        farthest = (min, max)[end](times_of.values())
-        reached = asked if rate is not None else highest_rate(case, pools, farthest)
-        there = case.latency(pools, reached, farthest)
+        reached, there = case.answered(pools, (min, max)[end](times_of.values()))
         rates.append((reached / max(_one(there.load), 1.0), _one(goodput_per_s(scenario, there, reached))))
     (fast, fast_good), (slow, slow_good) = rates
-    good = _one(goodput_per_s(scenario, latency, asked))
+    good = _one(goodput_per_s(scenario, latency, rate))
+    given = isinstance(scenario.question.workload.arrivals, ServeArrivals)
     return Seen(
         times,
         ends[0],
         ends[1],
-        (asked / max(_one(latency.load), 1.0), slow, fast),
+        (rate / max(_one(latency.load), 1.0), slow, fast),
         (good, min(slow_good, good), max(fast_good, good)),
-        _one(latency.load),
-        _decoding(latency, asked, case),
-        "equations of the steady state",
+        _one(latency.load) if given else None,
+        _decoding(latency, rate, case),
+        "equations of the steady state" if given else "equations of a closed loop",
     )
 
 
@@ -219,10 +207,9 @@ def _between(case: Case, pools: tuple[Pool, Pool], latency: Latency, rate: float
     return times
 
 
-def _spreads(case: Case, latency: Latency) -> dict[str, float]:
-    """Return the spread of steps with a prompt, and of those that decode."""
-    running = max(_decoding(latency, 1.0, case), 1.0)
-    prompt, tokens = _steps(case, running)
+def phase_spreads(case: Case, running: float = 1.0) -> dict[str, float]:
+    """Return the spread of steps with a prompt, and of those that decode so many sequences."""
+    prompt, tokens = _steps(case, max(running, 1.0))
     return {"prompts": step_spread(case.server, prompt, "ttft"), "tokens": step_spread(case.server, tokens, "tpot")}
 
 
@@ -240,7 +227,7 @@ def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
     """Return where the mean request's time goes."""
     prompt, tokens = _steps(case, max(seen.running, 1.0))
     received_s = float(case.server.engine.prompt_overhead)
-    first_s = max(seen.times_s["ttft_mean"] - received_s, 0.0)
+    first_s = max(seen.times_s.get("ttft_mean", received_s) - received_s, 0.0)
     demand = case.scenario.demand
     pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0) * float(case.prompts.deployment.pp)
     own_s = min(float(prompt.seconds) * pieces, first_s)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.serving.capacity import Capacity, capacity
-from perfmodel.serving.latency import Latency, Pool, apart, pool, slots, slower, together
+from perfmodel.serving.latency import Latency, Pool, apart, looped, pool, slots, slower, together
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, prompt_load, seconds
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
@@ -20,6 +21,9 @@ from solvers.serve_scenario import ServeScenario
 
 RATE_ROUNDS = 22
 """Halvings of the interval in which the largest rate lies."""
+
+NEARLY = 0.999
+"""Share of the capacity of pools at which all requests at once are answered."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,21 @@ class Case:
         sent = (self.sending_s, self.transfer_s)
         return apart(self.server, first, after, demand, self.speculation, rate, replicas, sent)
 
+    def answered(self, pools: tuple[Pool, Pool], factor: float = 1.0) -> tuple[float, Latency]:
+        """Return the requests answered [1/s], and what they see, with steps so many times as long."""
+        after = slower(pools[1], factor)
+
+        def loop(clients: Any) -> Latency:
+            return looped(self.server, after, self.scenario.demand, self.speculation, clients, self.tokens.replicas)
+
+        rate, latency = answered(
+            self.scenario,
+            lambda rate: self.latency(pools, rate, factor),
+            None if self.disaggregated else loop,
+            self.tokens.slots * self.tokens.replicas,
+        )
+        return float(rate), latency
+
 
 def case_of(scenario: ServeScenario, plan: ServePlan) -> Case:
     """Return a plan with what it needs to be costed."""
@@ -237,6 +256,64 @@ def sending(
     depth = server.architecture.depth
     left = np.maximum(whole - np.asarray(prompt_s) * (depth - 1) / depth, whole / depth)
     return np.asarray(whole), np.asarray(left + latency)
+
+
+def answered(
+    scenario: ServeScenario,
+    at: Callable[[Any], Latency],
+    loop: Callable[[Any], Latency] | None,
+    slots: Any,
+    shape: tuple[int, ...] = (),
+    kind: str = "",
+) -> tuple[Array, Latency]:
+    """Return how many requests of all replicas are answered [1/s], and what they see.
+
+    Parameters
+    ----------
+    at : callable
+        Requests of all replicas that arrive by themselves [1/s] -> what they see.
+    loop : callable or None
+        Clients of all replicas -> what they see; None where that is found from `at`.
+    slots : array
+        Sequences that all replicas run at once: as many clients are as good as all requests at once.
+    shape : tuple of int
+        Shape of the candidates.
+    kind : str
+        With what the names of objectives begin that count, where the largest rate is wanted.
+
+    Notes
+    -----
+    Of pools, clients N are a rate R with R x E2E(R) = N (Little's law), as if they arrived by themselves.
+    """
+    if scenario.rate is not None:
+        return np.full(shape, scenario.rate), at(scenario.rate)
+    clients = slots if scenario.offline else scenario.concurrency
+    if clients is not None and loop is not None:
+        found = loop(clients)
+        return np.broadcast_to(found.requests_per_s, shape), found
+    tiny = 1e-9
+    most = np.array(np.broadcast_to(tiny / np.maximum(at(tiny).load, 1e-300), shape))
+    if scenario.offline:
+        rate = NEARLY * most
+    elif clients is not None:
+
+        def lasts(rate: Array) -> Array:
+            seen = at(rate)
+            return seen.stable & (rate * seen.of("e2e_mean") <= clients)
+
+        rate = largest_rate(lasts, most)
+    else:
+        rate = largest_rate(lambda rate: within(scenario, at(rate), kind), most)
+    return rate, at(rate)
+
+
+def within(scenario: ServeScenario, latency: Latency, kind: str = "") -> Array:
+    """Return whether all objectives hold whose names begin with `kind`."""
+    holds = latency.stable
+    for name, limit in scenario.question.slo.limits.items():
+        if name.startswith(kind):
+            holds = holds & (latency.of(name) <= limit)
+    return holds
 
 
 def largest_rate(inside: Callable[[Array], Array], most: Array) -> Array:

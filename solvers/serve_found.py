@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +11,6 @@ from perfmodel.serving.law import Speculation
 from perfmodel.serving.server import Server
 from perfmodel.terms import Array
 from solvers.serve_answer import request_limits
-from solvers.serve_case import largest_rate
 from solvers.serve_scenario import ServeScenario
 
 MANY = 20_000
@@ -83,26 +81,6 @@ def names_of(scenario: ServeScenario) -> tuple[str, ...]:
     asked = scenario.question.objective.removesuffix("_s")
     wanted = [*scenario.question.slo.limits, "e2e_mean", "ttft_mean", "tpot_mean"]
     return tuple(dict.fromkeys([*wanted, *([asked] if asked[:4] in ("ttft", "tpot", "e2e_") else [])]))
-
-
-def rates(
-    scenario: ServeScenario, at: Callable[[Array | float], Latency], shape: tuple[int, ...], kind: str = ""
-) -> Array:
-    """Return the rate of every candidate: the one asked for, or the largest within the objectives of a kind [1/s]."""
-    if scenario.rate is not None:
-        return np.full(shape, scenario.rate)
-    tiny = 1e-9
-    most = np.broadcast_to(tiny / np.maximum(at(tiny).load, 1e-300), shape)
-    return largest_rate(lambda rate: within(scenario, at(rate), kind), np.array(most))
-
-
-def within(scenario: ServeScenario, latency: Latency, kind: str = "") -> Array:
-    """Return whether all objectives hold whose names begin with `kind`."""
-    holds = np.asarray(latency.load < 1)
-    for name, limit in scenario.question.slo.limits.items():
-        if name.startswith(kind):
-            holds = holds & (latency.of(name) <= limit)
-    return holds
 
 
 def found_of(

@@ -18,8 +18,8 @@ from perfmodel.serving.latency import Latency, Pool, apart, handoff_s, pool, rec
 from perfmodel.serving.step import Deployment
 from perfmodel.step_law import StepTable
 from perfmodel.terms import Array
-from solvers.serve_case import held, prompt_alone_s, sending
-from solvers.serve_found import POOL, Family, Searched, found_of, rates
+from solvers.serve_case import answered, held, prompt_alone_s, sending
+from solvers.serve_found import POOL, Family, Searched, found_of
 from solvers.serve_question import ServePool
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_space import SEQUENCES, TOKENS, layouts, replica_counts
@@ -198,8 +198,12 @@ def side(scenario: ServeScenario, family: Family, result: Searched, phase: str, 
         return Latency(demand, speculation.tokens_per_step, received_s(server) + mine.pipeline_s, state, state)
 
     kind = "ttft" if first else "tpot"
-    rate = rates(scenario, at, (len(unit),), kind)
-    alone, state = at(rate), at(rate).tokens
+    if scenario.rate is None and (scenario.offline or scenario.concurrency is not None):
+        alone = at(1e-9)
+        rate = 1e-9 / np.maximum(alone.load, 1e-300)
+    else:
+        rate, alone = answered(scenario, at, None, None, (len(unit),), kind)
+    state = alone.tokens
     names = [*scenario.question.slo.limits, "ttft_mean", "tpot_mean"]
     asked = scenario.question.objective.removesuffix("_s")
     names += [asked] if asked[:5] in ("ttft_", "tpot_") else []
@@ -277,8 +281,13 @@ def _bounds(
         asked = scenario.question.objective.removesuffix("_s")
         score = -times[asked] if asked in times else rate / gpus
         return np.where(may, score, -np.inf)
+    most = np.minimum(prompts.rate[one], tokens.rate[other])
+    if scenario.concurrency is not None:  # no sooner answered than where nobody else asks
+        gaps = max(scenario.demand.output_tokens - 1.0, 0.0)
+        idle_s = prompts.time_s["ttft_mean"][one] + handover + gaps * tokens.time_s["tpot_mean"][other]
+        most = np.minimum(most, scenario.concurrency / idle_s)
     links = np.minimum(prompts.replicas[one], tokens.replicas[other]) / np.maximum(sent[at], 1e-300)
-    return np.asarray(np.minimum(np.minimum(prompts.rate[one], tokens.rate[other]), links) / gpus)
+    return np.asarray(np.minimum(most, links) / gpus)
 
 
 def _exact(scenario: ServeScenario, family: Family, prompts: Side, tokens: Side, one: Index, other: Index) -> Any:
@@ -297,8 +306,7 @@ def _exact(scenario: ServeScenario, family: Family, prompts: Side, tokens: Side,
     def at(rate: Any) -> Latency:
         return apart(family.server, first, after, scenario.demand, family.speculation, rate, replicas, sent)
 
-    rate = rates(scenario, at, (len(one),))
-    latency = at(rate)
+    rate, latency = answered(scenario, at, None, None, (len(one),))
     pools = []
     for number, side_ in enumerate((prompts, tokens)):
         spread = _spread(side_.deployment, units[number])

@@ -107,7 +107,7 @@ def case_at(scenario: ServeScenario, place: Place) -> Case:
 def entry(scenario: ServeScenario, place: Place) -> dict[str, Any]:
     """Return a candidate as plan and prediction."""
     case = case_at(scenario, place)
-    return {"plan": plan_dict(case), "prediction": described(case, steady(case, scenario.rate))}
+    return {"plan": plan_dict(case), "prediction": described(case, steady(case))}
 
 
 def front(scenario: ServeScenario, tables: list[Found]) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ def baseline(scenario: ServeScenario, best: float) -> dict[str, Any] | None:
     case = case_of(scenario, given)
     if not case.fits:
         return None
-    told = described(case, steady(case, scenario.rate))
+    told = described(case, steady(case))
     name = scenario.question.objective
     _, sense = OBJECTIVES[name]
     value = told[name]

@@ -220,15 +220,12 @@ def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
                 ("workload", "arrivals", "rate_rps"),
                 "missing; without objectives of latency there is no highest rate",
             )
-    else:
+    elif arrivals == "offline":
         for name in question.slo.limits:
-            if arrivals == "offline" and name.startswith("ttft"):
+            if not name.startswith("tpot"):
                 yield ("slo", name), "means nothing where all requests are there at once"
-            elif not name.endswith("_mean"):
-                yield (
-                    ("slo", name),
-                    "only means are known of closed loops; give arrivals a process, or a mean objective",
-                )
+        if question.objective.startswith(("ttft", "e2e")):
+            yield ("objective",), "means nothing where all requests are there at once"
     if question.objective == "energy_per_token_j":
         yield ("objective",), "no model of power fills energy_per_token_j yet"
     drafts = [number for number in question.search.draft_tokens or () if number] + ([plan.draft_tokens] if plan else [])

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.serving.latency import Latency, picked, pool, together
+from perfmodel.serving.latency import Latency, looped, picked, pool, together
 from perfmodel.terms import Array
-from solvers.serve_case import held
-from solvers.serve_found import Family, Searched, found_of, rates
+from solvers.serve_case import answered, held
+from solvers.serve_found import Family, Searched, found_of
 from solvers.serve_pairs import pairs
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_space import Layouts, drafts, layouts, limits, precisions, replica_counts
@@ -79,7 +79,7 @@ def _singles(scenario: ServeScenario, family: Family, result: Searched, more_mem
     sequences, tokens = limits(scenario.question.search)
     for group in layouts(scenario):
         counts = replica_counts(scenario, group.accelerators)
-        if scenario.rate is None:
+        if scenario.rate is None and scenario.concurrency is None:
             counts = counts[-1:]  # what a replica sustains does not depend on the others
         if not len(counts):
             continue
@@ -119,9 +119,11 @@ def _single_block(
     def at(rate: Any) -> Latency:
         return together(server, instances, scenario.demand, speculation, rate, replicas)
 
-    rate = rates(scenario, at, shape)
-    latency = at(rate)
-    kept = fits & (latency.load < 1) & (rate > 0)
+    def loop(clients: Any) -> Latency:
+        return looped(server, instances, scenario.demand, speculation, clients, replicas)
+
+    rate, latency = answered(scenario, at, loop, running * replicas, shape)
+    kept = fits & latency.stable & (rate > 0)
     result.overloaded += int((fits & ~kept).sum())
     columns = [group.tp, group.pp, group.dp, group.ep]
     fields = [*(value[:, None, None] for value in columns), replicas, sequences, tokens]

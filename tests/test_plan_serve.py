@@ -169,6 +169,71 @@ def run(*words: str) -> str:
     return result.stdout
 
 
+# --- other ways to arrive, and the simulation ----------------------------------------------------------------------
+
+
+def test_clients_wait_for_answers() -> None:
+    """Little's law: requests in the system are the clients, whatever the engine does."""
+    for plan_ in ({"tp": 1, "replicas": 2}, {"disaggregated": True, "prefill": {"tp": 1}, "decode": {"tp": 1}}):
+        workload = {"arrivals": {"concurrency": 64}, "lengths": {"isl": 1000, "osl": 200}}
+        result = predicted(workload=workload, slo={}, plan=plan_)
+        assert value(result, "requests_per_s") * value(result, "e2e_mean_s") == pytest.approx(64, rel=0.02)
+
+
+def test_everything_at_once_is_the_most_that_is_answered() -> None:
+    lengths = {"isl": 1000, "osl": 200}
+    offline = predicted(workload={"arrivals": "offline", "lengths": lengths}, slo={})
+    assert offline.prediction is not None and offline.prediction["ttft_mean_s"] is None
+    most = value(offline, "requests_per_s")
+    many = predicted(workload={"arrivals": {"concurrency": 400}, "lengths": lengths}, slo={})
+    assert 0.8 * most < value(many, "requests_per_s") < most
+    assert predicted(
+        workload={"arrivals": {"process": "poisson", "rate_rps": 1.1 * most}, "lengths": lengths}
+    ).status == "infeasible"  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_the_simulation_says_the_same(engine: str, share: float) -> None:
+    lengths = {"isl": 1000, "osl": 200}
+    idle = predicted(engine=engine, workload={"arrivals": {"process": "poisson", "rate_rps": 0.1}, "lengths": lengths})
+    rate = share * 0.1 / value(idle, "load")
+    workload = {"arrivals": {"process": "poisson", "rate_rps": rate}, "lengths": lengths}
+    result = predict(asked(engine=engine, workload=workload), simulate=True)
+    assert result.prediction is not None
+    beside = result.prediction["equations"]
+    assert beside["tpot_mean_s"] == pytest.approx(value(result, "tpot_mean_s"), rel=0.05)
+    assert beside["tpot_p99_s"] == pytest.approx(value(result, "tpot_p99_s"), rel=0.25)
+    assert beside["ttft_mean_s"] == pytest.approx(value(result, "ttft_mean_s"), rel=0.25)
+    assert beside["e2e_mean_s"] == pytest.approx(value(result, "e2e_mean_s"), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": {"tp": 1, "replicas": 2, "draft_tokens": 3}, "speculative": {"acceptance": 0.7, "draft_cost": 0.05}},
+        {"plan": {"disaggregated": True, "prefill": {"tp": 1, "replicas": 2}, "decode": {"tp": 1, "replicas": 2}}},
+        {"workload": {"arrivals": {"concurrency": 100}, "lengths": {"isl": 1000, "osl": 200, "osl_cv": 0.5}}},
+        {
+            "workload": {
+                "arrivals": {"process": "gamma", "cv": 2, "rate_rps": 20},
+                "lengths": {
+                    "histogram": [{"isl": 200, "osl": 400, "weight": 3}, {"isl": 3000, "osl": 100, "weight": 1}]
+                },
+                "prefix_hit": 0.4,
+            }
+        },
+    ],
+    ids=["speculation", "pools", "clients", "bursts of a histogram with a cached prefix"],
+)  # fmt: skip
+def test_the_simulation_says_the_same_of_features(changes: dict[str, Any]) -> None:
+    result = predict(asked(**{"slo": {}, **changes}), simulate=True)
+    assert result.prediction is not None
+    beside = result.prediction["equations"]
+    for name, tolerance in (("tpot_mean_s", 0.08), ("ttft_mean_s", 0.35), ("e2e_mean_s", 0.1)):
+        assert beside[name] == pytest.approx(value(result, name), rel=tolerance), name
+
+
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 SMALL = """

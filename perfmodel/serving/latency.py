@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.batching import Limits, Requests, SteadyState, open_loop
+from perfmodel.batching import Limits, Requests, SteadyState, closed_loop, open_loop
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, scaled, tabulated
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
@@ -68,6 +68,10 @@ class Latency:
         Mean time from the end of a prompt until the instance that makes the other tokens sends the first [s].
     links_load : array
         Share of the links between the pools that is used.
+    requests_per_s : array
+        Requests answered by all replicas [1/s].
+    closed : bool
+        Whether requests wait for answers to others, so that they never come too fast.
     """
 
     demand: Demand
@@ -77,6 +81,13 @@ class Latency:
     tokens: SteadyState
     handover_s: Number = 0.0
     links_load: Number = 0.0
+    requests_per_s: Number = 0.0
+    closed: bool = False
+
+    @property
+    def stable(self) -> Array:
+        """Whether requests are answered as fast as they come."""
+        return np.asarray((self.load < 1) | self.closed)
 
     @property
     def load(self) -> Array:
@@ -162,7 +173,7 @@ class Latency:
                 inside = self._quantile(metric, middle) <= limit
                 low, high = np.where(inside, middle, low), np.where(inside, high, middle)
             missed = missed + 1 - low
-        return np.where(self.load < 1, np.maximum(1 - missed, 0.0), 0.0)
+        return np.where(self.stable, np.maximum(1 - missed, 0.0), 0.0)
 
     def _quantile(self, metric: str, level: Array) -> Array:
         level = np.clip(level, 1e-6, 1 - 1e-6)
@@ -192,7 +203,8 @@ def picked(latency: Latency, where: Array) -> Latency:
     prompts = state(latency.prompts)
     tokens = prompts if latency.tokens is latency.prompts else state(latency.tokens)
     rest = (one(latency.tokens_per_step), one(latency.received_s), prompts, tokens)
-    return Latency(latency.demand, *rest, one(latency.handover_s), one(latency.links_load))
+    ends = (one(latency.handover_s), one(latency.links_load), one(latency.requests_per_s), latency.closed)
+    return Latency(latency.demand, *rest, *ends)
 
 
 def slots(cache_tokens: Number, demand: Demand, speculation: Speculation, most: Number) -> Array:
@@ -294,7 +306,26 @@ def together(
     shared = np.asarray(rate, float) / replicas
     scv = 1 + (demand.arrival_scv - 1) / np.asarray(replicas, float)
     state = open_loop(one.law, requests(demand, speculation), one.limits, shared, scv)
-    return Latency(demand, speculation.tokens_per_step, received_s(server) + one.pipeline_s, state, state)
+    before_s = received_s(server) + one.pipeline_s
+    answered = np.minimum(rate, state.capacity_requests_per_s * replicas)
+    return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered)
+
+
+def looped(
+    server: Server, one: Pool, demand: Demand, speculation: Speculation, clients: Number, replicas: Number
+) -> Latency:
+    """Return what clients see that send the next request when the last is answered, of replicas that do everything.
+
+    Parameters
+    ----------
+    clients, replicas : array
+        Clients of all replicas, who stay with theirs, and how many replicas there are.
+    """
+    each = np.maximum(np.asarray(clients, float) / replicas, 1.0)
+    state = closed_loop(one.law, requests(demand, speculation), one.limits, each)
+    before_s = received_s(server) + one.pipeline_s
+    answered = state.requests_per_s * np.minimum(replicas, clients)
+    return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered, closed=True)
 
 
 def apart(
@@ -335,7 +366,9 @@ def apart(
     wait_s = np.maximum(after.ttft_s - step_s, 0.0)
     handover_s = sending_s[1] + handoff_s(server) + wait_s + step_s
     received = received_s(server) + prompts.pipeline_s
-    return Latency(demand, speculation.tokens_per_step, received, first, after, handover_s, busy)
+    most = np.minimum(first.capacity_requests_per_s * replicas[0], after.capacity_requests_per_s * replicas[1])
+    answered = np.minimum(rate, most)
+    return Latency(demand, speculation.tokens_per_step, received, first, after, handover_s, busy, answered)
 
 
 def slower(one: Pool, factor: float) -> Pool:
