@@ -339,31 +339,31 @@ def open_loop(
     beside = np.minimum(_beside(rate * busy * square / step, ca2), whole - 1)
     met_by = mean_decoding * mixed_steps
     own = law.seconds(met_by, prompt, met_by * context, prompt * requests.pairs_per_token)
+    queue = approximate_wait_s(rate, at.loaded_s, whole, prompt_scv, ca2)
+    least, itself = own, per_prompt
+    excess = rest + per_prompt * beside + queue
+    met_variance = np.maximum(3 * rest_square - 4 * rest**2, 0.0)
+    spread = rest_square - rest**2 + p * (1 + p) * met_variance + per_prompt**2 * beside * (1 + prompt_scv)
+    spread = spread + queue**2 + queue * at.loaded_s * 2 / 3
     if limits.mode == "chunked":
         room = np.maximum(budget - met_by, 1.0)
+        # Where the prompts that come together fit a step, it holds whole ones.
+        cut = room < (1 + ca2) * prompt * (1 + prompt_scv)
         chunk = law.seconds(met_by, room, met_by * context, room * requests.pairs_per_token)
         service = prompt / room * chunk
         used = np.minimum(rate * service, 1.0)
         count = np.floor(prompt / room)
         tokens = prompt - count * room
         left = law.seconds(met_by, tokens, met_by * context, tokens * requests.pairs_per_token)
-        own = count * chunk + np.where(tokens > 0, left, 0.0)
+        own = np.where(cut, count * chunk + np.where(tokens > 0, left, 0.0), own)
         # A prompt that finds nobody leaves its last step half empty; behind others it fills the steps.
         taken = used * service + (1 - used) * own
         queue = approximate_wait_s(rate, service, 1.0, prompt_scv, ca2) * (taken / service) ** 2
-        least = np.minimum(own, service + chunk)
-        excess = queue + (1 - used) * busy * at.plain_s / 2 + used * np.maximum(service + chunk / 2 - own, 0.0)
-        spread = queue**2 + used * service**2 * (1 + prompt_scv) ** 3 / (3 * np.maximum(1 - used, _LEAST_FREE))
-        spread = spread + rest_square - rest**2
-        itself = service
-    else:
-        queue = approximate_wait_s(rate, at.loaded_s, whole, prompt_scv, ca2)
-        least = own
-        excess = rest + per_prompt * beside + queue
-        met_variance = np.maximum(3 * rest_square - 4 * rest**2, 0.0)
-        spread = rest_square - rest**2 + p * (1 + p) * met_variance + per_prompt**2 * beside * (1 + prompt_scv)
-        spread = spread + queue**2 + queue * at.loaded_s * 2 / 3
-        itself = per_prompt
+        after = queue + (1 - used) * busy * at.plain_s / 2 + used * np.maximum(service + chunk / 2 - own, 0.0)
+        around = queue**2 + used * service**2 * (1 + prompt_scv) ** 3 / (3 * np.maximum(1 - used, _LEAST_FREE))
+        around = around + rest_square - rest**2
+        least, itself = np.where(cut, np.minimum(own, service + chunk), least), np.where(cut, service, itself)
+        excess, spread = np.where(cut, after, excess), np.where(cut, around, spread)
     # Of unequal prompts the least time is not that of the mean one.
     shorter = itself * np.minimum(prompt_scv, 1.0)
     least, excess, spread = least - shorter, excess + shorter, spread + itself**2 * prompt_scv
