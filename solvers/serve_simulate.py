@@ -11,7 +11,8 @@ from perfmodel.requests import gamma_arrivals, histogram_lengths, lognormal_leng
 from perfmodel.serving.latency import PERCENTILES, handoff_s, received_s
 from perfmodel.serving.law import NO_SPECULATION, scaled, tabulated
 from perfmodel.serving.spread import factors
-from perfmodel.simulation import Engine, Simulated, simulate, simulate_closed, simulate_disaggregated
+from perfmodel.simulated_engine import Engine
+from perfmodel.simulation import Simulated, simulate, simulate_closed, simulate_disaggregated
 from perfmodel.terms import Array
 from solvers.serve_answer import Seen, phase_spreads, request_limits
 from solvers.serve_case import Case, Instances

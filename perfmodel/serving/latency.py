@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.batching import Limits, Requests, SteadyState, closed_loop, open_loop
+from perfmodel.batching import Limits, Requests, SteadyState, open_loop
+from perfmodel.batching_runs import closed_loop
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, scaled, tabulated
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
