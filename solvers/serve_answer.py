@@ -18,7 +18,6 @@ from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
 from solvers.result import Objective
 from solvers.serve_case import Case, Instances
-from solvers.serve_question import ServeArrivals
 from solvers.serve_scenario import ServeScenario
 
 OBJECTIVES: dict[str, tuple[str, Any]] = {
@@ -163,7 +162,7 @@ def steady(case: Case) -> Seen:
         rates.append((reached / max(_one(there.load), 1.0), _one(goodput_per_s(scenario, there, reached))))
     (fast, fast_good), (slow, slow_good) = rates
     good = _one(goodput_per_s(scenario, latency, rate))
-    given = isinstance(scenario.question.workload.arrivals, ServeArrivals)
+    given = scenario.by_themselves
     return Seen(
         times,
         ends[0],

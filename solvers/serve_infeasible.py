@@ -81,10 +81,10 @@ def nearest(scenario: ServeScenario, searched: Searched) -> tuple[list[dict[str,
         tables = search(asked).found
         most = max((float(np.max(found.rate, initial=0.0)) for found in tables), default=0.0)
         if most > 0:
-            now = arrivals.rate_rps
+            now, most = arrivals.rate_rps, most / max(arrivals.profile)
             relaxation.append({"constraint": "workload.arrivals.rate_rps", "now": now, "needed": most, "unit": "1/s"})
-            nodes = scenario.machine.nodes
-            relaxation.append({"constraint": "nodes", "now": nodes, "needed": _nodes(asked, tables, now), "unit": ""})
+            needed = _nodes(asked, tables, now * max(arrivals.profile))
+            relaxation.append({"constraint": "nodes", "now": scenario.machine.nodes, "needed": needed, "unit": ""})
     return reasons(scenario, searched), relaxation
 
 

@@ -12,6 +12,7 @@ from hardware.units import Seconds
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Tokens = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Precision = Literal["bf16", "fp16", "fp8", "fp8_block", "int8", "fp4", "nvfp4", "int8_wo", "int4_wo"]
 CachePrecision = Literal["bf16", "fp16", "fp8", "int8"]
@@ -41,6 +42,8 @@ class ServeArrivals(_Strict):
     """Requests per second of all replicas; as many as the objectives of latency allow if left out."""
     cv: Amount | None = None
     """Coefficient of variation of the times between arrivals; needed with gamma, 1 is Poisson."""
+    profile: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (1.0,)
+    """Factors of the rate over the day, of equal periods; what counts is the highest."""
 
 
 class ServeClients(_Strict):
@@ -50,19 +53,29 @@ class ServeClients(_Strict):
     """Clients of all replicas."""
 
 
+class ServeTrace(_Strict):
+    """Recorded requests, of which the busiest window counts."""
+
+    trace: str
+    """A file of our own columns, or as Azure, BurstGPT and Mooncake publish them."""
+    window: Seconds = 300.0
+    """Length of the window."""
+
+
 def _arrivals_of(value: Any) -> str:
     """Tell how arrivals are given, so that a fault is told of that form alone."""
     if isinstance(value, Mapping | BaseModel):
-        return "clients" if "concurrency" in dict(value) else "process"
+        given = dict(value)
+        return "clients" if "concurrency" in given else "trace" if "trace" in given else "process"
     return "word"
 
 
 class ServeLengths(_Strict):
     """Tokens of requests."""
 
-    isl: Size
+    isl: Tokens
     """Tokens that come in, on average."""
-    osl: Size
+    osl: Tokens
     """Tokens that go out, on average."""
     isl_cv: NotNegative = 0.0
     """Coefficient of variation of the tokens that come in, log-normally distributed; 0 if all are equal."""
@@ -98,15 +111,19 @@ class ServeWorkload(_Strict):
     arrivals: Annotated[
         Annotated[ServeArrivals, Tag("process")]
         | Annotated[ServeClients, Tag("clients")]
+        | Annotated[ServeTrace, Tag("trace")]
         | Annotated[Literal["offline"], Tag("word")],
         Discriminator(_arrivals_of),
     ]
-    """When requests come: a process, clients, or `offline`: all at once."""
-    lengths: Annotated[
-        Annotated[ServeLengths, Tag("lengths")] | Annotated[ServeHistogram, Tag("histogram")],
-        Discriminator(_lengths_of),
-    ]
-    """How long requests and answers are."""
+    """When requests come: a process, clients, a trace, or `offline`: all at once."""
+    lengths: (
+        Annotated[
+            Annotated[ServeLengths, Tag("lengths")] | Annotated[ServeHistogram, Tag("histogram")],
+            Discriminator(_lengths_of),
+        ]
+        | None
+    ) = None
+    """How long requests and answers are; a trace has its own."""
     prefix_hit: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the tokens that come in that is found in the cache."""
     expert_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0

@@ -26,6 +26,7 @@ from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.kernels import gemm
 from perfmodel.operators import peak_flops
+from perfmodel.requests import RequestList, moments
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, Speculation
 from perfmodel.serving.server import PRECISIONS, Server, server
@@ -38,8 +39,10 @@ from solvers.serve_question import (
     ServePool,
     ServeQuestion,
     ServeSlo,
+    ServeTrace,
     ServeWorkload,
 )
+from solvers.serve_trace import busiest
 
 _Path = tuple[str | int, ...]
 
@@ -65,6 +68,8 @@ class ServeScenario:
         The scenario with defaults and hardware written out; reading it again asks the same.
     warnings : tuple of Fault
         What may not be meant as it stands.
+    recorded : RequestList or None
+        The requests of a trace's busiest window.
     """
 
     question: ServeQuestion
@@ -75,12 +80,22 @@ class ServeScenario:
     source: Source
     resolved: dict[str, Any]
     warnings: tuple[Fault, ...]
+    recorded: RequestList | None = None
 
     @property
     def rate(self) -> float | None:
         """Requests per second of all replicas, where they arrive by themselves at a given rate [1/s]."""
         arrivals = self.question.workload.arrivals
-        return arrivals.rate_rps if isinstance(arrivals, ServeArrivals) else None
+        if self.recorded is not None:
+            return moments([self.recorded]).rate
+        if isinstance(arrivals, ServeArrivals) and arrivals.rate_rps is not None:
+            return arrivals.rate_rps * max(arrivals.profile)
+        return None
+
+    @property
+    def by_themselves(self) -> bool:
+        """Whether requests come whatever the engine does."""
+        return isinstance(self.question.workload.arrivals, ServeArrivals | ServeTrace)
 
     @property
     def concurrency(self) -> int | None:
@@ -157,6 +172,13 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
             architecture = load_architecture(data["model"], base_dir, source, ("model",))
         except InputError as error:
             faults += error.faults
+    recorded: RequestList | None = None
+    if question is not None and isinstance(question.workload.arrivals, ServeTrace):
+        arrivals = question.workload.arrivals
+        try:
+            recorded = busiest(base_dir / arrivals.trace, arrivals.window)
+        except InputError as error:
+            faults += error.faults
     named = data.get("engine", "vllm")
     engine = engine_of(named) if isinstance(named, str) else None
     if engine is None and isinstance(named, str):
@@ -178,25 +200,42 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
         raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
     warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
     resolved = _resolved(question, base_dir, machine)
-    demand = demand_of(question.workload)
-    return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings)
+    demand = demand_of(question.workload, recorded)
+    if recorded is not None:
+        resolved["workload"] |= _as_process(demand, moments([recorded]).rate)
+    return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings, recorded)
 
 
-def demand_of(workload: ServeWorkload) -> Demand:
+def _as_process(demand: Demand, rate: float) -> dict[str, Any]:
+    """Write recorded requests as a process of the same rate and spreads, which needs no file."""
+    lengths = {"isl": demand.prompt_tokens, "osl": demand.output_tokens}
+    lengths |= {"isl_cv": demand.prompt_scv**0.5, "osl_cv": demand.output_scv**0.5}
+    return {
+        "arrivals": {"process": "gamma", "rate_rps": rate, "cv": max(demand.arrival_scv, 1e-6) ** 0.5},
+        "lengths": lengths,
+    }
+
+
+def demand_of(workload: ServeWorkload, recorded: RequestList | None = None) -> Demand:
     """Return what requests are like, from their lengths and times."""
+    if recorded is not None:
+        known = moments([recorded])
+        sizes = (known.prompt_tokens, known.output_tokens, known.prompt_scv, known.output_scv)
+        return Demand(*sizes, workload.prefix_hit, known.arrival_scv)
     arrivals, lengths = workload.arrivals, workload.lengths
     cv = arrivals.cv if isinstance(arrivals, ServeArrivals) and arrivals.cv is not None else 1.0
     if isinstance(lengths, ServeLengths):
         return Demand(
             float(lengths.isl), float(lengths.osl), lengths.isl_cv**2, lengths.osl_cv**2, workload.prefix_hit, cv**2
         )
+    assert lengths is not None
     whole = sum(one.weight for one in lengths.histogram)
-    moments = []
+    spreads = []
     for name in ("isl", "osl"):
         mean = sum(one.weight * getattr(one, name) for one in lengths.histogram) / whole
         square = sum(one.weight * getattr(one, name) ** 2 for one in lengths.histogram) / whole
-        moments.append((mean, max(square / mean**2 - 1, 0.0)))
-    return Demand(moments[0][0], moments[1][0], moments[0][1], moments[1][1], workload.prefix_hit, cv**2)
+        spreads.append((mean, max(square / mean**2 - 1, 0.0)))
+    return Demand(spreads[0][0], spreads[1][0], spreads[0][1], spreads[1][1], workload.prefix_hit, cv**2)
 
 
 def _precisions(question: ServeQuestion) -> tuple[str, ...]:
@@ -210,6 +249,9 @@ def _precisions(question: ServeQuestion) -> tuple[str, ...]:
 def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
     """Yield what is wrong whatever the machine."""
     arrivals, plan = question.workload.arrivals, question.plan
+    if isinstance(arrivals, ServeTrace) is (question.workload.lengths is not None):
+        where = "a trace has its own" if question.workload.lengths is not None else "missing"
+        yield ("workload", "lengths"), where
     if isinstance(arrivals, ServeArrivals):
         if arrivals.process == "gamma" and arrivals.cv is None:
             yield ("workload", "arrivals", "cv"), "missing; gamma distributed times need it, 1 is Poisson"
@@ -263,10 +305,14 @@ def _machine_faults(
             "set accelerator.price.on_demand",
         )
     lengths = question.workload.lengths
-    longest = (
-        lengths.isl + lengths.osl
-        if isinstance(lengths, ServeLengths)
-        else max(one.isl + one.osl for one in lengths.histogram)
+    longest: float = (
+        0.0
+        if lengths is None
+        else (
+            lengths.isl + lengths.osl
+            if isinstance(lengths, ServeLengths)
+            else max(one.isl + one.osl for one in lengths.histogram)
+        )
     )
     if architecture.learned_positions and longest > architecture.learned_positions:
         message = f"{architecture.name} has {architecture.learned_positions} learned positions [got {longest} tokens]"

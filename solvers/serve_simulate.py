@@ -16,7 +16,7 @@ from perfmodel.simulation import Simulated, simulate, simulate_closed, simulate_
 from perfmodel.terms import Array
 from solvers.serve_answer import Seen, phase_spreads, request_limits
 from solvers.serve_case import Case, Instances
-from solvers.serve_question import ServeArrivals, ServeLengths
+from solvers.serve_question import ServeLengths
 
 REQUESTS = 10_000
 """Requests of a simulation, where nothing is said."""
@@ -61,7 +61,7 @@ def simulated(case: Case, rate: float, *, seed: int = 1, requests: int = REQUEST
     spread = max(spreads.values())
     runs = [_run(case, rate, factor, seed, requests) for factor in (1.0, *factors(spread))]
     times, answered, good, running, preempted = zip(*runs, strict=True)
-    closed = not isinstance(case.scenario.question.workload.arrivals, ServeArrivals)
+    closed = not case.scenario.by_themselves
     seen = Seen(
         times[0],
         times[1],
@@ -70,9 +70,15 @@ def simulated(case: Case, rate: float, *, seed: int = 1, requests: int = REQUEST
         (good[0], min(good[0], good[2]), max(good[0], good[1])),
         None if closed else rate / max(rate, answered[0]),
         running[0],
-        f"a simulation of {requests:,} requests, seed {seed}",
+        _origin(case, requests, seed),
     )
     return seen, preempted[0]
+
+
+def _origin(case: Case, requests: int, seed: int) -> str:
+    if case.scenario.recorded is not None:
+        return f"a simulation of the {len(case.scenario.recorded.arrival_s):,} requests of the busiest window"
+    return f"a simulation of {requests:,} requests, seed {seed}"
 
 
 def drawn(case: Case, rate: float, seed: int, count: int) -> Drawn:
@@ -80,6 +86,11 @@ def drawn(case: Case, rate: float, seed: int, count: int) -> Drawn:
     scenario, random = case.scenario, np.random.default_rng(seed)
     workload, demand = scenario.question.workload, scenario.demand
     lengths = workload.lengths
+    if scenario.recorded is not None:
+        known = scenario.recorded
+        computed = np.maximum(np.rint(known.prompt_tokens * (1 - demand.prefix_hit)), 1).astype(np.int64)
+        return Drawn(known.arrival_s, computed, known.output_tokens)
+    assert lengths is not None
     if isinstance(lengths, ServeLengths):
         prompt, output = (
             _lengths(mean, scv, count, random)
@@ -92,7 +103,7 @@ def drawn(case: Case, rate: float, seed: int, count: int) -> Drawn:
         pairs = [(one.isl, one.osl) for one in lengths.histogram]
         prompt, output = histogram_lengths(pairs, [one.weight for one in lengths.histogram], count, random)
     prompt = np.maximum(np.rint(prompt * (1 - demand.prefix_hit)), 1).astype(np.int64)
-    if isinstance(workload.arrivals, ServeArrivals):
+    if scenario.by_themselves:
         arrival = gamma_arrivals(rate, float(np.sqrt(demand.arrival_scv)), count, random)
     else:
         arrival = np.zeros(count)
@@ -133,6 +144,7 @@ def _run(
 ) -> tuple[dict[str, float], float, float, float, int]:
     """Return times of requests [s], requests answered and in time [1/s], sequences running, and preemptions."""
     asked = drawn(case, rate, seed, count)
+    count = len(asked.arrival_s)
     before_s = received_s(case.server)
     after_s = 0.0
     if case.disaggregated:
@@ -165,9 +177,7 @@ def _run(
     times |= _quantiles(gap_s, gap_count)
     span = float(finish.max() - np.sort(finish)[int(SETTLED * count)])
     reached = (count - int(SETTLED * count)) / span
-    answered = (
-        reached if not isinstance(case.scenario.question.workload.arrivals, ServeArrivals) else min(rate, reached)
-    )
+    answered = min(rate, reached) if case.scenario.by_themselves else reached
     inside = np.ones(len(kept), dtype=bool)
     for metric, limit in request_limits(case.scenario).items():
         values = (ttft if metric == "ttft" else tpot)[kept]

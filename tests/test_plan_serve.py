@@ -180,6 +180,41 @@ def test_clients_wait_for_answers() -> None:
         assert value(result, "requests_per_s") * value(result, "e2e_mean_s") == pytest.approx(64, rel=0.02)
 
 
+def test_a_trace_is_its_busiest_window(tmp_path: Path) -> None:
+    """Ten minutes at one request a second, five at eight with other lengths, ten at one again."""
+    rows, clock = ["arrival_s,input_tokens,output_tokens"], 0.0
+    for count, gap, prompt in ((600, 1.0, 300), (2400, 0.125, 1000), (600, 1.0, 300)):
+        for _ in range(count):
+            rows.append(f"{clock:.3f},{prompt},200")
+            clock += gap
+    (tmp_path / "requests.csv").write_text("\n".join(rows) + "\n")
+    source = read_yaml(ASKED, "asked.yaml")
+    source.data["workload"] = {"arrivals": {"trace": "requests.csv"}}
+    scenario = load_serve(source, tmp_path)
+    assert scenario.rate == pytest.approx(8, rel=1e-3)
+    assert (scenario.demand.prompt_tokens, scenario.demand.output_tokens) == (1000, 200)
+    assert scenario.demand.arrival_scv == pytest.approx(0, abs=1e-9)
+    result = predict(scenario, simulate=True)
+    assert result.prediction is not None
+    assert result.prediction["equations"]["tpot_mean_s"] == pytest.approx(value(result, "tpot_mean_s"), rel=0.08)
+    again = predict(load_serve(read_yaml(json.dumps({**result.scenario, "plan": result.plan}), "again"), ROOT))
+    assert value(again, "tpot_mean_s") == pytest.approx(result.prediction["equations"]["tpot_mean_s"], rel=1e-4)
+    (tmp_path / "requests.csv").write_text("\n".join([rows[0], "5,100,10", "3,100,10", "6,-1,10"]))
+    with pytest.raises(InputError) as error:
+        load_serve(source, tmp_path)
+    assert "backwards" in str(error.value) and "tokens" in str(error.value)
+
+
+def test_a_profile_counts_by_its_highest_hour() -> None:
+    lengths = {"isl": 1000, "osl": 200}
+    profile = {"process": "poisson", "rate_rps": 8, "profile": [0.5, 1.0, 2.5, 1.0]}
+    high, same = (
+        predicted(workload={"arrivals": arrivals, "lengths": lengths})
+        for arrivals in (profile, {"process": "poisson", "rate_rps": 20})
+    )
+    assert high.prediction == same.prediction
+
+
 def test_everything_at_once_is_the_most_that_is_answered() -> None:
     lengths = {"isl": 1000, "osl": 200}
     offline = predicted(workload={"arrivals": "offline", "lengths": lengths}, slo={})
