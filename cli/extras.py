@@ -1,5 +1,6 @@
 """What a command writes beside its answer, or in its place: a picture, a launch script."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import typer
@@ -10,7 +11,7 @@ from hardware.faults import Fault, InputError
 from solvers.result import Result
 
 
-def check(system: str | None, picture: Path | None) -> None:
+def check(system: str | None, picture: Path | None, systems: Mapping[str, Callable[[Result], str]] = SYSTEMS) -> None:
     """Refuse what cannot be written: before the search, not after it.
 
     Parameters
@@ -19,6 +20,8 @@ def check(system: str | None, picture: Path | None) -> None:
         Launch system to write a script for.
     picture : Path or None
         Where to draw the answer.
+    systems : mapping
+        Those there are.
 
     Raises
     ------
@@ -26,7 +29,7 @@ def check(system: str | None, picture: Path | None) -> None:
         There is no such system, no such form of pictures, or nothing to draw with.
     """
     if system is not None:
-        one_of("--emit", system, tuple(SYSTEMS))
+        one_of("--emit", system, tuple(systems))
     if picture is not None:
         from cli import plots
 
@@ -61,7 +64,12 @@ def draw(result: Result, picture: Path | None) -> None:
         raise InputError([Fault(f"--plot {picture}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
-def emit(result: Result, system: str | None, output: Path | None) -> bool:
+def emit(
+    result: Result,
+    system: str | None,
+    output: Path | None,
+    systems: Mapping[str, Callable[[Result], str]] = SYSTEMS,
+) -> bool:
     """Write what launches an answer's plan, if that was asked for.
 
     Parameters
@@ -72,6 +80,8 @@ def emit(result: Result, system: str | None, output: Path | None) -> bool:
         The launch system.
     output : Path or None
         Where to write; None is standard output.
+    systems : mapping
+        Those there are.
 
     Returns
     -------
@@ -83,7 +93,7 @@ def emit(result: Result, system: str | None, output: Path | None) -> bool:
     if result.plan is None:
         typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
         return False
-    text = SYSTEMS[system](result)
+    text = systems[system](result)
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from cli.options import Format
     from solvers.result import Result
 
+EmitEngine = Annotated[
+    str | None,
+    typer.Option("--emit", metavar="ENGINE", help="Write a launch script: vllm, sglang or trtllm."),
+]
+
 # Everything slow to import is imported by the command that needs it.
 
 
@@ -27,12 +32,16 @@ def plan_serve(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    emit: EmitEngine = None,
     debug: Debug = False,
 ) -> None:
     """How to serve a model on a cluster."""
+    from cli import extras
+    from cli.emit import ENGINES
     from cli.load import load, written
     from cli.progress import working
 
+    extras.check(emit, None, ENGINES)
     source = load(scenario, overrides or ())
     with working("searching"):
         from solvers.serve import plan
@@ -41,7 +50,8 @@ def plan_serve(
         question = load_serve(source, scenario.parent)
         result = plan(question, top=top, time_limit_s=time_limit)
     warn(question.warnings)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    if not extras.emit(result, emit, output, ENGINES):
+        _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
 def predict_serve(
@@ -56,13 +66,17 @@ def predict_serve(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    emit: EmitEngine = None,
     debug: Debug = False,
 ) -> None:
     """What requests see of a deployment: latencies, throughput, memory, cost."""
+    from cli import extras
+    from cli.emit import ENGINES
     from cli.load import load, written
     from cli.progress import working
     from hardware.faults import InputError
 
+    extras.check(emit, None, ENGINES)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.serve import predict
@@ -73,7 +87,8 @@ def predict_serve(
             raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
         result = predict(question, simulate=simulate, seed=seed)
     warn(question.warnings)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    if not extras.emit(result, emit, output, ENGINES):
+        _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

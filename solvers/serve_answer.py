@@ -309,9 +309,11 @@ def described(case: Case, seen: Seen) -> dict[str, Any]:
         "gpus": gpus,
         "expert_imbalance": case.scenario.question.workload.expert_imbalance,
         "latencies_from": seen.origin,
+        "cache_tokens": _one(case.tokens.memory.cache_tokens),
         "memory_bytes": _memory(case, case.tokens),
     }
     if case.disaggregated:
+        found["cache_prefill_tokens"] = _one(case.prompts.memory.cache_tokens)
         found["memory_prefill_bytes"] = _memory(case, case.prompts)
         found["kv_transfer_s"] = case.sending_s
         found["kv_transfer_exposed_s"] = case.transfer_s

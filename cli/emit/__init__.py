@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 from cli.emit.deepspeed import deepspeed
 from cli.emit.megatron_lm import megatron_lm
+from cli.emit.sglang import sglang
 from cli.emit.torchtitan import torchtitan
+from cli.emit.trtllm import trtllm
+from cli.emit.vllm import vllm
 from solvers.result import Result
 
 SYSTEMS: dict[str, Callable[[Result], str]] = {
@@ -12,4 +15,7 @@ SYSTEMS: dict[str, Callable[[Result], str]] = {
     "torchtitan": torchtitan,
     "deepspeed": deepspeed,
 }
-"""Name of a launch system -> what writes its script."""
+"""Name of a launch system of training -> what writes its script."""
+
+ENGINES: dict[str, Callable[[Result], str]] = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}
+"""Name of an inference engine -> what writes the script that starts its instances."""

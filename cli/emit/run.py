@@ -186,6 +186,14 @@ def script(
     lines += ["# " + " ".join(text.split()) for text in comments]
     lines += ["# not expressible: " + " ".join(text.split()) for text in missing]
     lines += ["set -e", *before]
+    rows = command_rows(command)
+    rows[0] = " ".join([*(f"{key}={shlex.quote(value)}" for key, value in (environment or {}).items()), rows[0]])
+    lines.append(" \\\n  ".join(rows))
+    return "\n".join(lines) + "\n"
+
+
+def command_rows(command: Iterable[Sequence[str]]) -> list[str]:
+    """Lay the words of a command out in lines, quoted for the shell; see `script`."""
     rows: list[str] = []
     for group in command:
         row = ""
@@ -195,9 +203,7 @@ def script(
                 row = ""
             row = f"{row} {option}".lstrip()
         rows += [row] if row else []
-    rows[0] = " ".join([*(f"{key}={shlex.quote(value)}" for key, value in (environment or {}).items()), rows[0]])
-    lines.append(" \\\n  ".join(rows))
-    return "\n".join(lines) + "\n"
+    return rows
 
 
 def _options(words: Sequence[str]) -> Iterable[str]:
