@@ -8,7 +8,7 @@ of one model, device, engine, precision and regime are predicted together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ import pandas as pd
 from hardware.catalogue import Machine, UnknownName
 from hardware.faults import InputError
 from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.batching import Limits, Requests
+from perfmodel.batching_runs import offline, static_batch
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import Engine, engine_of, engines
-from perfmodel.serving.regimes import Served, closed_loop, offline, pools, seconds
+from perfmodel.serving.law import Demand, tabulated
+from perfmodel.serving.regimes import Served, closed_loop, pools
 from perfmodel.serving.server import PRECISIONS, Server, server
 from perfmodel.serving.spread import Figure, factors
-from perfmodel.serving.step import Deployment, Load
+from perfmodel.serving.step import Deployment
+from perfmodel.step_law import StepTable
 from perfmodel.terms import Array
 from perfmodel.validate_training import RowError, machine_of
 from perfmodel.validation import Defaults, grouped, kept, report, statistics
@@ -48,6 +52,9 @@ LOOPS = ("closed_loop", "closed_loop_burst")
 
 WAVES = 10.0
 """Requests of a client in a closed loop, where the file does not say: ten for each that is in flight."""
+
+OFFLINE_REQUESTS = 3000.0
+"""Requests of a run that are all queued at once, where the file does not say: published runs had 1,000 to 30,000."""
 
 SPREAD_OF_BURST = 0.2 / 0.9
 """Width over mean of lengths drawn evenly between 0.8 and 1 of the nominal ones."""
@@ -196,38 +203,71 @@ def _predicted(
     asked = _server(case, int(rows["gpus"].max()), known, described)
     factor = _column(rows, "len_factor_mean", 1.0)
     prompt, output = rows["isl"].to_numpy(float) * factor, rows["osl"].to_numpy(float) * factor
+    if case.regime in LOOPS:
+        defaults.counts["requests of a client", str(WAVES)] += len(rows)
+    found = {metric: np.full(len(rows), np.nan) for metric in METRICS}
+    for lengths in sorted(set(zip(prompt.tolist(), output.tolist(), strict=True))):
+        same = (prompt == lengths[0]) & (output == lengths[1])
+        for metric, values in _same_lengths(case, asked, rows[same], lengths, defaults).items():
+            found[metric][same] = values
+    return found
+
+
+def _same_lengths(
+    case: Case, asked: Server, rows: pd.DataFrame, lengths: tuple[float, float], defaults: Defaults
+) -> dict[str, Array]:
+    """Return what is predicted for rows of one case whose requests are alike."""
+    variation = SPREAD_OF_BURST**2 / 12 if case.regime == "closed_loop_burst" else 0.0
+    requests = Requests(*lengths, variation, variation)
+    overheads = asked.engine.prompt_overhead
     if case.disaggregated:
-        served = _pools(asked, rows, prompt, output, defaults)
-        return _written(served, prompt, output, np.ones(len(rows)))
+        served = _pools(asked, rows, requests, defaults)
+        return _written(served, requests, np.ones(len(rows)), overheads + asked.engine.handoff_overhead)
     deployment = _deployment(asked, rows, defaults)
     instances = np.maximum(rows["gpus"].to_numpy(float) / deployment.accelerators, 1.0)
-    if case.regime == "whole_model":
+    if case.regime in ("whole_model", "static_batch"):
         batch = rows["batch"].to_numpy(float)
-        load = Load(prompts=batch, prompt_tokens=prompt)
-        token_s = seconds(asked, deployment, Load(batch, prompt + output / 2))
-        return {"prompt_time": 1e3 * seconds(asked, deployment, load), "token_time": 1e3 * token_s}
-    if case.regime == "static_batch":
-        batch = rows["batch"].to_numpy(float)
-        first_s = seconds(asked, deployment, Load(prompts=batch, prompt_tokens=prompt))
-        token_s = seconds(asked, deployment, Load(batch, prompt + output / 2))
-        rate = batch / (first_s + np.maximum(output - 1, 0.0) * token_s)
-        return _written(Served(first_s, token_s, rate, batch), prompt, output, instances)
-    slots = _slots(asked, deployment, prompt, output)
-    budget = asked.engine.defaults.max_num_batched_tokens
+        law = _law(asked, deployment, requests, float(batch.max()), float(batch.max()) * lengths[0])
+        run = static_batch(law, requests, batch, batch * lengths[0])
+        if case.regime == "whole_model":
+            return {"prompt_time": 1e3 * run.ttft_s, "token_time": 1e3 * run.tpot_s}
+        return _written(Served(run.ttft_s, run.tpot_s, run.requests_per_s, batch), requests, instances, 0.0)
+    slots, budget = _slots(asked, deployment, requests), asked.engine.defaults.max_num_batched_tokens
+    limits = Limits(asked.engine.batching, slots, budget * np.asarray(deployment.dp, float))
+    concurrency = _concurrency(rows, instances)
+    most = slots if case.regime == "offline" else np.fmin(concurrency, slots)
+    law = _law(asked, deployment, requests, float(np.max(most)), float(np.max(np.asarray(limits.token_budget))))
     if case.regime == "offline":
-        served = offline(asked, deployment, prompt, output, budget=budget, slots=slots)
-        return _written(served, prompt, output, instances, loaded=False)
+        defaults.counts["requests of an offline run", str(OFFLINE_REQUESTS)] += len(rows)
+        whole = replace(limits, token_budget=np.maximum(limits.token_budget, lengths[0]))
+        queue = offline(law, requests, whole, np.maximum(OFFLINE_REQUESTS / instances, slots))
+        return _written(
+            Served(queue.ttft_s, queue.tpot_s, queue.requests_per_s, slots), requests, instances, 0.0, loaded=False
+        )
     if case.regime not in LOOPS:
         raise RowError(f"unknown regime {case.regime!r}")
-    concurrency = _column(rows, "concurrency", np.nan) / instances
-    stated = _column(rows, "batch", np.nan)
-    concurrency = np.where(np.isnan(concurrency), stated, concurrency)
-    defaults.counts["requests of a client", str(WAVES)] += len(rows)
     spread = SPREAD_OF_BURST if case.regime == "closed_loop_burst" else 0.0
-    served = closed_loop(
-        asked, deployment, concurrency, prompt, output, budget=budget, slots=slots, waves=WAVES, spread=spread
+    served = closed_loop(law, requests, limits, concurrency, waves=WAVES, spread=spread)
+    return _written(served, requests, instances, overheads)
+
+
+def _law(asked: Server, deployment: Deployment, requests: Requests, sequences: float, tokens: float) -> StepTable:
+    """Return the step law of the instances of some rows."""
+    demand = Demand(*(float(np.asarray(value)) for value in vars(requests).values()))
+    return tabulated(
+        asked,
+        deployment,
+        demand,
+        sequences=max(sequences, 2.0) if sequences else 0.0,
+        tokens=tokens,
+        counted_context=requests.context_tokens,
     )
-    return _written(served, prompt, output, instances)
+
+
+def _concurrency(rows: pd.DataFrame, instances: Array) -> Array:
+    """Return clients of an instance; where only a batch is stated it is an engine's."""
+    clients = _column(rows, "concurrency", np.nan) / instances
+    return np.where(np.isnan(clients), _column(rows, "batch", np.nan), clients)
 
 
 def _deployment(asked: Server, rows: pd.DataFrame, defaults: Defaults, prefix: str = "") -> Deployment:
@@ -285,46 +325,46 @@ def _column(rows: pd.DataFrame, name: str, default: float) -> Array:
     return np.asarray(rows[name].fillna(default), float)
 
 
-def _slots(asked: Server, deployment: Deployment, prompt: Array, output: Array) -> Array:
+def _slots(asked: Server, deployment: Deployment, requests: Requests) -> Array:
     """Return sequences that run at once: the engine's limit, and what the cache holds."""
     limits = asked.engine.defaults
-    held = capacity(asked, deployment, limits.max_num_batched_tokens).sequences(prompt, output)
+    room = capacity(asked, deployment, limits.max_num_batched_tokens)
+    held = room.sequences(np.asarray(requests.prompt_tokens), np.asarray(requests.output_tokens))
     return np.asarray(np.maximum(np.minimum(limits.max_num_seqs * np.asarray(deployment.dp, float), held), 1.0))
 
 
-def _pools(asked: Server, rows: pd.DataFrame, prompt: Array, output: Array, defaults: Defaults) -> Served:
-    sides = []
-    for side in ("prefill", "decode"):
-        spread = _deployment(asked, rows, defaults, f"{side}_")
-        sides.append((spread, _column(rows, f"{side}_workers", 1.0)))
-    (prefill, prefill_workers), (decode, decode_workers) = sides
-    concurrency = _column(rows, "concurrency", np.nan)
-    concurrency = np.where(np.isnan(concurrency), _column(rows, "batch", np.nan) * decode_workers, concurrency)
+def _pools(asked: Server, rows: pd.DataFrame, requests: Requests, defaults: Defaults) -> Served:
+    """Return what is predicted where prompts and answers have instances of their own."""
+    budget = asked.engine.defaults.max_num_batched_tokens
+    prefill, decode = (_deployment(asked, rows, defaults, f"{side}_") for side in ("prefill", "decode"))
+    prefill_workers, decode_workers = (_column(rows, f"{side}_workers", 1.0) for side in ("prefill", "decode"))
+    slots = _slots(asked, decode, requests)
+    clients = _column(rows, "concurrency", np.nan)
+    clients = np.where(np.isnan(clients), _column(rows, "batch", np.nan) * decode_workers, clients)
+    most = float(np.max(np.fmin(clients / decode_workers, slots)))
+    prompt_limits = Limits("prefill_first", 1.0, budget * np.asarray(prefill.dp, float))
+    prompt_law = _law(asked, prefill, requests, 0.0, float(np.max(np.asarray(prompt_limits.token_budget))))
     return pools(
-        asked,
-        (prefill, prefill_workers),
-        (decode, decode_workers),
-        concurrency,
-        prompt,
-        output,
-        budget=asked.engine.defaults.max_num_batched_tokens,
-        slots=_slots(asked, decode, prompt, output) * decode_workers,
+        (prompt_law, prompt_limits, prefill_workers),
+        (_law(asked, decode, requests, most, 0.0), Limits(asked.engine.batching, slots, budget), decode_workers),
+        requests,
+        clients,
         waves=WAVES,
     )
 
 
 def _written(
-    served: Served, prompt: Array, output: Array, instances: Array, *, loaded: bool = True
+    served: Served, requests: Requests, instances: Array, received_s: float, *, loaded: bool = True
 ) -> dict[str, Array]:
     rate = served.requests_per_s * instances
     rates = {
-        "output_tokens_per_s_total": rate * output,
-        "total_tokens_per_s": rate * (prompt + output),
+        "output_tokens_per_s_total": rate * requests.output_tokens,
+        "total_tokens_per_s": rate * (np.asarray(requests.prompt_tokens) + requests.output_tokens),
         "requests_per_s": rate,
     }
     if not loaded:
         return rates
-    return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * served.ttft_s}
+    return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * (received_s + served.ttft_s)}
 
 
 FIGURES: dict[str, Figure] = {
