@@ -64,7 +64,7 @@ def split_layers(depth: int, leading: int, pp: Integers, vpp: Integers) -> Stage
     lead_first = np.where(alone, leading, np.maximum(dealt, leading - (depth - first)))
     inner_stages = np.maximum(pp - 2, 0)
     lead_inner = np.minimum((leading - lead_first) / np.maximum(inner_stages, 1), full)
-    lead_last = np.where(alone, leading, leading - lead_first - inner_stages * lead_inner)
+    lead_last = np.where(alone, leading, np.maximum(leading - lead_first - inner_stages * lead_inner, 0.0))  # rounding
     inner_exists = inner_stages > 0
     return Stages(
         (first, np.where(inner_exists, full, first), last),

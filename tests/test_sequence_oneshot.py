@@ -40,6 +40,7 @@ def test_brute_force_agrees():
         assert planned(case) == pytest.approx(brute_force(case), rel=1e-9), seed
 
 
+@pytest.mark.slow
 def test_whole_numbers_agree():
     """And what FlexSP's MILP gives."""
     for seed in range(200):
