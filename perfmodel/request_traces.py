@@ -6,12 +6,14 @@ format        columns                                                           
 own           arrival_s, input_tokens, output_tokens[, block_ids]                                        CSV, Parquet
 azure         TIMESTAMP (date and time), ContextTokens, GeneratedTokens                                  CSV, Parquet
 burstgpt      Timestamp (s), Model, Request tokens, Response tokens, Total tokens, Log Type              CSV, Parquet
+own (ms)      timestamp_ms, input_tokens, output_tokens[, block_ids]                                     CSV, Parquet
 mooncake      timestamp (ms), input_length, output_length, hash_ids                                      JSON lines
 ============  =========================================================================================  =============
 
 CSV and JSON lines may be compressed (.gz). Files are told apart by their columns; other columns are left out. Times are
-counted from the first request. BurstGPT notes a request that failed with no response tokens: those are left out. The
-blocks of a prompt (block_ids, hash_ids) are not read here.
+counted from the first request. BurstGPT notes a request that failed with no response tokens: those are left out.
+`block_pieces` also reads the blocks of a prompt: whole numbers, in a CSV with blanks between, equal where the blocks
+and all before them are.
 """
 
 from __future__ import annotations
@@ -42,14 +44,35 @@ class _Format:
     scale: float = 1.0
     dated: bool = False
     fails: bool = False
+    blocks: str = ""
 
 
 FORMATS = (
-    _Format("own", ("arrival_s", "input_tokens", "output_tokens")),
+    _Format("own", ("arrival_s", "input_tokens", "output_tokens"), blocks="block_ids"),
     _Format("azure", ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), dated=True),
     _Format("burstgpt", ("Timestamp", "Request tokens", "Response tokens"), fails=True),
-    _Format("mooncake", ("timestamp", "input_length", "output_length"), scale=1e-3),
+    _Format("own in ms", ("timestamp_ms", "input_tokens", "output_tokens"), scale=1e-3, blocks="block_ids"),
+    _Format("mooncake", ("timestamp", "input_length", "output_length"), scale=1e-3, blocks="hash_ids"),
 )
+
+
+@dataclass(frozen=True)
+class BlockAccesses:
+    """Prompts of requests as blocks of tokens.
+
+    Parameters
+    ----------
+    prompt_tokens : array of int, shape (requests,)
+        Lengths.
+    starts : array of int, shape (requests + 1,)
+        Where each request's blocks begin, and their number.
+    blocks : array of int, shape (accesses,)
+        Blocks, request after request; equal where a block and all before it are.
+    """
+
+    prompt_tokens: Integers
+    starts: Integers
+    blocks: Integers
 
 
 def read_trace(path: Path) -> RequestList:
@@ -72,7 +95,30 @@ def trace_pieces(path: Path) -> Iterator[RequestList]:
         run backwards; the first faults are told with their lines, the others counted. Nothing is yielded after the
         first fault.
     """
-    form, parts = _parts(path)
+    for requests, _ in _checked_pieces(path, with_blocks=False):
+        yield requests
+
+
+def block_pieces(path: Path) -> Iterator[BlockAccesses]:
+    """Read the blocks of the requests of a file some at a time.
+
+    Raises
+    ------
+    InputError
+        As `trace_pieces`, and where a request has blocks that are not whole numbers, or none.
+    """
+    for requests, cells in _checked_pieces(path, with_blocks=True):
+        counts, blocks = cells
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        yield BlockAccesses(requests.prompt_tokens, starts, blocks)
+
+
+_NO_BLOCKS = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _checked_pieces(path: Path, with_blocks: bool) -> Iterator[tuple[RequestList, tuple[Integers, Integers]]]:
+    """Yield requests, and the numbers of their blocks with the blocks."""
+    form, parts = _parts(path, with_blocks)
     faults: list[Fault] = []
     more, start, last, empty = 0, None, -np.inf, True
     for part in parts:
@@ -91,17 +137,22 @@ def trace_pieces(path: Path) -> Iterator[RequestList]:
         back = np.flatnonzero(np.isfinite(times) & (times < before[:-1])).tolist()
         wrong_at += [(row, 0, "time runs backwards: should be at least that of the rows before") for row in back]
         last = float(before[-1])
+        found = _NO_BLOCKS
+        if with_blocks:
+            found, without = _blocks(part.cells[3])
+            wrong_at += [(row, 3, "should be whole numbers of blocks, 0 or more") for row in without]
         for row, place, message in sorted(wrong_at)[: _SHOWN - len(faults)]:
             got = str(part.cells[place][row])[:40]
             where = (part.line + row, part.column_of(row, place))
-            faults.append(Fault(str(path), *where, form.columns[place], f"{message} [got {got!r}]"))
+            column = (*form.columns, form.blocks)[place]
+            faults.append(Fault(str(path), *where, column, f"{message} [got {got!r}]"))
         more += len(wrong_at)
         empty = empty and not len(times)
         if more or not len(times):
             continue
         start = float(times[0]) if start is None else start
         kept = lengths[1] > 0
-        yield RequestList((times - start)[kept], lengths[0][kept], lengths[1][kept])
+        yield RequestList((times - start)[kept], lengths[0][kept], lengths[1][kept]), found
     if more > len(faults):
         faults.append(Fault(str(path), 0, 0, "", f"and {more - len(faults):,} more faults"))
     if empty:
@@ -110,12 +161,12 @@ def trace_pieces(path: Path) -> Iterator[RequestList]:
         raise InputError(faults)
 
 
-def _parts(path: Path) -> tuple[_Format, Iterator[Piece]]:
+def _parts(path: Path, with_blocks: bool) -> tuple[_Format, Iterator[Piece]]:
     """Return the format of a file, and its columns some rows at a time."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if any(suffix in (".jsonl", ".json") for suffix in suffixes):
         form = FORMATS[-1]
-        return form, _json_lines(path, form)
+        return form, _json_lines(path, (*form.columns, *[form.blocks] * with_blocks))
     names = header(path)
     found = [(sum(name in names for name in form.columns), -number) for number, form in enumerate(FORMATS)]
     held, number = max(found)
@@ -124,10 +175,12 @@ def _parts(path: Path) -> tuple[_Format, Iterator[Piece]]:
         allowed = "; ".join(",".join(form.columns) for form in FORMATS)
         message = f"has the columns of no known trace: {allowed} [got {','.join(names)[:60]!r}]"
         raise InputError([Fault(str(path), 1, 1, "", message)])
-    return form, pieces(path, form.columns, PIECE)
+    if with_blocks and not form.blocks:
+        raise InputError([Fault(str(path), 1, 1, "block_ids", f"traces of {form.name} tell no blocks of prompts")])
+    return form, pieces(path, (*form.columns, *[form.blocks] * with_blocks), PIECE)
 
 
-def _json_lines(path: Path, form: _Format) -> Iterator[Piece]:
+def _json_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Piece]:
     """Yield objects, one a line; a line that is none, or lacks a key, has cells that are told as faults."""
     with opened(path) as file:
         first = 1
@@ -137,21 +190,39 @@ def _json_lines(path: Path, form: _Format) -> Iterator[Piece]:
             if filled:
                 if not rows:
                     first = number
-                rows.append(_object(line, form))
+                rows.append(_object(line, columns))
             if rows and (len(rows) == PIECE or not filled):
                 yield Piece(first, [list(column) for column in zip(*rows, strict=True)])
                 rows = []
-        yield Piece(first, [list(column) for column in zip(*rows, strict=True)] or [[], [], []])
+        yield Piece(first, [list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns])
 
 
-def _object(line: str, form: _Format) -> list[Any]:
+def _object(line: str, columns: tuple[str, ...]) -> list[Any]:
     try:
         value = json.loads(line)
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        return [line.strip()[:40]] + ["no JSON object"] * (len(form.columns) - 1)
-    return [value.get(name, "missing") for name in form.columns]
+        return [line.strip()[:40]] + ["no JSON object"] * (len(columns) - 1)
+    return [value.get(name, "missing") for name in columns]
+
+
+def _blocks(cells: list[Any]) -> tuple[tuple[Integers, Integers], list[int]]:
+    """Return how many blocks each cell tells with the blocks, and the places of cells that tell none."""
+    texts = [" ".join(map(str, cell)) if isinstance(cell, list) else str(cell) for cell in cells]
+    counts = np.array([len(text.split()) for text in texts], dtype=np.int64)
+    try:
+        blocks = np.array(" ".join(texts).split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        blocks = None
+    if blocks is not None and counts.all() and not (blocks < 0).any():
+        return (counts, blocks), []
+    wrong = [row for row, text in enumerate(texts) if not text.split() or not all(map(_is_block, text.split()))]
+    return (counts, np.zeros(0, np.int64)), wrong
+
+
+def _is_block(text: str) -> bool:
+    return text.isdecimal() and int(text) < 2**63
 
 
 def _times(cells: list[Any], form: _Format) -> tuple[Array, NDArray[np.int64]]:
