@@ -1,7 +1,8 @@
 """What a command writes beside its answer, or in its place: a picture, a launch script."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,8 +11,11 @@ from cli.options import one_of, save
 from hardware.faults import Fault, InputError
 from solvers.result import Result
 
+if TYPE_CHECKING:
+    from solvers.serve_scenario import ServeScenario
 
-def check(system: str | None, picture: Path | None, systems: Mapping[str, Callable[[Result], str]] = SYSTEMS) -> None:
+
+def check(system: str | None, picture: Path | None, systems: Collection[str] = tuple(SYSTEMS)) -> None:
     """Refuse what cannot be written: before the search, not after it.
 
     Parameters
@@ -20,8 +24,8 @@ def check(system: str | None, picture: Path | None, systems: Mapping[str, Callab
         Launch system to write a script for.
     picture : Path or None
         Where to draw the answer.
-    systems : mapping
-        Those there are.
+    systems : collection of str
+        Launch systems that there are.
 
     Raises
     ------
@@ -64,12 +68,7 @@ def draw(result: Result, picture: Path | None) -> None:
         raise InputError([Fault(f"--plot {picture}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 
 
-def emit(
-    result: Result,
-    system: str | None,
-    output: Path | None,
-    systems: Mapping[str, Callable[[Result], str]] = SYSTEMS,
-) -> bool:
+def emit(result: Result, system: str | None, output: Path | None) -> bool:
     """Write what launches an answer's plan, if that was asked for.
 
     Parameters
@@ -80,8 +79,6 @@ def emit(
         The launch system.
     output : Path or None
         Where to write; None is standard output.
-    systems : mapping
-        Those there are.
 
     Returns
     -------
@@ -93,9 +90,45 @@ def emit(
     if result.plan is None:
         typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
         return False
-    text = systems[system](result)
+    _script(SYSTEMS[system](result), output)
+    return True
+
+
+def emit_serving(result: Result, question: "ServeScenario", system: str | None, output: Path | None) -> bool:
+    """Write what launches an answer's deployment, if that was asked for, and tell what the engine cannot express.
+
+    Parameters
+    ----------
+    result : Result
+        The answer.
+    question : ServeScenario
+        What was asked.
+    system : str or None
+        The inference engine.
+    output : Path or None
+        Where to write; None is standard output.
+
+    Returns
+    -------
+    bool
+        Whether a script stands in the place of the answer.
+    """
+    if system is None:
+        return False
+    if result.plan is None:
+        typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
+        return False
+    from cli.emit.engines import ENGINES
+
+    launch = ENGINES[system](result, question)
+    for text in launch.missing:
+        typer.echo(f"--emit {system}: not expressible: {text}", err=True)
+    _script(launch.text, output)
+    return True
+
+
+def _script(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
     else:
         save(text, output, "--output")
-    return True

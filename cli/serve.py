@@ -50,7 +50,7 @@ def plan_serve(
         question = load_serve(source, scenario.parent)
         result = plan(question, top=top, time_limit_s=time_limit)
     warn(question.warnings)
-    if not extras.emit(result, emit, output, ENGINES):
+    if not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -87,7 +87,7 @@ def predict_serve(
             raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
         result = predict(question, simulate=simulate, seed=seed)
     warn(question.warnings)
-    if not extras.emit(result, emit, output, ENGINES):
+    if not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
 

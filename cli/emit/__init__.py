@@ -4,10 +4,7 @@ from collections.abc import Callable
 
 from cli.emit.deepspeed import deepspeed
 from cli.emit.megatron_lm import megatron_lm
-from cli.emit.sglang import sglang
 from cli.emit.torchtitan import torchtitan
-from cli.emit.trtllm import trtllm
-from cli.emit.vllm import vllm
 from solvers.result import Result
 
 SYSTEMS: dict[str, Callable[[Result], str]] = {
@@ -17,5 +14,5 @@ SYSTEMS: dict[str, Callable[[Result], str]] = {
 }
 """Name of a launch system of training -> what writes its script."""
 
-ENGINES: dict[str, Callable[[Result], str]] = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}
-"""Name of an inference engine -> what writes the script that starts its instances."""
+ENGINES = ("vllm", "sglang", "trtllm")
+"""Names of the inference engines of `cli.emit.engines`."""

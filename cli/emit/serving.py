@@ -1,82 +1,168 @@
-"""Launch arguments of a serving plan: what all engines share, an instance at a time."""
+"""What every launch of inference engines needs: pools of an answer, where they stand, and how a script is written."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
-from cli.emit.run import command_rows, options, shown
+from cli.emit.run import command_rows, shown
+from perfmodel.architecture import Architecture, bundled_architecture
+from perfmodel.serving.engine import Engine
 from solvers.result import Result
+from solvers.serve_case import Instances, case_of
+from solvers.serve_question import ServeHistogram, ServeLengths, ServePlan, ServeWorkload
+from solvers.serve_scenario import ServeScenario
 
-PORT = 8000
-"""Port of the first instance; each further one has the next."""
+LONGER = 1e-4
+"""Share of requests of a distribution without end that the emitted model length may leave out."""
 
-TAIL = 3.0
-"""Standard deviations of the logarithm of a length that an instance has to take."""
+BLOCK_TOKENS = 128
+"""Tokens of the largest cache block of an engine: the emitted model length takes whole blocks."""
 
-_PHASES = ("prefill", "decode")
+_GIB = 2.0**30
 
 
 @dataclass(frozen=True)
-class Instance:
-    """One instance to launch.
+class Place:
+    """Accelerators of one node that an instance takes.
+
+    Parameters
+    ----------
+    node : int
+        The node.
+    accelerators : tuple of int
+        Their numbers on it.
+    """
+
+    node: int
+    accelerators: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Instances of one layout.
+
+    Parameters
+    ----------
+    role : str
+        ``both``, ``prefill`` or ``decode``.
+    tp, pp, dp, ep, replicas, max_num_seqs, max_num_batched_tokens : int
+        As the plan names them.
+    max_model_len : int
+        Tokens of the longest request that they take.
+    cache_bytes, cache_tokens : int
+        Cache of keys and values of an accelerator [bytes], and tokens that a rank of attention data parallelism holds.
+    weights, workspace, context, device : float
+        Memory of an accelerator by part, and all of it [bytes].
+    places : tuple of tuple of Place
+        Nodes of every instance; the first leads.
+    """
+
+    role: str
+    tp: int
+    pp: int
+    dp: int
+    ep: int
+    replicas: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    cache_bytes: int
+    cache_tokens: int
+    weights: float
+    workspace: float
+    context: float
+    device: float
+    places: tuple[tuple[Place, ...], ...]
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a pipeline stage."""
+        return self.tp * self.dp
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A deployment as an answer describes it.
 
     Parameters
     ----------
     plan : mapping
-        The plan with the fields of its pool.
-    phase : str
-        ``prefill`` or ``decode``; empty where an instance does both.
-    nodes : int
-        Nodes that it takes.
-    node, first : int
-        Its first node, and its first accelerator there.
-    port : int
-        Where it listens.
-    longest : int
-        Tokens of the longest request with its answer.
-    memory : mapping
-        Of an accelerator by part [bytes]: ``weights``, ``cache``, ``unused``, ``device`` and others.
-    cache_tokens : float
-        Tokens that the cache of the instance holds.
-    prefix_hit : bool
-        Whether the prediction counts on cached prefixes.
+        The plan by public names.
+    architecture : Architecture
+        The model.
+    checkpoint : str or None
+        Where its weights are published, if that is known.
+    engine : Engine
+        What the prediction took for the engine.
+    workload : ServeWorkload
+        What is asked.
+    family : str
+        Architecture of the accelerator, such as ``hopper``.
+    nodes, per_node : int
+        Nodes, and accelerators of each.
+    pools : tuple of Pool
+        One that does everything, or one for prompts and one for the tokens that follow.
+    summary : tuple of str
+        What the deployment is and what was predicted for it, for people.
+    missing : tuple of str
+        What no engine can express.
     """
 
     plan: Mapping[str, Any]
-    phase: str
+    architecture: Architecture
+    checkpoint: str | None
+    engine: Engine
+    workload: ServeWorkload
+    family: str
     nodes: int
-    node: int
-    first: int
-    port: int
-    longest: int
-    memory: Mapping[str, float]
-    cache_tokens: float
-    prefix_hit: bool
+    per_node: int
+    pools: tuple[Pool, ...]
+    summary: tuple[str, ...]
+    missing: tuple[str, ...]
 
     @property
-    def accelerators(self) -> int:
-        """Accelerators of the instance."""
-        return int(self.plan["tp"] * self.plan["pp"] * self.plan["dp"])
+    def drafted(self) -> int:
+        """Tokens drafted a step."""
+        return int(self.plan["draft_tokens"])
+
+    @property
+    def spread(self) -> bool:
+        """Whether there is more than one node."""
+        return self.nodes > 1
 
 
-Arguments = Callable[[Instance, list[str]], tuple[list[str], dict[str, Any]]]
-"""Instance, list that takes what cannot be said -> words of the command, and options with their values."""
+@dataclass(frozen=True)
+class Launch:
+    """A script and what it does not say.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    missing : tuple of str
+        What the prediction relied on and the engine cannot express.
+    """
+
+    text: str
+    missing: tuple[str, ...]
 
 
-def launch(result: Result, engine: str, release: str, arguments: Arguments, before: Iterable[str] = ()) -> str:
-    """Write a script that starts every instance of a serving plan.
+def serving_of(result: Result, question: ServeScenario) -> Serving:
+    """Read the deployment that an answer describes.
 
     Parameters
     ----------
     result : Result
         An answer about serving that has a plan.
-    engine, release : str
-        The system, as scenarios call it, and where its names were read.
-    arguments : callable
-        Words of an instance's command.
-    before : iterable of str
-        Lines to run before.
+    question : ServeScenario
+        What was asked.
+
+    Returns
+    -------
+    Serving
+        The deployment.
 
     Raises
     ------
@@ -84,107 +170,323 @@ def launch(result: Result, engine: str, release: str, arguments: Arguments, befo
         There is no plan to launch.
     """
     if result.plan is None or result.prediction is None or result.kind != "serve":
-        raise ValueError("only a serving plan can be launched")
-    missing: list[str] = []
-    predicted = result.scenario.get("engine", "vllm")
-    if predicted != engine:
-        missing.append(f"the prediction is of {predicted}; --set engine={engine} predicts what follows")
-    blocks = []
-    for instance in _instances(result):
-        words, given = arguments(instance, missing)
-        rows = command_rows([words, *_grouped(given)])
-        devices = ",".join(str(instance.first + number) for number in range(instance.accelerators))
-        if instance.nodes > 1:
-            places = f"nodes {instance.node} to {instance.node + instance.nodes - 1}, all accelerators"
-            missing.append(f"an instance on {instance.nodes} nodes: how they find each other is the site's")
-            head = rows[0]
-        else:
-            places = f"node {instance.node}, accelerators {devices}"
-            head = f"CUDA_VISIBLE_DEVICES={devices} {rows[0]}"
-        name = f"{instance.phase or 'instance'} on {places}"
-        blocks += [f"# {name}", " \\\n  ".join([head, *rows[1:]]) + " &"]
-    lines = ["#!/usr/bin/env bash", *(f"# {line}" for line in _summary(result))]
-    lines += [f"# names as of {release}"]
-    lines += [f"# not expressible: {' '.join(text.split())}" for text in dict.fromkeys(missing)]
-    return "\n".join([*lines, "set -e", ': "${MODEL:?the checkpoint}"', *before, *blocks, "wait", ""])
+        raise ValueError("only a plan of serving can be launched")
+    plan = ServePlan.model_validate(result.plan)
+    case = case_of(question, plan)
+    machine, missing = question.machine, list[str]()
+    parts = [("prefill", case.prompts), ("decode", case.tokens)] if case.disaggregated else [("both", case.tokens)]
+    per_node = machine.node.accelerators.count
+    sizes = [(int(part.deployment.accelerators), part.deployment.tp) for _, part in parts for _ in range(part.replicas)]
+    places = placed([(size, int(tp)) for size, tp in sizes], machine.nodes, per_node)
+    pools, at = [], 0
+    for role, part in parts:
+        taken = [place for place in places[at : at + part.replicas] if place]
+        at += part.replicas
+        if len(taken) < part.replicas:
+            left = f"{part.replicas - len(taken)} of {part.replicas} instances of {part.deployment.accelerators}"
+            missing.append(f"replicas: {left} accelerators have no room without lying across nodes; they are left out")
+        pools.append(_pool(role, part, question, tuple(taken), missing))
+    name = question.question.model if isinstance(question.question.model, str) else None
+    return Serving(
+        plan=result.plan,
+        architecture=question.architecture,
+        checkpoint=_checkpoint(name, question.architecture),
+        engine=question.engine,
+        workload=question.question.workload,
+        family=machine.accelerator.architecture,
+        nodes=machine.nodes,
+        per_node=per_node,
+        pools=tuple(pools),
+        summary=_summary(result, question),
+        missing=tuple(missing),
+    )
 
 
-def share(taken: float, one: Instance) -> float:
-    """Return a size as a share of an accelerator's memory."""
-    return round(taken / one.memory["device"], 3)
+def _checkpoint(name: str | None, architecture: Architecture) -> str | None:
+    """Return the repository of a bundled model's weights; its sizes were read from the configuration there."""
+    known = name and bundled_architecture(name)
+    repository = architecture.source.removeprefix("https://huggingface.co/").partition("/blob/")[0]
+    return repository if known and repository.count("/") == 1 and "//" not in repository else None
 
 
-def _grouped(given: Mapping[str, Any]) -> list[list[str]]:
-    return [options({name: value}) for name, value in given.items()]
+def _pool(
+    role: str, part: Instances, question: ServeScenario, places: tuple[tuple[Place, ...], ...], missing: list[str]
+) -> Pool:
+    memory, spread = part.memory, part.deployment
+    held = float(memory.cache_tokens) / spread.dp
+    # the fullest stage of a pipeline holds more layers than the mean one
+    depth, stages = question.architecture.depth, int(spread.pp)
+    held *= depth / stages / math.ceil(depth / stages)
+    return Pool(
+        role=role,
+        **{name: int(getattr(spread, name)) for name in ("tp", "pp", "dp", "ep")},
+        replicas=part.replicas,
+        max_num_seqs=part.max_num_seqs,
+        max_num_batched_tokens=part.max_num_batched_tokens,
+        max_model_len=model_length(role, question, int(held), missing),
+        cache_bytes=int(memory.cache),
+        cache_tokens=int(held),
+        weights=float(memory.weights),
+        workspace=float(memory.workspace),
+        context=float(memory.context),
+        device=float(question.machine.accelerator.memory.capacity),
+        places=places,
+    )
 
 
-def _summary(result: Result) -> list[str]:
-    scenario, plan, prediction = result.scenario, result.plan, result.prediction
-    assert plan is not None and prediction is not None
-    cluster, model = scenario["cluster"], scenario["model"]
-    name = model if isinstance(model, str) else "the model"
-    rate = prediction["requests_per_s"]
-    lines = [
-        f"{name} on {prediction['gpus']} of {scenario['nodes']} x {cluster['node']['name']}, {rate:.4g} requests/s",
-        f"perfmodel {result.provenance.get('version', '')} predicts for engine {scenario.get('engine', 'vllm')}:",
-    ]
-    for metric in ("ttft", "tpot"):
-        told = []
-        for statistic in ("mean", "p99"):
-            field = f"{metric}_{statistic}_s"
-            value, low, high = (prediction.get(field + end) for end in ("", "_p10", "_p90"))
-            if value is not None:
-                ends = [f"{end * 1e3:.4g}" if end is not None else "-" for end in (low, high)]
-                told.append(f"{statistic} {value * 1e3:.4g} ms (P10 {ends[0]}, P90 {ends[1]})")
-        if told:
-            lines.append(f"  {metric.upper()} {', '.join(told)}")
-    flat = {key: value for key, value in plan.items() if not isinstance(value, Mapping)}
-    lines.append("plan: " + ", ".join(f"{key} {shown(value)}" for key, value in flat.items()))
-    for phase in _PHASES:
-        if plan.get(phase):
-            lines.append(f"  {phase}: " + ", ".join(f"{key} {shown(value)}" for key, value in plan[phase].items()))
-    return lines
+def model_length(role: str, question: ServeScenario, held: int, missing: list[str]) -> int:
+    """Return the tokens of the longest request that a pool takes.
+
+    Parameters
+    ----------
+    role : str
+        The pool's; one for prompts makes one token.
+    question : ServeScenario
+        What was asked.
+    held : int
+        Tokens that the cache holds: an engine does not start whose requests could be longer.
+    missing : list of str
+        Gets what is left out.
+    """
+    whole, ends = longest(role, question)
+    most = held // BLOCK_TOKENS * BLOCK_TOKENS or held
+    positions = question.architecture.max_positions
+    length = min(whole, most, positions or whole)
+    if not ends:
+        missing.append(f"lengths without end: requests of more than {length} tokens, under 1 in 5,000, are refused")
+    if length < whole:
+        limit = "the cache of an instance holds" if most == length else "the model has positions for"
+        missing.append(f"requests of up to {whole} tokens: {limit} {length}; longer ones are refused")
+    return length
 
 
-def _instances(result: Result) -> list[Instance]:
-    """Return the instances, one after another on the nodes; none begins on a node that it does not fit."""
-    scenario, plan, prediction = result.scenario, result.plan, result.prediction
-    assert plan is not None and prediction is not None
-    each = scenario["cluster"]["node"]["accelerators"]["count"]
-    pools = [("", plan, "memory_bytes")]
-    if plan["disaggregated"]:
-        pools = [("prefill", plan["prefill"], "memory_prefill_bytes"), ("decode", plan["decode"], "memory_bytes")]
-    found: list[Instance] = []
-    place = 0
-    for phase, pool, memory in pools:
-        size = pool["tp"] * pool["pp"] * pool["dp"]
-        for _ in range(pool["replicas"]):
-            if (size <= each and place % each + size > each) or (size > each and place % each):
-                place += each - place % each
-            found.append(
-                Instance(
-                    plan={**plan, **pool},
-                    phase=phase,
-                    nodes=-(-size // each),
-                    node=place // each,
-                    first=place % each,
-                    port=PORT + len(found),
-                    longest=_longest(scenario["workload"]["lengths"]),
-                    memory=prediction[memory],
-                    cache_tokens=prediction[memory.replace("memory", "cache").replace("bytes", "tokens")],
-                    prefix_hit=scenario["workload"].get("prefix_hit", 0.0) > 0,
-                )
-            )
-            place += size
+def longest(role: str, question: ServeScenario) -> tuple[int, bool]:
+    """Return the tokens of the longest request of a pool, and whether there is none longer.
+
+    Notes
+    -----
+    Of log-normal lengths the quantiles that `LONGER` of the prompts and of the answers exceed.
+    """
+    lengths, recorded = question.question.workload.lengths, question.recorded
+    if recorded is not None:
+        answers = 1 if role == "prefill" else recorded.output_tokens
+        return math.ceil(float((recorded.prompt_tokens + answers).max())), True
+    if isinstance(lengths, ServeHistogram):
+        return max(math.ceil(one.isl + (1 if role == "prefill" else one.osl)) for one in lengths.histogram), True
+    assert isinstance(lengths, ServeLengths)
+    deviations = NormalDist().inv_cdf(1 - LONGER)
+    parts = [(lengths.isl, lengths.isl_cv), (1.0, 0.0) if role == "prefill" else (lengths.osl, lengths.osl_cv)]
+    whole = 0
+    for mean, cv in parts:
+        sigma = math.sqrt(math.log1p(cv**2))
+        whole += math.ceil(mean * math.exp(sigma * deviations - sigma**2 / 2) if cv else mean)
+    return whole, not any(cv for _, cv in parts)
+
+
+def placed(sizes: Sequence[tuple[int, int]], nodes: int, per_node: int) -> list[tuple[Place, ...]]:
+    """Return where instances stand; nothing for those without room.
+
+    Parameters
+    ----------
+    sizes : sequence of pairs of int
+        Accelerators of each instance, and of its tensor-parallel group.
+    nodes, per_node : int
+        Nodes, and accelerators of each.
+
+    Returns
+    -------
+    list of tuple of Place
+        In the order of `sizes`. One that fits in a node lies in one; a larger one takes as many of each of the fewest
+        nodes, and none of its tensor-parallel groups lies across nodes that could lie in one.
+    """
+    free = [list(range(per_node)) for _ in range(nodes)]
+    found: list[tuple[Place, ...]] = [()] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda one: -sizes[one][0]):
+        size, tp = sizes[index]
+        for count in range(-(-size // per_node), min(nodes, size) + 1):
+            each = size // count
+            if size % count or (each % tp and tp % each):
+                continue
+            hosts = [node for node in range(nodes) if len(free[node]) >= each][:count]
+            if len(hosts) == count:
+                found[index] = tuple(Place(node, tuple(free[node][:each])) for node in hosts)
+                for node in hosts:
+                    del free[node][:each]
+                break
+            if size <= per_node:
+                break
     return found
 
 
-def _longest(lengths: Mapping[str, Any]) -> int:
-    """Return the tokens of the longest request with its answer that an instance has to take."""
-    if "histogram" in lengths:
-        return int(max(one["isl"] + one["osl"] for one in lengths["histogram"]))
-    whole = 0.0
-    for name in ("isl", "osl"):
-        variance = 1 + lengths.get(f"{name}_cv", 0.0) ** 2
-        whole += lengths[name] / variance**0.5 * math.exp(TAIL * math.log(variance) ** 0.5)
-    return int(whole) + 1
+def _summary(result: Result, question: ServeScenario) -> tuple[str, ...]:
+    """Say what is launched and what was predicted for it."""
+    assert result.plan is not None and result.prediction is not None
+    found, machine = result.prediction, question.machine
+    workload = question.question.workload.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    lines = [
+        f"{question.architecture.name} on {machine.nodes} x {machine.node.name} ({machine.accelerators} "
+        f"{machine.accelerator.name}); {_flat(workload)}",
+        f"perfmodel {result.provenance.get('version', '')} predicts for engine {question.engine.name} (P10 to P90), "
+        f"from {found['latencies_from']}:",
+    ]
+    for metric, name in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end")):
+        each = [
+            f"{statistic} {_seconds(found, f'{metric}_{statistic}_s')}"
+            for statistic in ("mean", "p50", "p90", "p99")
+            if found.get(f"{metric}_{statistic}_s") is not None
+        ]
+        lines += [f"  {name}: {', '.join(each)}"] if each else []
+    for key, name in (
+        ("requests_per_s", "requests/s"),
+        ("goodput_requests_per_s_per_gpu", "requests/s within the objectives, of an accelerator"),
+        ("output_tokens_per_s_per_gpu", "output tokens/s of an accelerator"),
+    ):
+        if found.get(key) is not None:
+            lines.append(f"  {found[key]:.4g} {name}{_interval(found, key)}")
+    for key, name in (("memory_prefill_bytes", " of the prefill pool"), ("memory_bytes", "")):
+        if key in found:
+            parts = ", ".join(f"{part} {size / _GIB:.1f}" for part, size in found[key].items())
+            lines.append(f"  memory of an accelerator{name} [GiB]: {parts}")
+    if found.get("load") is not None:
+        lines.append(f"  load {found['load']:.2f} of the capacity, {found['running_sequences']:.1f} sequences running")
+    return (*lines, f"plan: {_flat(result.plan)}")
+
+
+def _flat(values: Mapping[str, Any]) -> str:
+    words = []
+    for key, value in values.items():
+        said = f"({_flat(value)})" if isinstance(value, Mapping) else f"{value:g}" if isinstance(value, float) else ""
+        said = said or shown(value)
+        words.append(f"{key} {said}")
+    return ", ".join(words)
+
+
+def _seconds(found: Mapping[str, Any], key: str) -> str:
+    return f"{found[key]:.3g} s{_interval(found, key)}"
+
+
+def _interval(found: Mapping[str, Any], key: str) -> str:
+    low, high = found.get(f"{key}_p10"), found.get(f"{key}_p90")
+    return "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+
+
+def other_engine(serving: Serving, name: str) -> Iterable[str]:
+    """Say that another engine's constants made the prediction."""
+    if serving.engine.name != name:
+        yield (
+            f"engine {serving.engine.name}: its scheduling and host times made the prediction; "
+            f"--set engine={name} predicts this launch"
+        )
+
+
+QUANTISED = {
+    "fp8": "fp8, a scale for each tensor or channel",
+    "fp8_block": "fp8, a scale for each block of 128 x 128",
+    "int8": "int8, activations too (W8A8)",
+    "fp4": "fp4, activations too",
+    "nvfp4": "nvfp4, activations too",
+    "int8_wo": "int8, activations in 16 bits",
+    "int4_wo": "int4 (AWQ or GPTQ), activations in 16 bits",
+}
+"""Precision of weights -> what the checkpoint holds."""
+
+
+def model_lines(serving: Serving, *, online: Iterable[str] = ()) -> list[str]:
+    """Return lines that name the weights.
+
+    Parameters
+    ----------
+    online : iterable of str
+        Precisions that the engine makes of 16-bit weights while it loads them.
+    """
+    kept = serving.plan["precision_weights"]
+    plain = kept not in QUANTISED or kept in online
+    if plain and serving.checkpoint:
+        return [f"MODEL=${{MODEL:-{serving.checkpoint}}}"]
+    form = "weights in 16 bits" if kept not in QUANTISED else f"weights in {QUANTISED[kept]}"
+    return [f': "${{MODEL:?path or repository of a checkpoint with {form}}}"']
+
+
+def script(
+    serving: Serving,
+    release: str,
+    missing: Sequence[str],
+    *,
+    comments: Iterable[str] = (),
+    before: Iterable[str],
+    commands: Mapping[int, Iterable[str]],
+) -> Launch:
+    """Write the script that starts a deployment.
+
+    Parameters
+    ----------
+    serving : Serving
+        The deployment.
+    release : str
+        Engine and version whose names are used.
+    missing : sequence of str
+        What the engine cannot express.
+    comments : iterable of str
+        What else to say first.
+    before : iterable of str
+        Lines for every node, as they are.
+    commands : mapping of int to iterable of str
+        Node -> commands that run side by side on it, as of `command`.
+
+    Returns
+    -------
+    Launch
+        The script.
+    """
+    said = tuple(dict.fromkeys(" ".join(text.split()) for text in (*serving.missing, *missing)))
+    lines = ["#!/usr/bin/env bash"]
+    # a name may hold a line feed, which would end the comment
+    lines += ["# " + "".join(sign if sign.isprintable() else " " for sign in text) for text in serving.summary]
+    lines += [f"# names as of {release}", *(f"# {text}" for text in comments)]
+    if len(commands) > 1 or serving.spread:
+        lines.append("# run it on every node, with HOSTS, the addresses of all, and NODE_RANK, its place among them")
+    if sum(pool.replicas for pool in serving.pools) > 1:
+        lines.append("# instances need a router in front; the prediction deals requests out at random")
+    lines += [f"# not expressible: {text}" for text in said]
+    lines.append("set -eu")
+    if serving.spread:
+        lines += [': "${HOSTS:?addresses of the nodes}" "${NODE_RANK:?place of this node, from 0}"']
+        lines.append('read -ra HOST <<< "$HOSTS"')
+    lines += before
+    if serving.spread:
+        lines.append('case "$NODE_RANK" in')
+        for node, given in sorted(commands.items()):
+            lines += [f"{node})", *(f"{one} &" for one in given), ";;"]
+        lines.append("esac")
+    else:
+        lines += [f"{one} &" for given in commands.values() for one in given]
+    return Launch("\n".join([*lines, "wait"]) + "\n", said)
+
+
+def command(environment: Iterable[str], groups: Iterable[Sequence[str]]) -> str:
+    """Return a command in lines; the caller of the script may add arguments.
+
+    Parameters
+    ----------
+    environment : iterable of str
+        Variables to set for it, as they are.
+    groups : iterable of sequence of str
+        Its words, as of `cli.emit.run.script`.
+    """
+    rows = command_rows([*groups, ("$@",)])
+    return " \\\n  ".join([" ".join([*environment, rows[0]]), *rows[1:]])
+
+
+def visible(place: Place) -> str:
+    """Return the variable that shows a process its accelerators."""
+    return "CUDA_VISIBLE_DEVICES=" + ",".join(map(str, place.accelerators))
+
+
+def address(serving: Serving, node: int) -> str:
+    """Return a node's address, for the shell."""
+    return f"${{HOST[{node}]}}" if serving.spread else "127.0.0.1"
+
+
+def fraction_up(value: float) -> str:
+    """Write a share in four digits, no smaller than it is."""
+    return f"{math.ceil(value * 1e4 - 1e-6) / 1e4:.4f}"
