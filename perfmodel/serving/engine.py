@@ -77,8 +77,10 @@ class Engine(_Strict):
     """Whether layers with a window read and keep no more than what is inside it."""
     memory: EngineMemory
     defaults: EngineDefaults
-    uncaptured: dict[str, float] = {}
-    """Releases that capture no step as a graph, and their host time of a layer over `eager_overhead`."""
+    release_overhead: dict[str, float] = {}
+    """Releases whose overheads of steps are so many times these."""
+    uncaptured: tuple[str, ...] = ()
+    """Releases that capture no step as a graph."""
     spreads: dict[Literal["tpot", "ttft", "throughput"], float]
     """Standard deviation of ln(measured/predicted) of the time of a token, of that to the first one, and of rates."""
     measured_families: tuple[str, ...] = ()

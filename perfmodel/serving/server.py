@@ -59,8 +59,8 @@ class Server:
         Constants of collectives.
     captured : bool
         Whether the engine's release captures steps without prompts as graphs.
-    eager_factor : float
-        Host time of a layer of a step that is not captured, over the engine's.
+    overhead_factor : float
+        Its overheads of steps over the engine's.
     """
 
     architecture: Architecture
@@ -72,7 +72,7 @@ class Server:
     kernels: Mapping[str, Kernel]
     collectives: CollectiveModel
     captured: bool = True
-    eager_factor: float = 1.0
+    overhead_factor: float = 1.0
 
     @cached_property
     def form(self) -> gemm.Form:
@@ -159,7 +159,8 @@ def server(
         kind, variant = name.split(".")
         known = parameters_of(models[kind], machine.accelerator, variant)
         kernels[name] = Kernel(models[kind], known.parameters, known.origin, known.widening)
-    factor = engine.uncaptured.get(release or "")
+    named = release or ""
+    factor = engine.release_overhead.get(named, 1.0)
     return Server(
         architecture,
         machine,
@@ -169,6 +170,6 @@ def server(
         found,
         kernels,
         model,
-        factor is None,
-        factor or 1.0,
+        named not in engine.uncaptured,
+        factor,
     )

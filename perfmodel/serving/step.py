@@ -144,12 +144,13 @@ def step(server: Server, deployment: Deployment, load: Load) -> Term:
     children.append(Term("pipeline sends", np.broadcast_to(_sends(server, deployment, tokens_own), shape), LINK))
     kernels_s: Number = sum((child.seconds for child in children if child.name in PARTS), 0.0)
     slower = Term("slower than kernels alone", kernels_s * (1.0 / engine.speed - 1.0), COMPUTE)
+    factor = server.overhead_factor
     done_s: Number = sum((child.seconds for child in children), slower.seconds)
-    launches_s = np.where((p > 0) | (not server.captured), server.eager_factor * engine.eager_overhead * depth, 0.0)
+    launches_s = np.where((p > 0) | (not server.captured), factor * engine.eager_overhead * depth, 0.0)
     host = [
-        Term("step overhead", np.broadcast_to(engine.step_overhead, shape), HOST),
-        Term("layer overhead", np.broadcast_to(engine.layer_overhead * depth, shape), HOST),
-        Term("sequence overhead", np.broadcast_to(engine.sequence_overhead * (n_own + p_own), shape), HOST),
+        Term("step overhead", np.broadcast_to(factor * engine.step_overhead, shape), HOST),
+        Term("layer overhead", np.broadcast_to(factor * engine.layer_overhead * depth, shape), HOST),
+        Term("sequence overhead", np.broadcast_to(factor * engine.sequence_overhead * (n_own + p_own), shape), HOST),
         Term("kernel launches by the host", np.broadcast_to(np.maximum(launches_s - done_s, 0.0), shape), HOST),
     ]
     return total("step", [*children, slower, *host])
