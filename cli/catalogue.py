@@ -13,6 +13,7 @@ from hardware.catalogue import find, names
 from hardware.network import Fabric
 from hardware.provenance import Provenance, Recorded, children, provenance_path
 from hardware.schema import Accelerator, Cluster, EfficiencyFamily, Node
+from hardware.tiers import Domain, tier_paths
 from hardware.units import format_quantity
 from perfmodel.architecture import Architecture
 
@@ -179,6 +180,8 @@ def description(entry: BaseModel) -> RenderableType:
         table("", ("", ""), [(key, quantity(key, value)) for key, value in identity], numbers=()),
         table("", ("", "value", "source"), rows, numbers=(1, 2)),
     ]
+    if isinstance(entry, Node) and entry.tiers:
+        parts.append(_memories(entry))
     lines = [(f"[{place}]", _cited(source)) for source, place in sources.items()]
     if price is not None and price.source:
         lines.append(("price", f"{price.source}, {price.date or 'no date'}"))
@@ -186,6 +189,23 @@ def description(entry: BaseModel) -> RenderableType:
         parts.append(table("Sources", ("", ""), lines, numbers=(0,)))
     notes = getattr(entry, "notes", "")
     return Group(*parts, *([text(notes)] if notes else []))
+
+
+def _memories(node: Node) -> RenderableType:
+    """Show the whole node's tiers, and what their data pass on their way to the accelerators."""
+    rows = []
+    for path in tier_paths(node):
+        over = ", then ".join(_domain(domain, node.accelerators.count) for domain in path.domains[1:])
+        devices = path.domains[0]
+        rates = (format_quantity(rate, "bytes/s") for rate in (devices.node_up, devices.node_down))
+        rows.append((path.name, format_quantity(path.capacity_bytes, "bytes"), *rates, over))
+    return table("Memory beyond the accelerators' own", ("", "size", "read", "write", "over"), rows, numbers=(1, 2, 3))
+
+
+def _domain(domain: Domain, accelerators: int) -> str:
+    count = f"{domain.count} x " if domain.count > 1 else ""
+    shared = f" shared by {min(domain.shared_by, accelerators)}" if domain.shared_by > 1 else ""
+    return f"{domain.name} ({count}{format_quantity(domain.up, 'bytes/s')}{shared})"
 
 
 def cells(entry: BaseModel) -> Iterator[tuple[Cell, ...]]:

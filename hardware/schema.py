@@ -158,9 +158,17 @@ class Tier(Description):
     latency: Seconds
     """Time of an empty read, such as 90 ns."""
     link: Text
-    """Name of the node's link through which accelerators reach it."""
+    """Name of the node's link through which accelerators reach it; nics for a remote pool."""
     shared_by: Count = 1
     """How many accelerators share one device."""
+    via: Text | None = None
+    """Name of the tier whose memory its data pass on their way to an accelerator, such as ddr; straight if left out."""
+    attention: FlopPerSecond | None = None
+    """Attention that a processor at one device computes over keys and values there, such as 12.3 GFLOP/s."""
+    power: Watts | None = None
+    """What one device draws in use."""
+    price: Price | None = None
+    """What one device costs per hour."""
 
 
 class NodePower(Description):
@@ -231,10 +239,7 @@ class Node(Recorded):
                 if (getattr(link, key) or 1) > self.accelerators.count:
                     message = f"{getattr(link, key)} is more than the node's {self.accelerators.count} accelerators"
                     faults.append((("links", index, key), message))
-        for index, tier in enumerate(self.tiers):
-            if tier.link not in names:
-                message = f'no link "{tier.link}" in this node; {did_you_mean(tier.link, names)}'
-                faults.append((("tiers", index, "link"), message))
+        faults += self._tier_faults([*names, "nics"] if self.nics else names)
         joins = [
             link for link in self.links if link.type != "nvlink-c2c" and link.group in (None, self.accelerators.count)
         ]
@@ -249,6 +254,25 @@ class Node(Recorded):
         if faults:
             raise KeyFaultsError(*faults)
         return self
+
+    def _tier_faults(self, links: list[str]) -> list[tuple[Path, str]]:
+        """Find tiers that are reached over what is not there."""
+        faults: list[tuple[Path, str]] = []
+        names = [tier.name for tier in self.tiers]
+        for index, tier in enumerate(self.tiers):
+            if tier.link not in links:
+                message = f'no link "{tier.link}" in this node; {did_you_mean(tier.link, links)}'
+                faults.append((("tiers", index, "link"), message))
+            if tier.name in names[:index]:
+                message = f'"{tier.name}" is the name of an earlier tier; choose another'
+                faults.append((("tiers", index, "name"), message))
+            if tier.via is not None and tier.via not in names[:index]:
+                message = f'no tier "{tier.via}" before this one; {did_you_mean(tier.via, names[:index])}'
+                faults.append((("tiers", index, "via"), message))
+            if tier.shared_by > self.accelerators.count:
+                message = f"{tier.shared_by} is more than the node's {self.accelerators.count} accelerators"
+                faults.append((("tiers", index, "shared_by"), message))
+        return faults
 
     def _place_faults(self) -> list[tuple[Path, str]]:
         """Find lists of devices that do not fit their number."""

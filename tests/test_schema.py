@@ -173,6 +173,8 @@ def test_a_fault_of_an_accelerator_is_placed(old: str, new: str, place: str, wor
     ("old", "new", "place", "words"),
     [
         ("latency: 90 ns, link: pcie", "latency: 90 ns, link: pci", "9:83: tiers[0].link", 'did you mean "pcie"'),
+        ("latency: 90 ns, link: pcie", "latency: 90 ns, link: pcie, via: dd", "9:95: tiers[0].via", "before this one"),
+        ("latency: 90 ns, link: pcie", "latency: 90 ns, link: pcie, shared_by: 9", "9:95: tiers[0].shared_by", "8 acc"),
         ("name: nvlink, type: nvswitch", "name: pcie, type: nvswitch", "6:6: links[1].name", "earlier link"),
         ("shared_by: 2", "shared_by: 9", "6:56: links[1].shared_by", "8 accelerators"),
         ("generation: 5, lanes: 16, ", "", "6:5: links[1].bandwidth", "generation and lanes"),
