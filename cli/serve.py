@@ -172,7 +172,12 @@ def _rest(prediction: "Mapping[str, Any]") -> "dict[str, Any]":
 
 def _short(plan: "Mapping[str, Any]") -> "dict[str, Any]":
     """Write each pool of a plan in a few words."""
-    return {key: _pool(value) if key in ("prefill", "decode") and value else value for key, value in plan.items()}
+    short = {key: _pool(value) if key in ("prefill", "decode") and value else value for key, value in plan.items()}
+    for number, group in enumerate(short.pop("groups", None) or (), start=1):
+        does = {"both": "", "prefill": "prompts, ", "decode": "tokens, "}[group["phase"]]
+        types = f"{group['precision_weights']}, {100 * group['share']:.3g} %"
+        short[f"group {number}"] = f"{group['accelerator']}: {does}{_pool(group)}, {types}"
+    return short
 
 
 def _pool(pool: "Mapping[str, Any]") -> str:

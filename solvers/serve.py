@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from hardware.faults import InputError
+from solvers import serve_groups as groups
+from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.result import Result
 from solvers.serve_answer import Seen, binding, breakdown, described, objective, plan_dict, serve_provenance, steady
 from solvers.serve_case import Case, case_of
 from solvers.serve_infeasible import nearest, no_layout
-from solvers.serve_question import ServePlan
-from solvers.serve_rank import baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
+from solvers.serve_mix import Mix, mixed
+from solvers.serve_question import ServeArrivals, ServePlan
+from solvers.serve_rank import Place, baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_search import search
 
@@ -60,9 +63,14 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> R
         "scenario": scenario.resolved,
         "provenance": serve_provenance(scenario),
     }
-    if not searched.found and not searched.overloaded:
+    if not searched.found and not searched.overloaded and not scenario.also:
         raise InputError([no_layout(scenario)])
     ranked = ranking(scenario, searched.found)
+    mixed_ = _mixed(scenario, ranked, began)
+    if mixed_ is not None:
+        return replace(
+            mixed_, candidates=searched.candidates, alternatives=[entry(scenario, one) for one in ranked[:1]]
+        )
     if not ranked:
         why, relaxation = nearest(scenario, searched)
         return Result(
@@ -126,6 +134,8 @@ def predict(scenario: ServeScenario, *, simulate: bool = False, seed: int = 1) -
 
 
 def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> Result:
+    if given.groups:
+        return _of_groups(scenario, given, None, time.perf_counter())
     began = time.perf_counter()
     case = case_of(scenario, given)
     name = scenario.question.objective
@@ -178,6 +188,76 @@ def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> R
         prediction=told,
         breakdown=None if scenario.offline else breakdown(case, seen),
         binding=binding(case, seen),
+        solve_time_s=time.perf_counter() - began,
+        **common,
+    )
+
+
+def _mixed(scenario: ServeScenario, ranked: list[Place], began: float) -> Result | None:
+    """Return the answer of several layouts or kinds of accelerators, where it is better than that of one."""
+    question = scenario.question
+    wanted = (question.search.mixed or bool(scenario.also)) and not question.search.replicas
+    rated = scenario.rate is not None and question.objective.startswith(("goodput", "output", "cost"))
+    if not (wanted and rated) or "e2e_mean" in question.slo.limits:
+        return None
+    if not isinstance(question.workload.arrivals, ServeArrivals):
+        return None
+    mix = mixed(scenario)
+    if mix is None:
+        return None
+    unit = scenario.usd_per_hour(1) if question.objective.startswith("cost") else 1.0
+    best = min((float(one.found.gpus[one.row]) for one in ranked[:1]), default=np.inf)
+    if mix.cost >= best * (unit or 1.0) * (1 - 1e-9):
+        return None
+    return _of_groups(scenario, groups.plan_of(scenario, mix), mix, began)
+
+
+def _of_groups(scenario: ServeScenario, given: ServePlan, mix: Mix | None, began: float) -> Result:
+    """Return the answer of a plan of several groups."""
+    parts = groups.groups_of(scenario, given)
+    name = scenario.question.objective
+    rate = scenario.rate
+    fit = all(one.case.fits for one in parts)
+    seen = groups.seen_of(scenario, parts, rate) if fit and rate is not None else None
+    common: dict[str, Any] = {
+        "kind": "serve",
+        "candidates": 1,
+        "scenario": scenario.resolved,
+        "provenance": serve_provenance(scenario, parts[0].case.server),
+    }
+    if seen is None or seen.load is None or seen.load >= 1:
+        reason = "a group has no room for a request" if not fit else "requests come faster than they are answered"
+        if rate is None:
+            reason = "a plan of several groups is predicted at a rate"
+        return Result(
+            status="infeasible",
+            objective=objective(name, None),
+            why_not=[{"reason": reason, "candidates": 1, "nearest": {"plan": groups.plan_dict(given)}}],
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    told = groups.described_groups(scenario, given, parts, seen)
+    value = told[name]
+    bound = None
+    if mix is not None and rate is not None:
+        made = scenario.demand.output_tokens * rate
+        bound = {
+            "goodput_requests_per_s_per_gpu": rate / mix.bound,
+            "output_tokens_per_s_per_gpu": made / mix.bound,
+            "cost_usd_per_million_tokens": mix.bound / made / 3600 * 1e6,
+        }[name]
+    gap = None if bound is None else relative_gap(value, bound)
+    main = groups.heaviest(parts).case
+    first = next((one.case for one in parts if one.asked.phase == "prefill"), None)
+    return Result(
+        status="optimal" if gap is not None and gap <= OPTIMAL_GAP else "feasible",
+        objective=objective(name, value),
+        best_bound=bound,
+        gap=gap,
+        plan=groups.plan_dict(given),
+        prediction=told,
+        breakdown=breakdown(main, seen, first),
+        binding=binding(main, seen),
         solve_time_s=time.perf_counter() - began,
         **common,
     )

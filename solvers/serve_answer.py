@@ -222,9 +222,11 @@ def _steps(case: Case, running: float) -> tuple[Term, Term]:
     return at(prompt, 0), at(tokens, 0)
 
 
-def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
-    """Return where the mean request's time goes."""
+def breakdown(case: Case, seen: Seen, first: Case | None = None) -> dict[str, Any]:
+    """Return where the mean request's time goes; prompts are computed by `first`, where that is another."""
     prompt, tokens = _steps(case, max(seen.running, 1.0))
+    if first is not None:
+        prompt, _ = _steps(first, 0.0)
     received_s = float(case.server.engine.prompt_overhead)
     first_s = max(seen.times_s.get("ttft_mean", received_s) - received_s, 0.0)
     demand = case.scenario.demand
@@ -233,7 +235,8 @@ def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
     gaps = max(demand.output_tokens - 1.0, 0.0)
     later_s = seen.times_s["tpot_mean"] * gaps
     emitted = float(np.asarray(case.speculation.tokens_per_step))
-    handover_s = float(tokens.seconds) + handoff_s(case.server) if case.disaggregated else 0.0
+    handed = case.disaggregated or first is not None
+    handover_s = float(tokens.seconds) + handoff_s(case.server) if handed else 0.0
     sent_s = min(case.transfer_s if case.disaggregated else 0.0, first_s - own_s)
     handover_s = min(handover_s, first_s - own_s - sent_s)
     alone_s = min(float(tokens.seconds) * gaps / emitted, later_s)
@@ -242,7 +245,7 @@ def breakdown(case: Case, seen: Seen) -> dict[str, Any]:
         Term("waiting for a step, for room, for other prompts", first_s - own_s - sent_s - handover_s, IDLE),
         _renamed(scaled(prompt, own_s / float(prompt.seconds)), "prompt"),
     ]
-    if case.disaggregated:
+    if handed:
         parts += [
             Term("keys and values on the way", sent_s, LINK),
             Term("handing over, and the first step", handover_s, HOST),
@@ -276,8 +279,10 @@ def optimal_tokens_per_s(server: Server) -> float:
     return peak_flops(server.machine.accelerator, form.arithmetic) / (2.0 * server.architecture.active_parameters)
 
 
-def described(case: Case, seen: Seen) -> dict[str, Any]:
-    """Return the prediction of a plan JSON."""
+def described(
+    case: Case, seen: Seen, accelerators: int | None = None, usd_per_hour: float | None = None
+) -> dict[str, Any]:
+    """Return the prediction of a plan JSON; accelerators and cost are those of the case if left out."""
     found: dict[str, Any] = {}
     for metric in ("ttft", "tpot", "itl", "e2e"):
         for statistic in STATISTICS:
@@ -286,7 +291,7 @@ def described(case: Case, seen: Seen) -> dict[str, Any]:
             if name in seen.times_s:
                 found[f"{name}_s_p10"] = seen.low_s.get(name)
                 found[f"{name}_s_p90"] = seen.high_s.get(name)
-    demand, gpus = case.scenario.demand, case.accelerators
+    demand, gpus = case.scenario.demand, accelerators or case.accelerators
     computed = demand.computed_tokens + demand.output_tokens
     optimal = optimal_tokens_per_s(case.server)
     for name, values, each in (
@@ -298,7 +303,7 @@ def described(case: Case, seen: Seen) -> dict[str, Any]:
     ):
         for end, value in zip(("", "_p10", "_p90"), values, strict=True):
             found[name + end] = value * each
-    hourly = case.scenario.usd_per_hour(gpus)
+    hourly = usd_per_hour if accelerators else case.scenario.usd_per_hour(gpus)
     made = seen.requests_per_s[0] * demand.output_tokens * 3600
     found |= {
         "optimal_tokens_per_s_per_gpu": optimal,

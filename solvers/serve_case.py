@@ -104,24 +104,24 @@ class Case:
         """Whether every instance holds its weights and a request."""
         return min(self.prompts.slots, self.tokens.slots) >= 1
 
+    def pool(self, part: Instances, phase: str) -> Pool:
+        """Return instances as the equations take them."""
+        return pool(
+            self.server,
+            part.deployment,
+            self.scenario.demand,
+            max_batch=part.slots,
+            token_budget=part.token_budget,
+            speculation=self.speculation,
+            phase=phase,
+        )
+
     def pools(self) -> tuple[Pool, Pool]:
-        """Return the instances as the equations take them."""
-
-        def one(part: Instances, phase: str) -> Pool:
-            return pool(
-                self.server,
-                part.deployment,
-                self.scenario.demand,
-                max_batch=part.slots,
-                token_budget=part.token_budget,
-                speculation=self.speculation,
-                phase=phase,
-            )
-
+        """Return the instances that compute prompts, and those that compute the tokens that follow."""
         if not self.disaggregated:
-            both = one(self.tokens, "both")
+            both = self.pool(self.tokens, "both")
             return both, both
-        return one(self.prompts, "prompts"), one(self.tokens, "tokens")
+        return self.pool(self.prompts, "prompts"), self.pool(self.tokens, "tokens")
 
     def latency(self, pools: tuple[Pool, Pool], rate: Number, factor: float = 1.0) -> Latency:
         """Return what requests see at a rate of all replicas [1/s], with steps so many times as long."""

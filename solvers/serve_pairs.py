@@ -182,7 +182,7 @@ def side(scenario: ServeScenario, family: Family, result: Searched, phase: str, 
     unit = np.repeat(np.arange(len(fits)), [len(one) for one in each])
     replicas = np.concatenate(each)
     gpus = replicas * (tp * pp * dp)[unit]
-    room = gpus < scenario.machine.accelerators
+    room = gpus <= scenario.machine.accelerators
     unit, replicas, gpus = unit[room], replicas[room], gpus[room]
     if not len(unit):
         return None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from hardware.units import Seconds
+from hardware.units import Seconds, UsdPerHour
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -192,6 +192,8 @@ class ServeSearch(_Strict):
     """Tokens drafted a step; 0 is no speculation."""
     disaggregated: tuple[bool, ...] = Field((False, True), min_length=1)
     """Whether prompts are computed by instances of their own."""
+    mixed: bool = False
+    """Whether instances may be of several layouts; where further clusters are named they always may."""
 
 
 class ServePool(_Strict):
@@ -211,6 +213,21 @@ class ServePool(_Strict):
     """Sequences that run at once on a rank of attention data parallelism; the engine's default if left out."""
     max_num_batched_tokens: Size | None = None
     """Tokens of a step of such a rank; the engine's default if left out."""
+
+
+class ServeGroup(ServePool):
+    """Instances of one layout, phase and kind of accelerator, where a plan has several."""
+
+    accelerator: str | None = None
+    """On which accelerators; those of the cluster if left out."""
+    phase: Literal["both", "prefill", "decode"] = "both"
+    """Whether they compute prompts, the tokens after the first, or both."""
+    precision_weights: Precision = "bf16"
+    """Type of the weights."""
+    precision_kv: CachePrecision | None = None
+    """Type of the cache of keys and values."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of all requests that comes to them."""
 
 
 class ServePlan(_Strict):
@@ -242,6 +259,19 @@ class ServePlan(_Strict):
     """Instances that compute prompts."""
     decode: ServePool | None = None
     """Instances that compute all tokens after the first."""
+    groups: tuple[ServeGroup, ...] | None = Field(None, min_length=1)
+    """Instances of several layouts or kinds of accelerators; then the groups say everything."""
+
+
+class ServeHardware(_Strict):
+    """Accelerators of another kind."""
+
+    cluster: str | dict[str, Any]
+    """A cluster or node of the catalogue, a path, or the description itself."""
+    nodes: Size | None = None
+    """Nodes to use; all of a cluster if left out."""
+    price_usd_per_hour: UsdPerHour | None = None
+    """Of one accelerator; the description's if left out."""
 
 
 class ServeQuestion(_Strict):
@@ -253,6 +283,10 @@ class ServeQuestion(_Strict):
     """A cluster or node of the catalogue, a path, or the description itself."""
     nodes: Size | None = None
     """Nodes to use; all of a cluster if left out."""
+    price_usd_per_hour: UsdPerHour | None = None
+    """Of one accelerator of the cluster; the description's if left out."""
+    also: tuple[ServeHardware, ...] = ()
+    """Further clusters, of other accelerators, on which instances may stand too."""
     model: str | dict[str, Any]
     """A bundled model, the path of a config.json, or its content."""
     engine: str = "vllm"

@@ -7,7 +7,7 @@ result = solvers.serve.plan(solvers.serve_scenario.load_serve(source, Path("."))
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -46,6 +46,9 @@ from solvers.serve_trace import busiest
 
 _Path = tuple[str | int, ...]
 
+SHARES = 1e-6
+"""By how much shares may miss their sum."""
+
 SLOW_TOKEN_S, SLOW_FIRST_TOKEN_S = 1.0, 600.0
 """Objectives above these were probably meant in another unit [s]."""
 
@@ -70,6 +73,8 @@ class ServeScenario:
         What may not be meant as it stands.
     recorded : RequestList or None
         The requests of a trace's busiest window.
+    also : tuple of (Machine, float or None)
+        Further clusters, and what one of their accelerators costs [USD/h].
     """
 
     question: ServeQuestion
@@ -81,6 +86,20 @@ class ServeScenario:
     resolved: dict[str, Any]
     warnings: tuple[Fault, ...]
     recorded: RequestList | None = None
+    also: tuple[tuple[Machine, float | None], ...] = ()
+
+    @property
+    def kinds(self) -> tuple[ServeScenario, ...]:
+        """The same question on each kind of accelerator, with the types of weights that it has arithmetic for."""
+        found = [self]
+        for machine, price in self.also:
+            search = self.question.search
+            able = tuple(one for one in search.precision_weights if _has(machine, one))
+            if able:
+                narrowed = search.model_copy(update={"precision_weights": able})
+                question = self.question.model_copy(update={"search": narrowed, "price_usd_per_hour": price})
+                found.append(replace(self, machine=machine, question=question, also=()))
+        return tuple(found)
 
     @property
     def rate(self) -> float | None:
@@ -121,6 +140,8 @@ class ServeScenario:
 
     def usd_per_hour(self, accelerators: float) -> float | None:
         """Return what so many accelerators cost [USD/h], or None."""
+        if self.question.price_usd_per_hour is not None:
+            return self.question.price_usd_per_hour * accelerators
         whole = usd_per_hour(self.machine)
         return None if whole is None else whole * accelerators / self.machine.accelerators
 
@@ -172,6 +193,13 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
             architecture = load_architecture(data["model"], base_dir, source, ("model",))
         except InputError as error:
             faults += error.faults
+    also: list[Machine] = []
+    for number, one in enumerate(question.also if question is not None else ()):
+        try:
+            at: _Path = ("also", number, "cluster")
+            also.append(resolve_cluster(one.cluster, base_dir, one.nodes, source=source, at=at))
+        except InputError as error:
+            faults += error.faults
     recorded: RequestList | None = None
     if question is not None and isinstance(question.workload.arrivals, ServeTrace):
         arrivals = question.workload.arrivals
@@ -190,6 +218,8 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
     if question is not None and architecture is not None and machine is not None:
         for path, message in _machine_faults(question, architecture, machine):
             faults.append(source.fault(path, message))
+        for path, message in _group_faults(question, architecture, (machine, *also)):
+            faults.append(source.fault(path, message))
     if faults or question is None or machine is None or architecture is None or engine is None:
         raise InputError(sorted(set(faults), key=lambda fault: (fault.source, fault.line, fault.column)))
     try:
@@ -200,10 +230,15 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
         raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
     warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
     resolved = _resolved(question, base_dir, machine)
+    if also:
+        for other, written in zip(also, resolved["also"], strict=True):
+            written |= {"cluster": description(other), "nodes": other.nodes}
     demand = demand_of(question.workload, recorded)
     if recorded is not None:
         resolved["workload"] |= _as_process(demand, moments([recorded]).rate)
-    return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings, recorded)
+    prices = [one.price_usd_per_hour for one in question.also]
+    others = tuple(zip(also, prices, strict=True))
+    return ServeScenario(question, machine, architecture, engine, demand, source, resolved, warnings, recorded, others)
 
 
 def _as_process(demand: Demand, rate: float) -> dict[str, Any]:
@@ -298,12 +333,12 @@ def _machine_faults(
         except ValueError as error:
             able = ", ".join(_able(gemm.FORMS[PRECISIONS[precision]].arithmetic))
             yield path, f"{error}; accelerators that have it: {able} [got {precision!r}]"
-    if question.objective == "cost_usd_per_million_tokens" and usd_per_hour(machine) is None:
-        yield (
-            ("objective",),
-            f"{question.objective} needs a price, and neither {machine.node.name} nor {accelerator.name} has one; "
-            "set accelerator.price.on_demand",
+    priced = question.price_usd_per_hour is not None or usd_per_hour(machine) is not None
+    if question.objective == "cost_usd_per_million_tokens" and not priced:
+        message = (
+            f"missing; {question.objective} needs it, and neither {machine.node.name} nor {accelerator.name} has one"
         )
+        yield ("price_usd_per_hour",), message
     lengths = question.workload.lengths
     longest: float = (
         0.0
@@ -322,7 +357,7 @@ def _machine_faults(
             fault = _size_fault(name, value, architecture, machine)
             if fault:
                 yield ("search", name, number), fault
-    if plan is None:
+    if plan is None or plan.groups:
         return
     if plan.disaggregated and plan.prefill and plan.decode:
         taken = 0
@@ -333,6 +368,46 @@ def _machine_faults(
             yield ("plan",), f"the pools take {taken} accelerators, but the cluster has {machine.accelerators}"
     elif not plan.disaggregated:
         yield from _layout_faults(plan, architecture, machine, ("plan",))
+
+
+def _group_faults(
+    question: ServeQuestion, architecture: Architecture, machines: tuple[Machine, ...]
+) -> Iterable[tuple[_Path, str]]:
+    """Yield what is wrong with a plan of several groups, and with further clusters."""
+    if question.objective == "cost_usd_per_million_tokens":
+        for number, (one, machine) in enumerate(zip(question.also, machines[1:], strict=False)):
+            if one.price_usd_per_hour is None and usd_per_hour(machine) is None:
+                message = f"missing; {question.objective} needs it, and {machine.accelerator.name} has none"
+                yield ("also", number, "price_usd_per_hour"), message
+    groups = question.plan.groups if question.plan is not None else None
+    if not groups:
+        return
+    names_ = [machine.accelerator.name for machine in machines]
+    taken = dict.fromkeys(names_, 0)
+    answered = {"both": 0.0, "prefill": 0.0, "decode": 0.0}
+    for number, group in enumerate(groups):
+        at: _Path = ("plan", "groups", number)
+        name = group.accelerator or names_[0]
+        if name not in names_:
+            yield (*at, "accelerator"), f"no such accelerator here; {did_you_mean(name, names_)} [got {name!r}]"
+            continue
+        machine = machines[names_.index(name)]
+        yield from _layout_faults(group, architecture, machine, at)
+        if not _has(machine, group.precision_weights):
+            yield (*at, "precision_weights"), f"{name} has no arithmetic for it [got {group.precision_weights!r}]"
+        taken[name] += group.tp * group.pp * group.dp * group.replicas
+        answered[group.phase] += group.share
+    for name, machine in zip(names_, machines, strict=True):
+        if taken[name] > machine.accelerators:
+            yield ("plan", "groups"), f"they take {taken[name]} {name}, but there are {machine.accelerators}"
+    if (
+        abs(answered["prefill"] - answered["decode"]) > SHARES
+        or abs(sum(answered.values()) - 1 - answered["decode"]) > SHARES
+    ):
+        yield (
+            ("plan", "groups"),
+            "shares of groups that do both and of those that prefill, or that decode, should add up to 1",
+        )
 
 
 def _layout_faults(
@@ -373,6 +448,15 @@ def _size_fault(name: str, value: int, architecture: Architecture, machine: Mach
     if value > machine.accelerators:
         return f"the cluster has {machine.accelerators} accelerators [got {value}]"
     return None
+
+
+def _has(machine: Machine, precision: str) -> bool:
+    """Tell whether a machine has the arithmetic for a type of weights."""
+    try:
+        peak_flops(machine.accelerator, gemm.FORMS[PRECISIONS[precision]].arithmetic)
+    except ValueError:
+        return False
+    return True
 
 
 def _able(arithmetic: str) -> list[str]:

@@ -379,6 +379,88 @@ def test_weights_that_fit_nowhere() -> None:
     assert "search.tp" in str(error.value) and "16 would do" in str(error.value)
 
 
+# --- several layouts and kinds of accelerators ---------------------------------------------------------------------
+
+MIXED = """
+kind: serve
+cluster: dgx-h100
+nodes: 2
+model: llama-3.1-70b
+workload:
+  arrivals: {process: poisson, rate_rps: 1}
+  lengths: {isl: 2000, osl: 500}
+slo: {ttft_p99: 2 s, tpot_p99: 35 ms}
+search:
+  tp: [2, 4]
+  max_num_seqs: [128]
+  max_num_batched_tokens: [2048]
+  precision_weights: [fp8]
+  disaggregated: [false]
+  mixed: true
+"""
+
+
+def at_rate(text: str, rate: float, **changes: Any) -> Any:
+    arrivals = {"process": "poisson", "rate_rps": rate}
+    return asked(text, workload={"arrivals": arrivals, "lengths": {"isl": 2000, "osl": 500}}, **changes)
+
+
+def test_instances_of_two_layouts_need_fewer_accelerators() -> None:
+    """What one of each sustains is more than three of the small ones do, and less than two of the large ones."""
+    limits = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "precision_weights": "fp8", "replicas": 1}
+    open_ended = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 2000, "osl": 500}}
+    small, large = (
+        value(predicted(MIXED, workload=open_ended, plan=limits | {"tp": tp}), "requests_per_s") for tp in (2, 4)
+    )
+    assert large > 2 * small
+    rate = 0.99 * (small + large)
+    best = plan(at_rate(MIXED, rate))
+    assert best.plan is not None and best.prediction is not None
+    assert sorted((one["tp"], one["replicas"]) for one in best.plan["groups"]) == [(2, 1), (4, 1)]
+    assert best.prediction["gpus"] == 6 and best.alternatives[0]["prediction"]["gpus"] == 8
+    assert value(best, "ttft_p99_s") <= 2 and value(best, "tpot_p99_s") <= 0.035
+    again = predict(at_rate(MIXED, rate, plan=best.plan))
+    assert again.prediction == best.prediction and again.breakdown == best.breakdown
+    only = {"search": {**best.scenario["search"], "mixed": False}}
+    assert value(plan(at_rate(MIXED, rate, **only)), "gpus") == 8
+
+
+def test_prompts_on_one_kind_and_tokens_on_another() -> None:
+    """Accelerators with little arithmetic for their bandwidth and price make the tokens."""
+    text = MIXED.replace("[fp8]", "[bf16]").replace("disaggregated: [false]", "disaggregated: [false, true]")
+    changes = {
+        "also": [{"cluster": "dgx-a100", "nodes": 2, "price_usd_per_hour": 1.0}],
+        "price_usd_per_hour": 4.0,
+        "objective": "cost_usd_per_million_tokens",
+        "slo": {"ttft_p99": "1 s", "tpot_p99": "60 ms"},
+    }
+    best = plan(at_rate(text, 4, **changes))
+    assert best.plan is not None and best.prediction is not None
+    where = {(one["phase"], one["accelerator"]) for one in best.plan["groups"]}
+    assert ("prefill", "h100-80gb-sxm") in where and ("decode", "a100-80gb-sxm") in where
+    assert value(best, "ttft_p99_s") <= 1 and value(best, "tpot_p99_s") <= 0.06
+    hourly = 4.0 * best.prediction["gpus_by_accelerator"]["h100-80gb-sxm"]
+    hourly += 1.0 * best.prediction["gpus_by_accelerator"]["a100-80gb-sxm"]
+    assert value(best, "cost_usd_per_hour") == pytest.approx(hourly)
+    assert value(best, "cost_usd_per_million_tokens") == pytest.approx(hourly / (4 * 500 * 3600) * 1e6)
+    alone = plan(at_rate(text, 4, **{**changes, "also": []}))
+    assert value(alone, "cost_usd_per_hour") > hourly
+
+
+def test_faults_of_groups() -> None:
+    found = faults(
+        MIXED.replace("nodes: 2", "nodes: 1")
+        + """
+plan:
+  groups:
+    - {tp: 8, replicas: 2, accelerator: h100-80gb-sxm, share: 0.5}
+    - {tp: 2, accelerator: h200-sxm, share: 0.25}
+"""
+    )
+    for part in ("no such accelerator here", "take 16 h100-80gb-sxm, but there are 8", "should add up to 1"):
+        assert any(part in line for line in found), part
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 

@@ -128,7 +128,7 @@ class Latency:
         if statistic == "mean":
             return np.asarray(self.ttft_s("mean") + self.gaps * self.tpot_s("mean"))
         levels = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
-        lengths = 1.0 + np.maximum(self._outputs(levels) - 1.0, 0.0)
+        lengths = 1.0 + np.maximum(self.outputs(levels) - 1.0, 0.0)
         parts = []
         for level in levels:
             first = self._before_s + self.prompts.ttft_quantile_s(float(level))
@@ -141,8 +141,8 @@ class Latency:
             return np.where(np.isfinite(every[-1]), every[below], np.inf)
         return np.asarray(every[below] + (at - below) * (every[below + 1] - every[below]))
 
-    def _outputs(self, levels: Array) -> Array:
-        """Return quantiles of the output tokens."""
+    def outputs(self, levels: Array) -> Array:
+        """Return quantiles of the output tokens at some levels."""
         from scipy.special import ndtri
 
         mean, scv = self.demand.output_tokens, self.demand.output_scv
@@ -171,12 +171,13 @@ class Latency:
             low, high = np.zeros(np.shape(self.load)), np.ones(np.shape(self.load))
             for _ in range(24):
                 middle = (low + high) / 2
-                inside = self._quantile(metric, middle) <= limit
+                inside = self.quantile_s(metric, middle) <= limit
                 low, high = np.where(inside, middle, low), np.where(inside, high, middle)
             missed = missed + 1 - low
         return np.where(self.stable, np.maximum(1 - missed, 0.0), 0.0)
 
-    def _quantile(self, metric: str, level: Array) -> Array:
+    def quantile_s(self, metric: str, level: Array) -> Array:
+        """Return quantiles of ``ttft`` or ``tpot`` at levels of any shape that broadcasts [s]."""
         level = np.clip(level, 1e-6, 1 - 1e-6)
         if metric == "ttft":
             return np.asarray(self._before_s + self.prompts.ttft_quantile_s(level))  # type: ignore[arg-type]
