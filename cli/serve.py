@@ -166,7 +166,7 @@ def _rest(prediction: "Mapping[str, Any]") -> "dict[str, Any]":
     return {
         key: value
         for key, value in prediction.items()
-        if not key.startswith(tuple(f"{metric}_" for metric in _METRICS)) and key != "latencies_from"
+        if not key.startswith(tuple(f"{metric}_" for metric in _METRICS)) and key not in ("latencies_from", "groups")
     }
 
 

@@ -315,11 +315,11 @@ def described(
         "expert_imbalance": case.scenario.question.workload.expert_imbalance,
         "latencies_from": seen.origin,
         "cache_tokens": _one(case.tokens.memory.cache_tokens),
-        "memory_bytes": _memory(case, case.tokens),
+        "memory_bytes": memory_dict(case, case.tokens),
     }
     if case.disaggregated:
         found["cache_prefill_tokens"] = _one(case.prompts.memory.cache_tokens)
-        found["memory_prefill_bytes"] = _memory(case, case.prompts)
+        found["memory_prefill_bytes"] = memory_dict(case, case.prompts)
         found["kv_transfer_s"] = case.sending_s
         found["kv_transfer_exposed_s"] = case.transfer_s
     found |= {
@@ -331,7 +331,7 @@ def described(
     return found
 
 
-def _memory(case: Case, part: Instances) -> dict[str, float]:
+def memory_dict(case: Case, part: Instances) -> dict[str, float]:
     """Return the memory of an accelerator by part [bytes]."""
     kept = part.memory
     parts = {name: _one(getattr(kept, name)) for name in ("weights", "workspace", "context", "cache")}

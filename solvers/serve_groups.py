@@ -11,7 +11,7 @@ from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.serving.latency import PERCENTILES, Latency, Pool, apart, slower, together
 from perfmodel.serving.spread import factors
 from perfmodel.terms import Array
-from solvers.serve_answer import Seen, described, goodput_per_s, optimal_tokens_per_s, phase_spreads
+from solvers.serve_answer import Seen, described, goodput_per_s, memory_dict, optimal_tokens_per_s, phase_spreads
 from solvers.serve_case import Case, instances, prompt_alone_s
 from solvers.serve_mix import Mix, link_rate
 from solvers.serve_question import ServeGroup, ServePlan
@@ -194,7 +194,12 @@ def described_groups(scenario: ServeScenario, plan: ServePlan, groups: list[Grou
         "optimal_tokens_per_s_per_gpu": most / sum(by_kind.values()),
         "optimal_share": seen.requests_per_s[0] * computed / most,
     }
-    return told | {"gpus_by_accelerator": {names[kind]: count for kind, count in by_kind.items()}}
+    memory = [
+        {"cache_tokens": float(part.memory.cache_tokens), "memory_bytes": memory_dict(case, part)}
+        for case, part in ((one.case, one.case.tokens) for one in groups)
+    ]
+    counts = {names[kind]: count for kind, count in by_kind.items()}
+    return told | {"gpus_by_accelerator": counts, "groups": memory}
 
 
 def heaviest(groups: list[Group]) -> Group:

@@ -308,7 +308,7 @@ def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
     drafts = [number for number in question.search.draft_tokens or () if number] + ([plan.draft_tokens] if plan else [])
     if any(drafts) and question.speculative is None:
         yield ("speculative",), "missing; drafted tokens need an acceptance and a draft_cost"
-    if plan is not None:
+    if plan is not None and not plan.groups:
         for name in ("prefill", "decode"):
             given = getattr(plan, name) is not None
             if plan.disaggregated and not given:

@@ -443,6 +443,8 @@ def test_prompts_on_one_kind_and_tokens_on_another() -> None:
     hourly += 1.0 * best.prediction["gpus_by_accelerator"]["a100-80gb-sxm"]
     assert value(best, "cost_usd_per_hour") == pytest.approx(hourly)
     assert value(best, "cost_usd_per_million_tokens") == pytest.approx(hourly / (4 * 500 * 3600) * 1e6)
+    again = predict(at_rate(text, 4, **changes, plan=best.plan))
+    assert again.prediction == best.prediction and again.breakdown == best.breakdown
     alone = plan(at_rate(text, 4, **{**changes, "also": []}))
     assert value(alone, "cost_usd_per_hour") > hourly
 
