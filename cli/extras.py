@@ -1,6 +1,6 @@
 """What a command writes beside its answer, or in its place: a picture, a launch script."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def check(system: str | None, picture: Path | None, systems: Collection[str] = t
         plots.check(picture)
 
 
-def draw(result: Result, picture: Path | None) -> None:
+def draw(result: Result, picture: Path | None, drawing: Callable[[Result, Path], None] | None = None) -> None:
     """Draw an answer, if that was asked for.
 
     Parameters
@@ -49,6 +49,8 @@ def draw(result: Result, picture: Path | None) -> None:
         The answer.
     picture : Path or None
         Where to draw it.
+    drawing : callable
+        What draws it; an answer about training if left out.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def draw(result: Result, picture: Path | None) -> None:
     from cli import plots
 
     try:
-        plots.draw(result, picture)
+        (drawing or plots.draw)(result, picture)
     except OSError as error:
         raise InputError([Fault(f"--plot {picture}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
 
 if TYPE_CHECKING:
@@ -83,18 +81,11 @@ def predict_fleet(
 
 def _draw(result: "Result", plot: Path | None) -> None:
     """Draw the answer, if that was asked for."""
-    if plot is None:
-        return
-    if result.plan is None:
-        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
-        return
-    from cli import fleet_plot
-    from hardware.faults import Fault, InputError
+    if plot is not None:
+        from cli import extras
+        from cli.fleet_plot import draw
 
-    try:
-        fleet_plot.draw(result, plot)
-    except OSError as error:
-        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+        extras.draw(result, plot, draw)
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

@@ -54,9 +54,7 @@ Emit = Annotated[
     str | None,
     typer.Option("--emit", metavar="SYSTEM", help="Write a launch script: megatron-lm, torchtitan or deepspeed."),
 ]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", help="Draw time and memory, as .svg, .png or .pdf.")
-]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the answer, as .svg, .png or .pdf.")]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=debug, is_eager=True, help="Show where in the program a fault arose.")
 ]

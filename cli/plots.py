@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".svg", ".png", ".pdf")
 
-_COLOURS = {
+COLOURS = {
     "compute": "#0072B2",
     "memory": "#56B4E9",
     "link": "#D55E00",
@@ -31,14 +31,14 @@ _COLOURS = {
 
 _PLAIN = "#555555"
 _HIDDEN: dict[str, Any] = {"facecolor": "white", "edgecolor": _PLAIN, "hatch": "/////", "linewidth": 0.6}
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.3, "labelspacing": 0.3}
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.3, "labelspacing": 0.3}
 _SMALLEST_SHARE = 0.005
 _MOST_ROWS = 14
 _GIB = 2.0**30
 _INCH_MM = 25.4
 _BARS_MM, _FRONT_MM, _ROW_MM = 94.0, 66.0, 5.6
 _BAR = 0.72
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -201,7 +201,7 @@ def draw(result: Result, path: Path) -> None:
     widths = (_BARS_MM, _FRONT_MM) if points else (_BARS_MM,)
     shown = rows(result.breakdown)
     height = max(_ROW_MM * (len(shown) + 1) + 32, 78)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(sum(widths) / _INCH_MM, height / _INCH_MM), layout="constrained")
         panels: Sequence[Axes] = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
         _bars(panels[0], shown, result.prediction)
@@ -221,11 +221,11 @@ def _bars(axes: Axes, shown: Sequence[Row], prediction: Mapping[str, Any]) -> No
     whole = prediction["step_time_s"]
     scale, unit = (1.0, "s") if whole >= 1 else (1e3, "ms")
     least = _SMALLEST_SHARE * whole
-    step = Row("step", {bound: sum(row.parts.get(bound, 0.0) for row in shown) for bound in (*_COLOURS, "")}, 0.0)
+    step = Row("step", {bound: sum(row.parts.get(bound, 0.0) for row in shown) for bound in (*COLOURS, "")}, 0.0)
     for place, row in enumerate([step, *shown]):
         left = 0.0
         for bound, seconds in row.parts.items():
-            axes.barh(place, seconds * scale, left=left * scale, color=_COLOURS.get(bound, _PLAIN), height=_BAR)
+            axes.barh(place, seconds * scale, left=left * scale, color=COLOURS.get(bound, _PLAIN), height=_BAR)
             left += seconds
         if row.hidden_seconds >= least:
             hidden = row.hidden_seconds * scale
@@ -236,7 +236,7 @@ def _bars(axes: Axes, shown: Sequence[Row], prediction: Mapping[str, Any]) -> No
                 share += f", {100 * row.hidden_seconds / whole:.1f} % hidden"
             axes.annotate(share, (row.length * scale, place), (3, 0), textcoords="offset points", va="center")
     low, high = (prediction.get(f"step_time_s_{end}") for end in ("p10", "p90"))
-    keys: list[Any] = [Patch(color=_COLOURS[bound], label=bound) for bound in _COLOURS if step.parts[bound] >= least]
+    keys: list[Any] = [Patch(color=COLOURS[bound], label=bound) for bound in COLOURS if step.parts[bound] >= least]
     if any(row.hidden_seconds >= least for row in shown):
         keys.append(Patch(label="hidden", **_HIDDEN))
     if low is not None and high is not None:
@@ -248,7 +248,7 @@ def _bars(axes: Axes, shown: Sequence[Row], prediction: Mapping[str, Any]) -> No
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"time of a step [{unit}]")
-    axes.legend(handles=keys, loc="upper right", bbox_to_anchor=(1.0, -0.16), ncols=3, **_LEGEND)
+    axes.legend(handles=keys, loc="upper right", bbox_to_anchor=(1.0, -0.16), ncols=3, **LEGEND)
 
 
 def _front(axes: Axes, result: Result, points: Sequence[Mapping[str, Any]]) -> None:
@@ -263,14 +263,14 @@ def _front(axes: Axes, result: Result, points: Sequence[Mapping[str, Any]]) -> N
         memory,
         time,
         where="post",
-        color=_COLOURS["compute"],
+        color=COLOURS["compute"],
         marker="o",
         markersize=3.5,
         linewidth=0.8,
         label="not beaten",
     )
     one: dict[str, Any] = {"linestyle": "", "zorder": 3}
-    axes.plot(*place(prediction), color=_COLOURS["link"], marker="*", markersize=12, label="this plan", **one)
+    axes.plot(*place(prediction), color=COLOURS["link"], marker="*", markersize=12, label="this plan", **one)
     if result.baseline:
         axes.plot(*place(result.baseline["prediction"]), color="black", marker="X", markersize=7, label="today", **one)
     capacity = prediction.get("memory_available_bytes")
@@ -292,4 +292,4 @@ def _front(axes: Axes, result: Result, points: Sequence[Mapping[str, Any]]) -> N
     axes.set_xlim(0, 1.06 * axes.dataLim.x1)
     axes.set_xlabel("memory [GiB]")
     axes.set_ylabel("time of a step [s]")
-    axes.legend(loc="upper right", bbox_to_anchor=(0.94, 1.0), **_LEGEND)
+    axes.legend(loc="upper right", bbox_to_anchor=(0.94, 1.0), **LEGEND)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn, write_answer
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,7 @@ def plan_serve(
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
     emit: EmitEngine = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """How to serve a model on a cluster."""
@@ -41,7 +42,7 @@ def plan_serve(
     from cli.load import load, written
     from cli.progress import working
 
-    extras.check(emit, None, ENGINES)
+    extras.check(emit, plot, ENGINES)
     source = load(scenario, overrides or ())
     with working("searching"):
         from solvers.serve import plan
@@ -50,6 +51,7 @@ def plan_serve(
         question = load_serve(source, scenario.parent)
         result = plan(question, top=top, time_limit_s=time_limit)
     warn(question.warnings)
+    _draw(result, plot)
     if not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
@@ -67,6 +69,7 @@ def predict_serve(
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
     emit: EmitEngine = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """What requests see of a deployment: latencies, throughput, memory, cost."""
@@ -76,7 +79,7 @@ def predict_serve(
     from cli.progress import working
     from hardware.faults import InputError
 
-    extras.check(emit, None, ENGINES)
+    extras.check(emit, plot, ENGINES)
     source = load(scenario, overrides or ())
     with working("predicting"):
         from solvers.serve import predict
@@ -87,8 +90,18 @@ def predict_serve(
             raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
         result = predict(question, simulate=simulate, seed=seed)
     warn(question.warnings)
+    _draw(result, plot)
     if not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _draw(result: "Result", plot: Path | None) -> None:
+    """Draw the answer, if that was asked for."""
+    if plot is not None:
+        from cli import extras
+        from cli.serve_plot import draw
+
+        extras.draw(result, plot, draw)
 
 
 def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:

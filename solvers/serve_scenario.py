@@ -30,6 +30,7 @@ from perfmodel.requests import RequestList, moments
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, Speculation
 from perfmodel.serving.server import PRECISIONS, Server, server
+from perfmodel.serving.step import EXPERT_ARITHMETIC
 from solvers.scenario import usd_per_hour
 from solvers.serve_question import (
     ServeArrivals,
@@ -333,6 +334,11 @@ def _machine_faults(
         except ValueError as error:
             able = ", ".join(_able(gemm.FORMS[PRECISIONS[precision]].arithmetic))
             yield path, f"{error}; accelerators that have it: {able} [got {precision!r}]"
+            continue
+        mixture = any(layer.feed_forward.experts for layer in architecture.layers)
+        if mixture and gemm.FORMS[PRECISIONS[precision]].arithmetic not in EXPERT_ARITHMETIC:
+            message = f"kernels of the experts of {architecture.name} are not modelled in {precision}"
+            yield path, f"{message}; fp8 and int8_wo are of as many bytes [got {precision!r}]"
     priced = question.price_usd_per_hour is not None or usd_per_hour(machine) is not None
     if question.objective == "cost_usd_per_million_tokens" and not priced:
         message = (

@@ -531,3 +531,37 @@ def test_an_infeasible_plan_launches_nothing() -> None:
     done = run("predict", "serve", example, "--set", "plan={tp: 1}", "--emit", "vllm")
     assert done.exit_code == 0 and "infeasible" in done.stdout
     assert done.stderr == "--emit vllm: nothing to launch, the answer is infeasible\n"
+
+
+def test_options_that_every_answer_takes(tmp_path: Path) -> None:
+    example = EXAMPLES / "serve-llama-70b-8-h100.yaml"
+    small = ("--set", "search={tp: [8], disaggregated: [false], max_num_seqs: [256], max_num_batched_tokens: [8192]}")
+    rest = ("--top", 1, "--time-limit", 30, "--gap", 0.1, "--debug")
+    done = run("plan", "serve", example, *small, *rest, "--plot", tmp_path / "plan.svg", "-o", tmp_path / "plan.json")
+    assert done.exit_code == 0 and done.stdout == "", done.stderr
+    drawn_text = (tmp_path / "plan.svg").read_text()
+    for part in ("llama-3.1-70b on 1 x dgx-h100, vllm", "limit", "today", "end to end, mean [s]"):
+        assert part in drawn_text
+    # a plan JSON is a scenario too, and launches the same
+    again = run("predict", "serve", tmp_path / "plan.json", "--emit", "vllm")
+    assert again.exit_code == 0 and "--tensor-parallel-size 8 " in again.stdout
+    assert run("plan", "serve", example, "--plot", tmp_path / "plan.txt").exit_code == 2
+    none = run("predict", "serve", example, "--set", "plan={tp: 1}", "--plot", tmp_path / "none.svg")
+    assert none.exit_code == 0 and "nothing to draw" in none.stderr and not (tmp_path / "none.svg").exists()
+
+
+@pytest.mark.parametrize("arrivals", [{"concurrency": 16}, "offline"])
+def test_closed_loops_are_drawn_and_launched(arrivals: Any, tmp_path: Path) -> None:
+    changes = {"workload": {"arrivals": arrivals, "lengths": {"isl": 1000, "osl": 200}}}
+    launch, _ = launched("vllm", {"tp": 1, "replicas": 1}, **changes)
+    assert "TPOT: mean" in launch.text
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(scenario(**changes, plan={"tp": 1, "replicas": 1})))
+    done = run("predict", "serve", path, "--plot", tmp_path / "loop.svg")
+    assert done.exit_code == 0 and (tmp_path / "loop.svg").exists(), done.stderr
+
+
+def test_experts_in_int8_are_refused() -> None:
+    example = EXAMPLES / "serve-llama-70b-8-h100.yaml"
+    done = run("predict", "serve", example, "--set", "model=mixtral-8x7b", "--set", "plan.precision_weights=int8")
+    assert done.exit_code == 2 and "plan.precision_weights" in done.stderr and "fp8 and int8_wo" in done.stderr

@@ -367,7 +367,9 @@ def _seconds(found: Mapping[str, Any], key: str) -> str:
 
 def _interval(found: Mapping[str, Any], key: str) -> str:
     low, high = found.get(f"{key}_p10"), found.get(f"{key}_p90")
-    return "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    if low is None:
+        return ""
+    return f" ({low:.3g} and up)" if high is None else f" ({low:.3g} to {high:.3g})"
 
 
 def other_engine(serving: Serving, name: str) -> Iterable[str]:
