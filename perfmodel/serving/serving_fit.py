@@ -33,8 +33,8 @@ CONSTANTS = (
     Constant("step_overhead", 1.5e-3, 1.0),
     Constant("sequence_overhead", 8e-6, 1.0),
     Constant("layer_overhead", 8e-6, 1.0),
-    Constant("eager_overhead", 8e-4, 0.8),
-    Constant("prompt_overhead", 5e-2, 1.0),
+    Constant("eager_overhead", 8e-4, 1.5),
+    Constant("prompt_overhead", 5e-2, 2.0),
     Constant("handoff_overhead", 1e-1, 1.0),
     Constant("launch", 0.4, 0.6),
     Constant("speed", 1.0, 0.12),
@@ -52,9 +52,9 @@ OVERHEADS = (
 """What belongs to the host, and is scaled together by three rows of one's own."""
 
 LINEAR_FROM = 0.15
-WEIGHTS = {"ttft_ms_mean": 0.35}
+WEIGHTS = {"ttft_ms_mean": 0.6}
 LONGEST_TTFT_MS = 20e3
-ROUNDS, STEP, FURTHEST = 3, 0.08, 0.7
+ROUNDS, STEP, FURTHEST = 5, 0.08, 1.0
 """Gauss-Newton steps, difference of a logarithm for slopes, and the largest change of a logarithm in a step."""
 
 ROWS = 130
