@@ -1,7 +1,7 @@
-"""Fit the exponent with which the throughput of training follows the power limit.
+"""Fit the power model, and the exponent with which the throughput of training follows the power limit.
 
-Prints what ``hardware/catalog/kernels/power.yaml`` holds: of training runs under power caps that reach 85 % of the
-limit, the exponent by GPU and cap.
+Prints the constants of ``perfmodel/calibrated/power.yaml``, and what ``hardware/catalog/kernels/power.yaml`` holds: of
+training runs under power caps that reach 85 % of the limit, the exponent by GPU and cap.
 
     python benchmarks/fit_power.py            # reads PERFMODEL_DATA, default ../shared/data
 """
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
+
+from perfmodel.power.power_fit import fit, written
+from perfmodel.validate_power import read_files
 
 DATA = Path(os.environ.get("PERFMODEL_DATA", "../shared/data"))
 
@@ -35,5 +39,13 @@ def power_exponents() -> None:
             print(f"{gpu:8} power {share:.2f}  throughput {np.median(speeds):.3f}  exponent {exponent:.2f}")
 
 
+def constants() -> None:
+    """Print the constants of the power model, fitted from the shipped ones."""
+    files = ("llm_serving_power", "a100_phase_power", "gpu_power_cap_training")
+    frame = read_files([DATA / "kv_power" / f"{name}.csv" for name in files])
+    print(yaml.safe_dump(written(fit(frame)), sort_keys=False, default_flow_style=None, width=120))
+
+
 if __name__ == "__main__":
+    constants()
     power_exponents()

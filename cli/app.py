@@ -28,6 +28,7 @@ from cli.options import (
     write_answer,
 )
 from cli.placement import plan_placement, predict_placement
+from cli.power import validate_power
 from cli.program import Program
 from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
@@ -243,6 +244,7 @@ predictions.command("sequence")(predict_sequence)
 plans.command("serve")(plan_serve)
 predictions.command("serve")(predict_serve)
 checks.command("collective")(validate_collective)
+checks.command("power")(validate_power)
 checks.command("serving")(validate_serving)
 app.command("schema")(schema)
 app.command("calibrate")(calibrate)

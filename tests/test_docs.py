@@ -114,7 +114,7 @@ def measured(name: str) -> str:
         return str(DATA / "kernels" / "nccl.csv.gz")
     if name == "KERNELS.csv" or name.endswith(".gz"):
         return str(DATA / "kernels" / ("gemm.csv.gz" if name == "KERNELS.csv" else Path(name).name))
-    folder = DATA / ("network" if "/network/" in name else "training")
+    folder = DATA / next((part for part in ("network", "kv_power") if f"/{part}/" in name), "training")
     return str(folder / ("megatron_sc21_a100.csv" if name in ("RUNS.csv", ALL_FILES) else Path(name).name))
 
 

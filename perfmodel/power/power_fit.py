@@ -1,0 +1,214 @@
+"""Fit of the power model's constants on measured rows, and figures of rows that took no part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hardware.schema import Accelerator
+from perfmodel.power.constants import PowerConstants, Shares, Throttle, power_constants
+from perfmodel.power.device import Activity, board_power_w
+from perfmodel.power.throttle import capped_speed
+from perfmodel.terms import Array
+from perfmodel.validate_power import board_of, measured_activity, predict_rows, serving_rows
+from perfmodel.validation import Defaults, column, grouped
+
+COMMON: dict[str, tuple[float, float]] = {
+    "padded_rows": (1.0, 256.0),
+    "block_scaled": (0.5, 4.0),
+    "cache": (1.0, 5.0),
+    "compute_exponent": (0.3, 1.0),
+}
+"""Constants of all boards that are fitted, and where they may lie."""
+
+BOARD: dict[str, tuple[float, float]] = {"memory": (0.0, 2.0), "compute": (0.0, 3.0)}
+THROTTLE: dict[str, tuple[float, float]] = {
+    "static": (0.02, 0.36),
+    "fluctuation": (0.02, 0.6),
+    "voltage_floor": (0.2, 1.0),
+}
+
+WIDTH = 80.0
+"""Percent of residuals that lie between P10 and P90."""
+
+Part = tuple[str, Accelerator, pd.DataFrame, Any]
+
+
+def fit_serving(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 2000) -> PowerConstants:
+    """Return the constants with those of serving fitted: the least mean absolute relative error.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of `read_files`; those of other kinds are left alone.
+    start : PowerConstants
+        Where the search begins, and what boards without rows keep; the shipped ones if left out.
+    rounds : int
+        Most steps of the search.
+    """
+    known = start or power_constants()
+    parts: list[Part] = []
+    for gpu, rows in frame[frame["schema"] == "serving"].groupby("gpu"):
+        board = board_of(str(gpu))
+        if board is None or board.name not in known.boards:
+            continue
+        with_prompts, sizes = serving_rows(rows, Defaults())
+        parts.append((board.name, board, with_prompts, sizes))
+    if not parts:
+        return known
+    bounds = [*COMMON.values(), *(bound for _ in parts for bound in BOARD.values())]
+    begin = [getattr(known, name) for name in COMMON]
+    begin += [getattr(known.boards[name], part) for name, *_ in parts for part in BOARD]
+
+    def constants(values: Array) -> PowerConstants:
+        boards = dict(known.boards)
+        for number, (name, *_) in enumerate(parts):
+            own = values[len(COMMON) + number * len(BOARD) :][: len(BOARD)]
+            boards[name] = replace(boards[name], **dict(zip(BOARD, map(float, own), strict=True)))
+        common: dict[str, Any] = dict(zip(COMMON, map(float, values), strict=False))
+        return replace(known, boards=boards, **common)
+
+    def errors(tried: PowerConstants) -> list[Array]:
+        found = []
+        for name, board, rows, sizes in parts:
+            activity: Activity = measured_activity(rows, sizes, board, tried)
+            watts = board_power_w(board, activity, shares=tried.boards[name], constants=tried)
+            found.append(np.log(watts / rows["power_per_gpu_w"].to_numpy(float)))
+        return found
+
+    def loss(values: Array) -> float:
+        return float(np.abs(np.expm1(np.concatenate(errors(constants(values))))).mean())
+
+    fitted = constants(_least(loss, begin, bounds, rounds))
+    boards = dict(fitted.boards)
+    for (name, *_), error in zip(parts, errors(fitted), strict=True):
+        boards[name] = replace(boards[name], spread=_spread(error))
+    return replace(fitted, boards=boards)
+
+
+def fit_phases(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 300) -> PowerConstants:
+    """Return the constants with those of boards fitted that only phases of one model were measured on."""
+    known = start or power_constants()
+    phases = frame[frame["schema"] == "phases"]
+    boards = dict(known.boards)
+    for gpu, rows in phases.groupby("gpu"):
+        board = board_of(str(gpu))
+        if board is None or board.name not in boards:
+            continue
+        before, name = boards[board.name], board.name
+
+        def errors(values: Array, rows: pd.DataFrame = rows, before: Shares = before, name: str = name) -> Array:
+            own = replace(before, **dict(zip(BOARD, map(float, values), strict=True)))
+            lines = predict_rows(rows, Defaults(), constants=replace(known, boards={**boards, name: own}))
+            return np.asarray(lines["error"], float)
+
+        begin = [getattr(before, part) for part in BOARD]
+        found = _least(partial(_mean, errors), begin, list(BOARD.values()), rounds)
+        values = dict(zip(BOARD, map(float, found), strict=True))
+        boards[name] = replace(before, **values, spread=_spread(np.log1p(errors(found))))
+    return replace(known, boards=boards)
+
+
+def fit_throttles(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 400) -> PowerConstants:
+    """Return the constants with those of capped speed fitted, family by family."""
+    known = start or power_constants()
+    throttles = dict(known.throttles)
+    keys = ["gpu", "dataset", "network", "batch"]
+    for gpu, rows in frame[frame["schema"] == "caps"].groupby("gpu"):
+        board = board_of(str(gpu))
+        if board is None or board.architecture not in throttles:
+            continue
+        top = rows.loc[rows.groupby(keys)["power_limit_w"].idxmax()].set_index(keys)
+        same = top.loc[pd.MultiIndex.from_frame(rows[keys])]
+        below = rows["power_limit_w"].to_numpy(float) < same["power_limit_w"].to_numpy(float)
+        watts, highest, seconds = (
+            same[name].to_numpy(float)[below] for name in ("avg_power_w", "power_limit_w", "epoch_time_s")
+        )
+        limit, taken_s = (rows[name].to_numpy(float)[below] for name in ("power_limit_w", "epoch_time_s"))
+        before = throttles[board.architecture]
+
+        def error(
+            values: Array,
+            data: tuple[Array, ...] = (watts, limit, highest, seconds / taken_s),
+            own: Throttle = before,
+        ) -> Array:
+            power, cap, most, measured = data
+            tried = replace(own, **dict(zip(THROTTLE, map(float, values), strict=True)))
+            return np.asarray(np.log(capped_speed(power, cap, most, tried) / measured))
+
+        begin = [getattr(before, name) for name in THROTTLE]
+        found = _least(partial(_mean, error), begin, list(THROTTLE.values()), rounds)
+        values = dict(zip(THROTTLE, map(float, found), strict=True))
+        throttles[board.architecture] = replace(before, **values, spread=_spread(error(found)))
+    return replace(known, throttles=throttles)
+
+
+def fit(frame: pd.DataFrame, start: PowerConstants | None = None) -> PowerConstants:
+    """Return the constants fitted on all rows that tell about them."""
+    return fit_throttles(frame, fit_phases(frame, fit_serving(frame, start)))
+
+
+def left_out(frame: pd.DataFrame, name: str, progress: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+    """Return the figures of the rows of each value of a column, predicted by constants fitted without them."""
+    labels = frame[column("--leave-out", frame, name)].astype(str)
+    values, parts = sorted(labels.unique()), []
+    for number, value in enumerate(values):
+        progress(number / len(values))
+        found = fit(frame[labels != value])
+        parts.append(predict_rows(frame[labels == value], Defaults(), constants=found))
+    rows = pd.concat(parts, ignore_index=True)
+    scored = rows[rows["skipped"] == ""]
+    result: dict[str, Any] = {}
+    for metric, lines in scored.groupby("metric", sort=False):
+        prefix = "" if scored["metric"].nunique() == 1 else f"metric={metric},"
+        lines = lines.assign(**{name: lines[name].astype(str)})
+        result |= {prefix + key: figures for key, figures in grouped(lines, [name]).items()}
+    return result
+
+
+def written(constants: PowerConstants) -> Mapping[str, Any]:
+    """Return the constants as ``calibrated/power.yaml`` holds them."""
+
+    def rounded(one: Shares | Throttle) -> dict[str, float]:
+        return {key: float(f"{value:.3g}") for key, value in vars(one).items()}
+
+    return {
+        "boards": {name: rounded(one) for name, one in constants.boards.items()},
+        "throttles": {name: rounded(one) for name, one in constants.throttles.items()},
+        "common": {name: float(f"{getattr(constants, name):.3g}") for name in COMMON},
+    }
+
+
+def _mean(errors: Callable[[Array], Array], values: Array) -> float:
+    return float(np.abs(errors(values)).mean())
+
+
+def _spread(log_errors: Array) -> float:
+    return float(np.percentile(np.abs(log_errors), WIDTH) / 1.2816)
+
+
+def _least(
+    loss: Callable[[Array], float], begin: Sequence[float], bounds: Sequence[tuple[float, float]], rounds: int
+) -> Array:
+    """Return where a loss is least, searched in units of each bound's width."""
+    from scipy.optimize import minimize
+
+    low, high = (np.array([bound[side] for bound in bounds]) for side in (0, 1))
+    scaled = np.clip((np.asarray(begin) - low) / (high - low), 0.02, 0.98)
+    options = {"maxiter": rounds, "xatol": 1e-4, "fatol": 1e-6, "adaptive": True}
+    for _ in range(2):  # a second simplex from the first's end leaves flat corners
+        start: Any = scaled
+        found: Any = minimize(  # type: ignore[call-overload]
+            lambda x: loss(low + x * (high - low)),
+            start,
+            method="Nelder-Mead",
+            bounds=[(0, 1)] * len(low),
+            options=options,
+        )
+        scaled = found.x
+    return np.asarray(low + scaled * (high - low))

@@ -1,0 +1,60 @@
+"""Speed of an accelerator under a power cap."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perfmodel.power.constants import Throttle
+from perfmodel.terms import Array, Number
+
+LOWEST_CLOCK = 0.05
+"""Clock over the highest below which no board goes, whatever the cap."""
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
+"""Points over which power fluctuates within a step, and their weights."""
+
+
+def relative_clock(dynamic_share: Number, voltage_floor: float) -> Array:
+    """Return the clock at which the dynamic power is a share of that at the highest clock.
+
+    Notes
+    -----
+    Dynamic power is C f V^2; voltage follows the clock down to a floor v: share = f max(f, v)^2, so f = share^(1/3)
+    above the floor and share/v^2 below.
+    """
+    share = np.clip(np.asarray(dynamic_share, float), 0.0, 1.0)
+    return np.asarray(
+        np.maximum(np.where(share >= voltage_floor**3, np.cbrt(share), share / voltage_floor**2), LOWEST_CLOCK)
+    )
+
+
+def capped_speed(
+    power_w: Number, limit_w: Number, highest_w: Number, throttle: Throttle, compute_share: Number = 1.0
+) -> Array:
+    """Return the speed under a cap over that at the highest limit.
+
+    Parameters
+    ----------
+    power_w : array
+        Mean power of the work at the highest limit [W].
+    limit_w, highest_w : array
+        The cap, and the board's highest limit [W].
+    throttle : Throttle
+        How the board meets a cap.
+    compute_share : array
+        Part of the time that follows the clock; the rest waits for memory or links and hardly slows [1].
+
+    Notes
+    -----
+    Power fluctuates log-normally around its mean within a step, up to the highest limit; wherever it exceeds the cap
+    the clock falls until static + dynamic power meets it. Time is the mean of c/f + 1 - c over the step.
+    """
+    mean, cap, highest = (np.asarray(value, float) for value in (power_w, limit_w, highest_w))
+    static = throttle.static * highest
+    time: Array = np.zeros(np.broadcast_shapes(mean.shape, cap.shape, highest.shape))
+    for node, weight in zip(NODES, WEIGHTS / WEIGHTS.sum(), strict=True):
+        now = np.minimum(mean * np.exp(throttle.fluctuation * node - throttle.fluctuation**2 / 2), highest)
+        dynamic = np.maximum(now - static, 1e-9 * highest)
+        clock = np.where(now <= cap, 1.0, relative_clock((cap - static) / dynamic, throttle.voltage_floor))
+        time = time + weight * (compute_share / clock + 1 - np.asarray(compute_share))
+    return np.asarray(1.0 / time)
