@@ -120,10 +120,6 @@ def emit_serving(result: Result, question: "ServeScenario", system: str | None, 
     if result.plan is None:
         typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
         return False
-    if result.plan.get("groups"):
-        message = "instances of several layouts: no script is written for them; emit each group as a plan of its own"
-        typer.echo(f"--emit {system}: {message}", err=True)
-        return False
     from cli.emit.engines import ENGINES
 
     launch = ENGINES[system](result, question)

@@ -85,11 +85,14 @@ def _title(result: Result) -> tuple[str, str]:
         limits = f"{pool['max_num_seqs']} sequences, {pool['max_num_batched_tokens']} tokens"
         return f"{pool['replicas']} x {' '.join(f'{name}{pool[name]}' for name in kept)}, {limits}"
 
+    machine = f"{scenario['nodes']} x {node['name']}"
+    where = f"{model} on {machine}, {scenario.get('engine', 'vllm')}"
+    if plan.get("groups"):
+        return where, "; ".join(f"{one['accelerator']}, {one['phase']}: {sizes(one)}" for one in plan["groups"])
     pools = [f"{role} {sizes(plan[role])}" for role in ("prefill", "decode") if plan.get(role)] or [sizes(plan)]
     types = f"weights {plan['precision_weights']}, cache {plan['precision_kv']}"
     drafts = f", {plan['draft_tokens']} tokens drafted" if plan["draft_tokens"] else ""
-    machine = f"{scenario['nodes']} x {node['name']}, {scenario.get('engine', 'vllm')}"
-    return f"{model} on {machine}", f"{'; '.join(pools)}; {types}{drafts}"
+    return where, f"{'; '.join(pools)}; {types}{drafts}"
 
 
 def _times(axes: Axes, metric: str, result: Result) -> None:

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.emit import ENGINES as NAMES
 from cli.emit.engines import ENGINES
-from cli.emit.serving import Launch, placed
+from cli.emit.places import placed
+from cli.emit.serving import Launch
+from hardware.catalogue import description, resolve_cluster
 from hardware.yaml_source import Source
 from perfmodel.architecture import load_architecture
 from perfmodel.kv_cache import kv_bytes_per_token
@@ -97,7 +99,7 @@ def started(text: str, folder: Path, nodes: int = 1) -> list[Started]:
         environment = {
             "PATH": f"{programs}:/usr/bin:/bin",
             "LOG": str(log),
-            "MODEL": "a model",
+            **dict.fromkeys(("MODEL", "MODEL_BF16", "MODEL_FP8"), "a model"),
             "DRAFT_MODEL": "small",
             "DISAGG_CLUSTER_URI": "http://router:9000",
         }
@@ -415,6 +417,43 @@ def test_instances_without_room_are_told() -> None:
     assert any(re.search(r"\breplicas: 1 of 5 instances of 3", text) for text in launch.missing)
 
 
+MIXED: dict[str, Any] = {
+    "nodes": 1,
+    "also": [{"cluster": "dgx-a100", "nodes": 1}],
+    "workload": {"arrivals": {"process": "poisson", "rate_rps": 0.5}, "lengths": {"isl": 1000, "osl": 200}},
+}
+
+
+@needs_bash
+@pytest.mark.parametrize("engine", NAMES)
+def test_groups_stand_on_their_own_accelerators(engine: str, tmp_path: Path) -> None:
+    def group(accelerator: str, phase: str, share: float, **rest: Any) -> dict[str, Any]:
+        limits = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "precision_kv": "bf16"}
+        return {"accelerator": accelerator, "phase": phase, "share": share, **limits, **rest}
+
+    groups = [
+        group("h100-80gb-sxm", "prefill", 1.0, tp=2, replicas=2, precision_weights="fp8"),
+        group("a100-80gb-sxm", "decode", 0.5, tp=4),
+        group("a100-80gb-sxm", "decode", 0.5, tp=1, replicas=3),
+    ]
+    launch, _ = launched(engine, {"disaggregated": True, "groups": groups}, **MIXED)
+    found = started(launch.text, tmp_path, 2)
+    for one in found:
+        accepted(engine, one, tmp_path)
+    standing = sorted((one.node, role_of(engine, one), one.visible) for one in found)
+    assert standing == [
+        (0, "prefill", [0, 1]),
+        (0, "prefill", [2, 3]),
+        (1, "decode", [0, 1, 2, 3]),
+        (1, "decode", [4]),
+        (1, "decode", [5]),
+        (1, "decode", [6]),
+    ]
+    assert "(1 x dgx-h100, then 1 x dgx-a100)" in launch.text and "in their shares" in launch.text
+    assert launch.text.count("\n#   group ") == 3 and "memory of an accelerator of group 3" in launch.text
+    assert "$MODEL_FP8" in launch.text and "$MODEL_BF16" in launch.text
+
+
 # --- what an engine refuses -------------------------------------------------------------------------------------
 
 
@@ -482,8 +521,10 @@ def test_the_prediction_stands_on_top(engine: str) -> None:
 def test_nothing_of_a_scenario_is_run(engine: str, tmp_path: Path) -> None:
     evil = f"a\ntouch {tmp_path}/broken; $(touch {tmp_path}/broken) `touch {tmp_path}/broken` '\" \u2028 \u0085 x"
     model = {"name": evil, "hidden": 512, "layers": 4, "heads": 8, "ffn": 2048, "vocab": 1000}
-    launch, result = launched(engine, {"tp": 2, "replicas": 1}, model=model)
-    agrees(engine, result, launch, tmp_path)
+    cluster = description(resolve_cluster("dgx-h100", Path(), 2))
+    cluster["name"] = cluster["node"]["name"] = evil
+    launch, result = launched(engine, {"tp": 2, "replicas": 1}, model=model, cluster=cluster)
+    agrees(engine, result, launch, tmp_path, 2)
     assert subprocess.run(["bash", "-n"], input=launch.text, text=True, check=False).returncode == 0
     assert not (tmp_path / "broken").exists() and "${MODEL:?" in launch.text
 
@@ -548,6 +589,12 @@ def test_options_that_every_answer_takes(tmp_path: Path) -> None:
     assert run("plan", "serve", example, "--plot", tmp_path / "plan.txt").exit_code == 2
     none = run("predict", "serve", example, "--set", "plan={tp: 1}", "--plot", tmp_path / "none.svg")
     assert none.exit_code == 0 and "nothing to draw" in none.stderr and not (tmp_path / "none.svg").exists()
+
+
+def test_groups_are_drawn(tmp_path: Path) -> None:
+    example = EXAMPLES / "serve-70b-h100-and-a100.yaml"
+    done = run("plan", "serve", example, "--plot", tmp_path / "mixed.svg")
+    assert done.exit_code == 0 and "a100-80gb-sxm, decode: " in (tmp_path / "mixed.svg").read_text(), done.stderr
 
 
 @pytest.mark.parametrize("arrivals", [{"concurrency": 16}, "offline"])

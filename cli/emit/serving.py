@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from cli.emit.run import command_rows, shown
+from cli.emit.places import Place, placed
+from cli.emit.predicted import summary
+from cli.emit.run import command_rows
 from perfmodel.architecture import Architecture, bundled_architecture
 from perfmodel.serving.engine import Engine
+from perfmodel.serving.server import Server
 from solvers.result import Result
 from solvers.serve_case import Instances, case_of
+from solvers.serve_groups import groups_of
 from solvers.serve_question import ServeHistogram, ServeLengths, ServePlan, ServeWorkload
 from solvers.serve_scenario import ServeScenario
 
@@ -20,24 +24,6 @@ LONGER = 1e-4
 BLOCK_TOKENS = 128
 """Tokens of the largest cache block of an engine: the emitted model length takes whole blocks."""
 
-_GIB = 2.0**30
-
-
-@dataclass(frozen=True)
-class Place:
-    """Accelerators of one node that an instance takes.
-
-    Parameters
-    ----------
-    node : int
-        The node.
-    accelerators : tuple of int
-        Their numbers on it.
-    """
-
-    node: int
-    accelerators: tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -45,8 +31,16 @@ class Pool:
 
     Parameters
     ----------
+    name : str
+        Its own among the pools.
     role : str
         ``both``, ``prefill`` or ``decode``.
+    precision_weights, precision_kv : str
+        Types of weights and cache.
+    model : str
+        Variable that names the weights.
+    per_node : int
+        Accelerators of a node.
     tp, pp, dp, ep, replicas, max_num_seqs, max_num_batched_tokens : int
         As the plan names them.
     max_model_len : int
@@ -59,7 +53,12 @@ class Pool:
         Nodes of every instance; the first leads.
     """
 
+    name: str
     role: str
+    precision_weights: str
+    precision_kv: str
+    model: str
+    per_node: int
     tp: int
     pp: int
     dp: int
@@ -98,12 +97,10 @@ class Serving:
         What the prediction took for the engine.
     workload : ServeWorkload
         What is asked.
-    family : str
-        Architecture of the accelerator, such as ``hopper``.
-    nodes, per_node : int
-        Nodes, and accelerators of each.
+    nodes : tuple of pair of str and int
+        Names of nodes and how many there are of each, in their order.
     pools : tuple of Pool
-        One that does everything, or one for prompts and one for the tokens that follow.
+        One that does everything, or one for prompts and one for the tokens that follow; or several of each.
     summary : tuple of str
         What the deployment is and what was predicted for it, for people.
     missing : tuple of str
@@ -115,9 +112,7 @@ class Serving:
     checkpoint: str | None
     engine: Engine
     workload: ServeWorkload
-    family: str
-    nodes: int
-    per_node: int
+    nodes: tuple[tuple[str, int], ...]
     pools: tuple[Pool, ...]
     summary: tuple[str, ...]
     missing: tuple[str, ...]
@@ -125,12 +120,12 @@ class Serving:
     @property
     def drafted(self) -> int:
         """Tokens drafted a step."""
-        return int(self.plan["draft_tokens"])
+        return int(self.plan.get("draft_tokens", 0))
 
     @property
     def spread(self) -> bool:
         """Whether there is more than one node."""
-        return self.nodes > 1
+        return sum(count for _, count in self.nodes) > 1
 
 
 @dataclass(frozen=True)
@@ -171,35 +166,56 @@ def serving_of(result: Result, question: ServeScenario) -> Serving:
     """
     if result.plan is None or result.prediction is None or result.kind != "serve":
         raise ValueError("only a plan of serving can be launched")
-    plan = ServePlan.model_validate(result.plan)
-    case = case_of(question, plan)
-    machine, missing = question.machine, list[str]()
-    parts = [("prefill", case.prompts), ("decode", case.tokens)] if case.disaggregated else [("both", case.tokens)]
-    per_node = machine.node.accelerators.count
-    sizes = [(int(part.deployment.accelerators), part.deployment.tp) for _, part in parts for _ in range(part.replicas)]
-    places = placed([(size, int(tp)) for size, tp in sizes], machine.nodes, per_node)
-    pools, at = [], 0
-    for role, part in parts:
-        taken = [place for place in places[at : at + part.replicas] if place]
-        at += part.replicas
+    parts = _parts(ServePlan.model_validate(result.plan), question)
+    missing: list[str] = []
+    machines = {kind.machine.accelerator.name: kind.machine for *_, kind in parts}
+    stands: dict[int, list[tuple[Place, ...]]] = {}
+    before = 0
+    for name, machine in machines.items():
+        each = [
+            (number, int(part.deployment.accelerators), int(part.deployment.tp))
+            for number, (_, part, _, kind) in enumerate(parts)
+            if kind.machine.accelerator.name == name
+            for _ in range(part.replicas)
+        ]
+        found = placed([one[1:] for one in each], machine.nodes, machine.node.accelerators.count)
+        for (number, *_), places in zip(each, found, strict=True):
+            shifted = tuple(Place(place.node + before, place.accelerators) for place in places)
+            stands.setdefault(number, []).append(shifted)
+        before += machine.nodes
+    kinds = {server.precision_weights for _, _, server, _ in parts}
+    pools = []
+    for number, (role, part, server, kind) in enumerate(parts):
+        taken = tuple(places for places in stands[number] if places)
         if len(taken) < part.replicas:
             left = f"{part.replicas - len(taken)} of {part.replicas} instances of {part.deployment.accelerators}"
             missing.append(f"replicas: {left} accelerators have no room without lying across nodes; they are left out")
-        pools.append(_pool(role, part, question, tuple(taken), missing))
-    name = question.question.model if isinstance(question.question.model, str) else None
+        name = role if [one[0] for one in parts].count(role) == 1 else f"{role}-{number + 1}"
+        model = "MODEL" if len(kinds) == 1 else f"MODEL_{server.precision_weights.upper()}"
+        pools.append(_pool(name, role, part, server, kind, model, taken, missing))
+    named = question.question.model if isinstance(question.question.model, str) else None
     return Serving(
         plan=result.plan,
         architecture=question.architecture,
-        checkpoint=_checkpoint(name, question.architecture),
+        checkpoint=_checkpoint(named, question.architecture),
         engine=question.engine,
         workload=question.question.workload,
-        family=machine.accelerator.architecture,
-        nodes=machine.nodes,
-        per_node=per_node,
+        nodes=tuple((machine.node.name, machine.nodes) for machine in machines.values()),
         pools=tuple(pools),
-        summary=_summary(result, question),
+        summary=summary(result, question),
         missing=tuple(missing),
     )
+
+
+def _parts(plan: ServePlan, question: ServeScenario) -> list[tuple[str, Instances, Server, ServeScenario]]:
+    """Return every pool's role, instances, model with its types, and the question on its accelerators."""
+    if plan.groups:
+        groups = groups_of(question, plan)
+        return [(one.asked.phase, one.case.tokens, one.case.server, one.case.scenario) for one in groups]
+    case = case_of(question, plan)
+    if not case.disaggregated:
+        return [("both", case.tokens, case.server, question)]
+    return [("prefill", case.prompts, case.server, question), ("decode", case.tokens, case.server, question)]
 
 
 def _checkpoint(name: str | None, architecture: Architecture) -> str | None:
@@ -210,7 +226,14 @@ def _checkpoint(name: str | None, architecture: Architecture) -> str | None:
 
 
 def _pool(
-    role: str, part: Instances, question: ServeScenario, places: tuple[tuple[Place, ...], ...], missing: list[str]
+    name: str,
+    role: str,
+    part: Instances,
+    server: Server,
+    question: ServeScenario,
+    model: str,
+    places: tuple[tuple[Place, ...], ...],
+    missing: list[str],
 ) -> Pool:
     memory, spread = part.memory, part.deployment
     held = float(memory.cache_tokens) / spread.dp
@@ -218,8 +241,13 @@ def _pool(
     depth, stages = question.architecture.depth, int(spread.pp)
     held *= depth / stages / math.ceil(depth / stages)
     return Pool(
+        name=name,
         role=role,
-        **{name: int(getattr(spread, name)) for name in ("tp", "pp", "dp", "ep")},
+        precision_weights=server.precision_weights,
+        precision_kv=server.precision_kv,
+        model=model,
+        per_node=question.machine.node.accelerators.count,
+        **{size: int(getattr(spread, size)) for size in ("tp", "pp", "dp", "ep")},
         replicas=part.replicas,
         max_num_seqs=part.max_num_seqs,
         max_num_batched_tokens=part.max_num_batched_tokens,
@@ -283,95 +311,6 @@ def longest(role: str, question: ServeScenario) -> tuple[int, bool]:
     return whole, not any(cv for _, cv in parts)
 
 
-def placed(sizes: Sequence[tuple[int, int]], nodes: int, per_node: int) -> list[tuple[Place, ...]]:
-    """Return where instances stand; nothing for those without room.
-
-    Parameters
-    ----------
-    sizes : sequence of pairs of int
-        Accelerators of each instance, and of its tensor-parallel group.
-    nodes, per_node : int
-        Nodes, and accelerators of each.
-
-    Returns
-    -------
-    list of tuple of Place
-        In the order of `sizes`. One that fits in a node lies in one; a larger one takes as many of each of the fewest
-        nodes, and none of its tensor-parallel groups lies across nodes that could lie in one.
-    """
-    free = [list(range(per_node)) for _ in range(nodes)]
-    found: list[tuple[Place, ...]] = [()] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda one: -sizes[one][0]):
-        size, tp = sizes[index]
-        for count in range(-(-size // per_node), min(nodes, size) + 1):
-            each = size // count
-            if size % count or (each % tp and tp % each):
-                continue
-            hosts = [node for node in range(nodes) if len(free[node]) >= each][:count]
-            if len(hosts) == count:
-                found[index] = tuple(Place(node, tuple(free[node][:each])) for node in hosts)
-                for node in hosts:
-                    del free[node][:each]
-                break
-            if size <= per_node:
-                break
-    return found
-
-
-def _summary(result: Result, question: ServeScenario) -> tuple[str, ...]:
-    """Say what is launched and what was predicted for it."""
-    assert result.plan is not None and result.prediction is not None
-    found, machine = result.prediction, question.machine
-    workload = question.question.workload.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    lines = [
-        f"{question.architecture.name} on {machine.nodes} x {machine.node.name} ({machine.accelerators} "
-        f"{machine.accelerator.name}); {_flat(workload)}",
-        f"perfmodel {result.provenance.get('version', '')} predicts for engine {question.engine.name} (P10 to P90), "
-        f"from {found['latencies_from']}:",
-    ]
-    for metric, name in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end")):
-        each = [
-            f"{statistic} {_seconds(found, f'{metric}_{statistic}_s')}"
-            for statistic in ("mean", "p50", "p90", "p99")
-            if found.get(f"{metric}_{statistic}_s") is not None
-        ]
-        lines += [f"  {name}: {', '.join(each)}"] if each else []
-    for key, name in (
-        ("requests_per_s", "requests/s"),
-        ("goodput_requests_per_s_per_gpu", "requests/s within the objectives, of an accelerator"),
-        ("output_tokens_per_s_per_gpu", "output tokens/s of an accelerator"),
-    ):
-        if found.get(key) is not None:
-            lines.append(f"  {found[key]:.4g} {name}{_interval(found, key)}")
-    for key, name in (("memory_prefill_bytes", " of the prefill pool"), ("memory_bytes", "")):
-        if key in found:
-            parts = ", ".join(f"{part} {size / _GIB:.1f}" for part, size in found[key].items())
-            lines.append(f"  memory of an accelerator{name} [GiB]: {parts}")
-    if found.get("load") is not None:
-        lines.append(f"  load {found['load']:.2f} of the capacity, {found['running_sequences']:.1f} sequences running")
-    return (*lines, f"plan: {_flat(result.plan)}")
-
-
-def _flat(values: Mapping[str, Any]) -> str:
-    words = []
-    for key, value in values.items():
-        said = f"({_flat(value)})" if isinstance(value, Mapping) else f"{value:g}" if isinstance(value, float) else ""
-        said = said or shown(value)
-        words.append(f"{key} {said}")
-    return ", ".join(words)
-
-
-def _seconds(found: Mapping[str, Any], key: str) -> str:
-    return f"{found[key]:.3g} s{_interval(found, key)}"
-
-
-def _interval(found: Mapping[str, Any], key: str) -> str:
-    low, high = found.get(f"{key}_p10"), found.get(f"{key}_p90")
-    if low is None:
-        return ""
-    return f" ({low:.3g} and up)" if high is None else f" ({low:.3g} to {high:.3g})"
-
-
 def other_engine(serving: Serving, name: str) -> Iterable[str]:
     """Say that another engine's constants made the prediction."""
     if serving.engine.name != name:
@@ -401,12 +340,14 @@ def model_lines(serving: Serving, *, online: Iterable[str] = ()) -> list[str]:
     online : iterable of str
         Precisions that the engine makes of 16-bit weights while it loads them.
     """
-    kept = serving.plan["precision_weights"]
-    plain = kept not in QUANTISED or kept in online
-    if plain and serving.checkpoint:
-        return [f"MODEL=${{MODEL:-{serving.checkpoint}}}"]
-    form = "weights in 16 bits" if kept not in QUANTISED else f"weights in {QUANTISED[kept]}"
-    return [f': "${{MODEL:?path or repository of a checkpoint with {form}}}"']
+    lines = []
+    for name, kept in {pool.model: pool.precision_weights for pool in serving.pools}.items():
+        if serving.checkpoint and (kept not in QUANTISED or kept in online):
+            lines.append(f"{name}=${{{name}:-{serving.checkpoint}}}")
+            continue
+        form = "weights in 16 bits" if kept not in QUANTISED else f"weights in {QUANTISED[kept]}"
+        lines.append(f': "${{{name}:?path or repository of a checkpoint with {form}}}"')
+    return lines
 
 
 def script(
@@ -441,14 +382,18 @@ def script(
         The script.
     """
     said = tuple(dict.fromkeys(" ".join(text.split()) for text in (*serving.missing, *missing)))
-    lines = ["#!/usr/bin/env bash"]
-    # a name may hold a line feed, which would end the comment
-    lines += ["# " + "".join(sign if sign.isprintable() else " " for sign in text) for text in serving.summary]
-    lines += [f"# names as of {release}", *(f"# {text}" for text in comments)]
-    if len(commands) > 1 or serving.spread:
-        lines.append("# run it on every node, with HOSTS, the addresses of all, and NODE_RANK, its place among them")
+    heads = [*serving.summary, f"names as of {release}", *comments]
+    if serving.spread:
+        kinds = ", then ".join(f"{count} x {name}" for name, count in serving.nodes)
+        heads.append(
+            f"run it on every node, with HOSTS, the addresses of all ({kinds}), and NODE_RANK, its place there"
+        )
     if sum(pool.replicas for pool in serving.pools) > 1:
-        lines.append("# instances need a router in front; the prediction deals requests out at random")
+        shares = " in their shares" if serving.plan.get("groups") else ""
+        heads.append(f"instances need a router in front; the prediction deals requests out at random{shares}")
+    # a name may hold a line feed, which would end the comment
+    lines = ["#!/usr/bin/env bash"]
+    lines += ["# " + "".join(sign if sign.isprintable() else " " for sign in text) for text in heads]
     lines += [f"# not expressible: {text}" for text in said]
     lines.append("set -eu")
     if serving.spread:

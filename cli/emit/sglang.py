@@ -63,18 +63,18 @@ def sglang(result: Result, question: ServeScenario) -> Launch:
                     "--host": "0.0.0.0",
                     "--port": _PORT + _PORTS * index,
                 }
-                program = ("python", "-m", "sglang.launch_server", "--model-path", "$MODEL")
+                program = ("python", "-m", "sglang.launch_server", "--model-path", f"${pool.model}")
                 on_node.append(command([visible(place)], [program, arguments, options(values)]))
             number += 1
     return script(serving, RELEASE, missing, before=before, commands=commands)
 
 
 def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
-    plan, batching = serving.plan, serving.engine.batching
+    batching = serving.engine.batching
     chunk = pool.max_num_batched_tokens * pool.dp
     if batching == "mixed":
         missing.append("whole prompts in one step: they are cut into chunks of max_num_batched_tokens")
-    if plan["precision_kv"] == "int8":
+    if pool.precision_kv == "int8":
         missing.append("precision_kv int8: fp8, of as many bytes")
     if pool.role == "prefill":
         missing.append("keys and values sent layer by layer: they are sent chunk by chunk of the prompt")
@@ -88,7 +88,7 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
             "--speculative-eagle-topk": 1,
             "--speculative-num-draft-tokens": serving.drafted + 1,
         }
-    dispatched = pool.dp > 1 and pool.ep == pool.ranks and pool.ranks * pool.pp > serving.per_node
+    dispatched = pool.dp > 1 and pool.ep == pool.ranks and pool.ranks * pool.pp > pool.per_node
     return options(
         {
             "--tp-size": pool.ranks,
@@ -107,9 +107,9 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
             "--context-length": pool.max_model_len,
             "--mem-fraction-static": fraction_up((pool.weights + pool.cache_bytes) / pool.device),
             "--max-total-tokens": pool.cache_tokens,
-            "--kv-cache-dtype": _CACHE[plan["precision_kv"]],
-            "--dtype": "float16" if plan["precision_weights"] == "fp16" else "bfloat16",
-            "--quantization": _QUANTISATION.get(plan["precision_weights"]),
+            "--kv-cache-dtype": _CACHE[pool.precision_kv],
+            "--dtype": "float16" if pool.precision_weights == "fp16" else "bfloat16",
+            "--quantization": _QUANTISATION.get(pool.precision_weights),
             "--disable-radix-cache": serving.workload.prefix_hit == 0,
             "--cuda-graph-max-bs-decode": pool.max_num_seqs if pool.role != "prefill" else None,
             **drafts,

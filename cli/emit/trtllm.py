@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from cli.emit.places import Place
 from cli.emit.run import options
 from cli.emit.serving import (
     Launch,
-    Place,
     Pool,
     Serving,
     command,
@@ -46,18 +46,18 @@ def trtllm(result: Result, question: ServeScenario) -> Launch:
     missing = list(other_engine(serving, "trtllm"))
     before = model_lines(serving)
     commands: dict[int, list[str]] = {}
-    apart = len(serving.pools) > 1
+    apart = any(pool.role != "both" for pool in serving.pools)
     for pool in serving.pools:
-        file = f"trtllm-{pool.role}.yaml"
+        file = f"trtllm-{pool.name}.yaml"
         before += [f"cat > {file} <<'YAML'", to_yaml(_settings(serving, pool, missing)).rstrip("\n"), "YAML"]
         arguments = [*_options(serving, pool, missing), "--config", file]
         roles: tuple[str, ...] = ()
-        if apart:
+        if pool.role != "both":
             roles = ("--server_role", _ROLES[pool.role], "--disagg_cluster_uri", "$DISAGG_CLUSTER_URI")
         for places in pool.places:
             on_node = commands.setdefault(places[0].node, [])
             listens = ("--host", "0.0.0.0", "--port", str(_PORT + len(on_node)))
-            groups = [*_ranks(places), ("trtllm-serve", "serve", "$MODEL"), arguments, roles, listens]
+            groups = [*_ranks(places), ("trtllm-serve", "serve", f"${pool.model}"), arguments, roles, listens]
             on_node.append(command([visible(places[0])] if len(places) == 1 else [], groups))
     comments = []
     if apart:
@@ -107,7 +107,6 @@ def _chunked(serving: Serving, pool: Pool) -> bool:
 
 
 def _settings(serving: Serving, pool: Pool, missing: list[str]) -> dict[str, Any]:
-    plan = serving.plan
     if _chunked(serving, pool) and serving.engine.batching == "mixed":
         missing.append(
             f"prompts in one step: longer ones than max_num_batched_tokens {pool.max_num_batched_tokens} are cut"
@@ -116,7 +115,7 @@ def _settings(serving: Serving, pool: Pool, missing: list[str]) -> dict[str, Any
         missing.append("prompts in steps of their own: they share steps with sequences that decode")
     if pool.dp > 1 and pool.tp > 1:
         missing.append(f"tp {pool.tp} with dp {pool.dp}: attention is data parallel over all ranks or none")
-    if plan["precision_kv"] == "int8":
+    if pool.precision_kv == "int8":
         missing.append("precision_kv int8: fp8, of as many bytes")
     free = pool.device - pool.weights - pool.workspace - pool.context
     settings: dict[str, Any] = {
@@ -124,7 +123,7 @@ def _settings(serving: Serving, pool: Pool, missing: list[str]) -> dict[str, Any
         "enable_chunked_prefill": _chunked(serving, pool),
         "kv_cache_config": {
             "free_gpu_memory_fraction": round(pool.cache_bytes / free, 4),
-            "dtype": _CACHE[plan["precision_kv"]],
+            "dtype": _CACHE[pool.precision_kv],
             "enable_block_reuse": serving.workload.prefix_hit > 0,
         },
         "disable_overlap_scheduler": pool.role == "prefill",

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
+from cli.emit.places import Place
 from cli.emit.run import options
 from cli.emit.serving import (
     Launch,
-    Place,
     Pool,
     Serving,
     address,
@@ -62,7 +62,7 @@ def vllm(result: Result, question: ServeScenario) -> Launch:
                     if serving.spread:
                         environment.append(f'VLLM_NIXL_SIDE_CHANNEL_HOST="{address(serving, place.node)}"')
                     environment.append(f"VLLM_NIXL_SIDE_CHANNEL_PORT={side}")
-                groups = [("vllm", "serve", "$MODEL"), arguments, _joined(serving, pool, places, rank, number)]
+                groups = [("vllm", "serve", f"${pool.model}"), arguments, _joined(serving, pool, places, rank, number)]
                 if rank == 0:
                     groups.append(("--host", "0.0.0.0", "--port", str(_PORT + len(on_node))))
                 on_node.append(command(environment, groups))
@@ -74,7 +74,7 @@ def vllm(result: Result, question: ServeScenario) -> Launch:
 
 
 def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
-    plan, chunked = serving.plan, serving.engine.batching == "chunked"
+    chunked = serving.engine.batching == "chunked"
     tokens_of_a_sequence = serving.drafted + 1
     sequences = pool.max_num_seqs
     if sequences > pool.max_num_batched_tokens:
@@ -89,7 +89,7 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
         missing.append("prompts in steps of their own: they share steps with sequences that decode")
     if pool.ep not in (1, pool.ranks):
         missing.append(f"ep {pool.ep}: experts are spread over all {pool.ranks} ranks of a stage, or none is")
-    if plan["precision_kv"] == "int8":
+    if pool.precision_kv == "int8":
         missing.append("precision_kv int8: fp8, of as many bytes")
     spread_experts = pool.ep > 1
     drafts: dict[str, object] = {}
@@ -103,7 +103,7 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
     captured = min(sequences * tokens_of_a_sequence, pool.max_num_batched_tokens)
     hits = serving.workload.prefix_hit > 0
     used = pool.weights + pool.workspace + pool.context + pool.cache_bytes
-    quantised = plan["precision_weights"] in ("fp8", "fp8_block")
+    quantised = pool.precision_weights in ("fp8", "fp8_block")
     transfer = {"kv_connector": "NixlConnector", "kv_role": _ROLES.get(pool.role)}
     if pool.role == "prefill":
         missing.append("keys and values sent layer by layer: they are fetched when the prompt is computed")
@@ -113,7 +113,7 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
             "--pipeline-parallel-size": pool.pp,
             "--data-parallel-size": pool.dp,
             "--enable-expert-parallel": spread_experts,
-            "--all2all-backend": _exchange(serving, pool) if pool.dp > 1 and spread_experts else None,
+            "--all2all-backend": _exchange(pool) if pool.dp > 1 and spread_experts else None,
             "--max-num-seqs": sequences,
             "--max-num-batched-tokens": pool.max_num_batched_tokens,
             "--enable-chunked-prefill": chunked,
@@ -122,8 +122,8 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
             "--max-model-len": pool.max_model_len,
             "--gpu-memory-utilization": fraction_up(used / pool.device),
             "--kv-cache-memory-bytes": pool.cache_bytes,
-            "--kv-cache-dtype": _CACHE[plan["precision_kv"]],
-            "--dtype": "float16" if plan["precision_weights"] == "fp16" else "bfloat16",
+            "--kv-cache-dtype": _CACHE[pool.precision_kv],
+            "--dtype": "float16" if pool.precision_weights == "fp16" else "bfloat16",
             "--quantization": "fp8" if quantised else None,
             "--enable-prefix-caching": hits,
             "--no-enable-prefix-caching": not hits,
@@ -134,9 +134,9 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
     )
 
 
-def _exchange(serving: Serving, pool: Pool) -> str:
+def _exchange(pool: Pool) -> str:
     """Return how tokens reach the ranks of their experts: dispatched where that crosses nodes, else gathered."""
-    if pool.tp * pool.pp * pool.dp <= serving.per_node:
+    if pool.tp * pool.pp * pool.dp <= pool.per_node:
         return "allgather_reducescatter"
     return "deepep_low_latency" if pool.role == "decode" else "deepep_high_throughput"
 
