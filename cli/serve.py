@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
+from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,7 @@ def plan_serve(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     emit: EmitEngine = None,
     plot: Plot = None,
     debug: Debug = False,
@@ -52,7 +53,12 @@ def plan_serve(
         result = plan(question, top=top, time_limit_s=time_limit)
     warn(question.warnings)
     _draw(result, plot)
-    if not extras.emit_serving(result, question, emit, output):
+    if explain is not None:
+        from cli import explain as terms
+        from perfmodel.serving.equations import SERVING_EXPLANATIONS
+
+        terms.write(result, explain, SERVING_EXPLANATIONS, form, output)
+    elif not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
 
@@ -68,6 +74,7 @@ def predict_serve(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
     emit: EmitEngine = None,
     plot: Plot = None,
     debug: Debug = False,
@@ -91,7 +98,12 @@ def predict_serve(
         result = predict(question, simulate=simulate, seed=seed)
     warn(question.warnings)
     _draw(result, plot)
-    if not extras.emit_serving(result, question, emit, output):
+    if explain is not None:
+        from cli import explain as terms
+        from perfmodel.serving.equations import SERVING_EXPLANATIONS
+
+        terms.write(result, explain, SERVING_EXPLANATIONS, form, output)
+    elif not extras.emit_serving(result, question, emit, output):
         _answer(result, written(scenario, overrides or ()), form, output, top)
 
 

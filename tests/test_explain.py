@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from perfmodel.equations import EXPLANATIONS
 from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
+from perfmodel.serving.equations import SERVING_EXPLANATIONS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE = str(EXAMPLES / "llama-3.1-8b-8-h100.yaml")
@@ -25,9 +26,12 @@ def test_every_term_has_an_explanation(name: str) -> None:
     assert names(json.loads(result.stdout)["breakdown"]) <= set(EXPLANATIONS)
 
 
-@pytest.mark.parametrize("name", {**EXPLANATIONS, **SEQUENCE_EXPLANATIONS})
-def test_the_code_named_exists(name: str) -> None:
-    module, function = (EXPLANATIONS | SEQUENCE_EXPLANATIONS)[name].code.rsplit(".", 1)
+EVERY = [*EXPLANATIONS.values(), *SEQUENCE_EXPLANATIONS.values(), *SERVING_EXPLANATIONS.values()]
+
+
+@pytest.mark.parametrize("code", sorted({explanation.code for explanation in EVERY}))
+def test_the_code_named_exists(code: str) -> None:
+    module, function = code.rsplit(".", 1)
     assert callable(getattr(importlib.import_module(module), function))
 
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from hardware.catalogue import read_file
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
 from solvers.result import Result
@@ -341,6 +342,35 @@ def test_a_plan_is_predicted_again_to_the_same(tmp_path: Path) -> None:
     assert "slo.ttft_p99" in {one["constraint"] for one in answer["binding"]}
 
 
+def test_the_answer_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    place, picture = tmp_path / "asked.yaml", tmp_path / "front.svg"
+    place.write_text(SMALL)
+    run("plan", "serve", str(place), "--plot", str(picture))
+    text = picture.read_text()
+    assert "not beaten" in text and "mean time of a request" in text
+    run("predict", "serve", str(place), "--set", "plan={tp: 2}", "--plot", str(picture))
+    assert "tokens after the first" not in picture.read_text()  # leaves alone
+    assert "projections" in picture.read_text()
+
+
+def test_every_term_is_explained(tmp_path: Path) -> None:
+    from perfmodel.serving.equations import SERVING_EXPLANATIONS
+
+    def terms(node: dict[str, Any]) -> set[str]:
+        return {str(node["name"])}.union(*(terms(child) for child in node.get("children") or ()))
+
+    pools = {"prefill": {"tp": 1}, "decode": {"tp": 2}, "disaggregated": True}
+    wide = {"tp": 2, "pp": 2, "dp": 2, "ep": 4, "precision_weights": "fp8"}
+    for result in (predicted(), predicted(plan=pools), predicted(model="mixtral-8x7b", plan=wide)):
+        assert result.breakdown is not None
+        assert terms(result.breakdown) <= set(SERVING_EXPLANATIONS)
+    place = tmp_path / "asked.yaml"
+    place.write_text(ASKED)
+    assert "E2E" not in run("predict", "serve", str(place), "--explain", "experts")
+    assert "all-reduces" in run("predict", "serve", str(place), "--explain", "tensor-parallel communication")
+
+
 def test_without_a_rate_the_most_is_served() -> None:
     text = SMALL.replace(", rate_rps: 20", "").replace("[bf16, fp8]}", "[bf16], disaggregated: [false]}")
     best = plan(asked(text))
@@ -447,6 +477,17 @@ def test_prompts_on_one_kind_and_tokens_on_another() -> None:
     assert again.prediction == best.prediction and again.breakdown == best.breakdown
     alone = plan(at_rate(text, 4, **{**changes, "also": []}))
     assert value(alone, "cost_usd_per_hour") > hourly
+
+
+@pytest.mark.slow
+def test_experts_are_spread_widely() -> None:
+    """DeepSeek-V3 on 64 H200: attention data parallel, and more experts' ranks than a node has."""
+    result = plan(load_serve(read_file(ROOT / "examples" / "serve-deepseek-v3-wide.yaml"), ROOT))
+    assert result.status == "optimal" and result.plan is not None and result.candidates is not None
+    decode = result.plan["decode"] if result.plan["disaggregated"] else result.plan
+    assert decode["dp"] > 1 and decode["ep"] == decode["tp"] * decode["dp"] > 8
+    assert result.candidates > 1_000_000
+    assert value(result, "ttft_p99_s") <= 3 and value(result, "tpot_p99_s") <= 0.06
 
 
 def test_faults_of_groups() -> None:
