@@ -342,18 +342,6 @@ def test_a_plan_is_predicted_again_to_the_same(tmp_path: Path) -> None:
     assert "slo.ttft_p99" in {one["constraint"] for one in answer["binding"]}
 
 
-def test_the_answer_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    place, picture = tmp_path / "asked.yaml", tmp_path / "front.svg"
-    place.write_text(SMALL)
-    run("plan", "serve", str(place), "--plot", str(picture))
-    text = picture.read_text()
-    assert "not beaten" in text and "mean time of a request" in text
-    run("predict", "serve", str(place), "--set", "plan={tp: 2}", "--plot", str(picture))
-    assert "tokens after the first" not in picture.read_text()  # leaves alone
-    assert "projections" in picture.read_text()
-
-
 def test_every_term_is_explained(tmp_path: Path) -> None:
     from perfmodel.serving.equations import SERVING_EXPLANATIONS
 
