@@ -423,6 +423,7 @@ def at_rate(text: str, rate: float, **changes: Any) -> Any:
     return asked(text, workload={"arrivals": arrivals, "lengths": {"isl": 2000, "osl": 500}}, **changes)
 
 
+@pytest.mark.slow
 def test_instances_of_two_layouts_need_fewer_accelerators() -> None:
     """What one of each sustains is more than three of the small ones do, and less than two of the large ones."""
     limits = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "precision_weights": "fp8", "replicas": 1}
@@ -443,6 +444,7 @@ def test_instances_of_two_layouts_need_fewer_accelerators() -> None:
     assert value(plan(at_rate(MIXED, rate, **only)), "gpus") == 8
 
 
+@pytest.mark.slow
 def test_prompts_on_one_kind_and_tokens_on_another() -> None:
     """Accelerators with little arithmetic for their bandwidth and price make the tokens."""
     text = MIXED.replace("[fp8]", "[bf16]").replace("disaggregated: [false]", "disaggregated: [false, true]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -127,19 +128,22 @@ class Latency:
         """
         if statistic == "mean":
             return np.asarray(self.ttft_s("mean") + self.gaps * self.tpot_s("mean"))
-        levels = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
-        lengths = 1.0 + np.maximum(self.outputs(levels) - 1.0, 0.0)
-        parts = []
-        for level in levels:
-            first = self._before_s + self.prompts.ttft_quantile_s(float(level))
-            each = self.tokens.tpot_quantile_s(float(level)) / self.tokens_per_step
-            parts.append([first + (length - 1.0) * each for length in lengths])
-        every = np.sort(np.stack([np.asarray(one) for row in parts for one in row]), axis=0)
+        every = self._whole_s
         at = PERCENTILES[statistic] * len(every) - 0.5
         below = int(np.clip(np.floor(at), 0, len(every) - 2))
-        if not np.all(np.isfinite(every[-1])):
-            return np.where(np.isfinite(every[-1]), every[below], np.inf)
-        return np.asarray(every[below] + (at - below) * (every[below + 1] - every[below]))
+        between = every[below] + (at - below) * (every[below + 1] - every[below])
+        return np.where(np.isfinite(every[-1]), between, np.inf)
+
+    @cached_property
+    def _whole_s(self) -> Array:
+        """Times of whole requests at equal steps of probability, ascending, in the first axis [s]."""
+        levels = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
+        later = np.maximum(self.outputs(levels) - 1.0, 0.0)
+        shape = np.shape(self.load)
+        at = levels.reshape(-1, *(1,) * len(shape))
+        first, each = (np.broadcast_to(self.quantile_s(name, at), (QUADRATURE, *shape)) for name in ("ttft", "tpot"))
+        every = first[None] + later.reshape(-1, *(1,) * (len(shape) + 1)) * each[None]
+        return np.sort(every.reshape(-1, *shape), axis=0)
 
     def outputs(self, levels: Array) -> Array:
         """Return quantiles of the output tokens at some levels."""
