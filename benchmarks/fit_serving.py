@@ -37,7 +37,8 @@ def main() -> None:
     """Fit, and print constants and errors."""
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser()
-    parser.add_argument("engines", nargs="*", default=list(engines()))
+    measured = [name for name, engine in engines().items() if engine.measured_families]
+    parser.add_argument("engines", nargs="*", default=measured)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--leave-out")
     asked = parser.parse_args()

@@ -10,6 +10,7 @@ from cli.catalogue_commands import architectures, machines, schema
 from cli.collective import validate_collective
 from cli.fleet import plan_fleet, predict_fleet
 from cli.kernels import bench, calibrate, kernel_validations
+from cli.kv import plan_kv, predict_kv
 from cli.options import (
     PLAIN,
     Debug,
@@ -235,6 +236,8 @@ def validate_training(
 
 plans.command("fleet")(plan_fleet)
 predictions.command("fleet")(predict_fleet)
+plans.command("kv")(plan_kv)
+predictions.command("kv")(predict_kv)
 plans.command("placement")(plan_placement)
 predictions.command("placement")(predict_placement)
 plans.command("routing")(plan_routing)

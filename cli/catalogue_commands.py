@@ -250,7 +250,7 @@ def schema(
     name: Annotated[
         str,
         typer.Argument(
-            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement, fleet or serve."
+            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement, fleet, kv, serve."
         ),
     ],
     output: Output = None,
@@ -269,6 +269,7 @@ def schema(
         "placement",
         "fleet",
         "serve",
+        "kv",
     )
     chosen = one_of("schema", name, known)
 
@@ -297,6 +298,10 @@ def schema(
             from solvers.serve_scenario import serve_schema
 
             return serve_schema()
+        if chosen == "kv":
+            from solvers.kv_scenario import kv_schema
+
+            return kv_schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 

@@ -50,6 +50,8 @@ _DIMENSIONS = {
     "idle": "W",
     "host": "W",
     "price": "USD/h",
+    "power": "W",
+    "attention": "flop/s",
 }
 """Keys of hardware descriptions whose numbers have a dimension, or those of whose parts."""
 

@@ -1,0 +1,145 @@
+"""Commands about where weights, keys and values, and activations live."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn, write_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rich.console import RenderableType
+
+    from cli.options import Format
+    from solvers.result import Result
+
+# Everything slow to import is imported by the command that needs it.
+
+
+def plan_kv(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """Where weights, keys and values, and activations go, and in which batches."""
+    from cli.load import load, written
+    from cli.progress import working
+
+    source = load(scenario, overrides or ())
+    with working("searching"):
+        from solvers.backend import OPTIMAL_GAP
+        from solvers.kv import plan
+        from solvers.kv_scenario import load_kv
+
+        question = load_kv(source, scenario.parent)
+        result = plan(question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None)
+    warn(question.warnings)
+    _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def predict_kv(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """What a given placement costs."""
+    from cli.load import load, written
+    from cli.progress import working
+    from hardware.faults import InputError
+
+    source = load(scenario, overrides or ())
+    with working("predicting"):
+        from solvers.kv import predict
+        from solvers.kv_scenario import load_kv
+
+        question = load_kv(source, scenario.parent)
+        if question.question.plan is None:
+            raise InputError([source.fault(("plan",), "missing; predict costs the placement that a scenario gives")])
+        result = predict(question)
+    warn(question.warnings)
+    _answer(result, written(scenario, overrides or ()), form, output, top)
+
+
+def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
+    from cli.export import result_csv
+
+    write_answer(
+        form,
+        output,
+        table=lambda: _shown(result, top),
+        data=result.to_dict,
+        csv=lambda: result_csv(result, given),
+    )
+
+
+def _shown(result: "Result", top: int) -> "RenderableType":
+    from dataclasses import replace
+
+    from cli import render
+
+    if result.plan is None:
+        return render.result(result, top)
+    said = dict(result.prediction or {})
+    tables = {key: said.pop(key, None) for key in ("memory_bytes", "utilisation", "purchases")}
+    others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]
+    shown = replace(result, plan=_brief(result.plan), prediction=said, alternatives=others)
+    return render.result(shown, top, _tables(result.plan, tables))
+
+
+def _brief(plan: "Mapping[str, Any]") -> "dict[str, Any]":
+    """Return a plan in one line: the shares of each object by tier."""
+    from cli.tables import number
+
+    placed = {
+        thing: ", ".join(f"{number(share)} {tier}" for tier, share in tiers.items())
+        for thing, tiers in plan["placement"].items()
+    }
+    return placed | {key: value for key, value in plan.items() if key not in ("placement", "attention_there")}
+
+
+def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "RenderableType":
+    from rich.console import Group
+
+    from cli.tables import number, quantity, table, text
+    from hardware.units import format_quantity
+
+    things = list(plan["placement"])
+    rows = [
+        (
+            text(tier),
+            *(number(plan["placement"][thing].get(tier, 0.0)) for thing in things),
+            number(plan["attention_there"][tier]) if tier in plan["attention_there"] else "",
+            format_quantity(used, "bytes"),
+        )
+        for tier, used in (said["memory_bytes"] or {}).items()
+    ]
+    heads = ("", *things, "attention there", "used")
+    parts = [table("Shares by tier", heads, rows, numbers=range(1, len(heads)))]
+    phases = said["utilisation"] or {}
+    names = list(dict.fromkeys(name for times in phases.values() for name in times))
+    busy = [(text(name), *(number(times.get(name, 0.0)) for times in phases.values())) for name in names]
+    parts.append(table("Share of the time that it is busy", ("", *phases), busy, numbers=range(1, len(phases) + 1)))
+    if said["purchases"]:
+        bought = [
+            (
+                text(one["purchase"]),
+                number(one["tokens_per_s"]),
+                number(one["gain_tokens_per_s_per_gib"]),
+                quantity("price_usd_per_hour", one["price_usd_per_hour"]),
+            )
+            for one in said["purchases"]
+        ]
+        heads = ("", "tokens/s", "gain per GiB", "USD/h")
+        parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3)))
+    return Group(*parts)

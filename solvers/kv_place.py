@@ -1,0 +1,159 @@
+"""The best placement of one block over any tiers: a linear problem over shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hardware.tiers import HBM
+from perfmodel.offload import (
+    ACCELERATORS,
+    OBJECTS,
+    PHASES,
+    Offload,
+    Share,
+    evaluated,
+    memory_rows,
+    resource_times,
+)
+from solvers.backend import solve
+
+_SMALL = 1e-8
+"""Coefficients beside terms of about one that are left out: HiGHS takes none below 1e-9."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with its placement, and what it takes.
+
+    Parameters
+    ----------
+    asked : Offload
+        The question.
+    shares : mapping
+        The placement.
+    kernels : tuple of float
+        As of `perfmodel.offload.kernel_times` [s].
+    memory_prices, rate_prices : mapping of str to float
+        What a byte more of a tier, and a share more of a resource's rate, would save of the block's time [s/byte], [s].
+    """
+
+    asked: Offload
+    shares: Mapping[Share, float]
+    kernels: tuple[float, float, float]
+    memory_prices: Mapping[str, float] = field(default_factory=dict)
+    rate_prices: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def resource_s(self) -> dict[str, dict[str, float]]:
+        """By phase and resource, the time it needs [s]."""
+        rows = resource_times(self.asked, self.kernels)
+        return {phase: {name: evaluated(row, self.shares) for name, row in rows[phase].items()} for phase in PHASES}
+
+    @property
+    def phase_s(self) -> dict[str, float]:
+        """Time of a block's prompts, and of a token of each of its sequences [s]."""
+        return {phase: max(times.values()) for phase, times in self.resource_s.items()}
+
+    @property
+    def time_s(self) -> float:
+        """Time of a block [s]."""
+        phases = self.phase_s
+        return phases["prefill"] + (self.asked.generated - 1) * phases["decode"]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens over the time of a block [1/s]."""
+        return self.asked.sequences * self.asked.generated / self.time_s
+
+    @property
+    def memory_bytes(self) -> dict[str, tuple[float, float]]:
+        """By tier, what there is and what is needed [bytes]."""
+        return {name: (room, evaluated(row, self.shares)) for name, (room, row) in memory_rows(self.asked).items()}
+
+
+def most_tokens_per_s(asked: Offload, kernels: tuple[float, float, float]) -> float:
+    """Return a bound of `Block.tokens_per_s`: the kernels that no placement avoids [1/s]."""
+    prompts, tokens, _ = kernels
+    least = asked.num_batches * (prompts + (asked.generated - 1) * tokens)
+    return asked.sequences * asked.generated / least
+
+
+def place(asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
+    """Find the placement of a block that takes the least time.
+
+    Parameters
+    ----------
+    asked : Offload
+        The question.
+    kernels : tuple of float
+        As of `perfmodel.offload.kernel_times`, of one batch [s].
+
+    Returns
+    -------
+    Block or None
+        Proved the best; None where the tiers cannot hold it.
+    """
+    import pulp
+
+    problem = pulp.LpProblem("placement", pulp.LpMinimize)
+    share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
+    times = resource_times(asked, kernels)
+    steps = {"prefill": 1, "decode": asked.generated - 1}
+    unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}  # times count in those of the kernels
+    spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
+    total = sum(steps[phase] * unit[phase] for phase in PHASES)
+    problem += pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
+    rows = {}
+    for phase in PHASES:
+        for name, (constant, slopes) in times[phase].items():
+            key = f"{phase} {name}"
+            rows[key] = spent[phase] - _sum(share, slopes, unit[phase]) >= constant / unit[phase]
+            problem += rows[key], key
+    for thing in OBJECTS:
+        problem += pulp.lpSum(variable for key, variable in share.items() if key[0] == thing) == 1
+    for name, (room, (constant, slopes)) in memory_rows(asked).items():
+        rows[name] = _sum(share, slopes, room) <= 1 - constant / room
+        problem += rows[name], name
+    found = solve(problem, constraints=rows)
+    if found.status != "optimal":
+        return None
+    duals = found.duals or {}
+    memory = {name: -duals.get(name, 0.0) * total / room for name, (room, _) in memory_rows(asked).items()}
+    shares = {key: min(max(found.values.get(variable.name, 0.0), 0.0), 1.0) for key, variable in share.items()}
+    block = Block(asked, shares, kernels, memory)
+    rates: dict[str, float] = {}
+    for phase, resources in block.resource_s.items():
+        for name, seconds in resources.items():
+            rates[name] = rates.get(name, 0.0) + duals.get(f"{phase} {name}", 0.0) * total * seconds / unit[phase]
+    return Block(asked, shares, kernels, memory, rates)
+
+
+def missing_bytes(asked: Offload) -> dict[str, tuple[float, float]]:
+    """Return the fewest bytes that the tiers lack together for a block, by tier: now and needed [bytes]."""
+    import pulp
+
+    problem = pulp.LpProblem("relaxation", pulp.LpMinimize)
+    share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
+    rows = memory_rows(asked)
+    unit = sum(room for room, _ in rows.values())
+    more = {name: problem.add_variable(f"more_{name}", 0) for name in rows}
+    # what an accelerator has cannot be bought alone: only where nothing else helps
+    problem += pulp.lpSum((10 if name == HBM else 1) * variable for name, variable in more.items())
+    for thing in OBJECTS:
+        problem += pulp.lpSum(variable for key, variable in share.items() if key[0] == thing) == 1
+    for name, (room, (constant, slopes)) in rows.items():
+        problem += _sum(share, slopes, unit) - more[name] <= (room - constant) / unit
+    found = solve(problem)
+    return {
+        name: (room, room + found.values[more[name].name] * unit)
+        for name, (room, _) in rows.items()
+        if found.values[more[name].name] > 1e-9
+    }
+
+
+def _sum(share: Mapping[Share, Any], slopes: Mapping[Share, float], unit: float) -> Any:
+    import pulp
+
+    return pulp.lpSum(slope / unit * share[key] for key, slope in slopes.items() if abs(slope / unit) > _SMALL)

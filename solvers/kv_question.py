@@ -1,0 +1,93 @@
+"""What a person writes about where the state of serving lives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+WeightPrecision = Literal["bf16", "fp16", "fp8", "int8_wo", "int4_wo"]
+CachePrecision = Literal["bf16", "fp16", "fp8", "int8"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class KvLengths(_Strict):
+    """Tokens of every sequence."""
+
+    isl: Size
+    """Tokens that come in."""
+    osl: Annotated[int, Field(strict=True, ge=2)]
+    """Tokens that go out."""
+
+
+class KvWorkload(_Strict):
+    """What is asked."""
+
+    kind: Literal["serve"] = "serve"
+    """What the model does."""
+    arrivals: Literal["offline"] = "offline"
+    """When requests come: all at once."""
+    lengths: KvLengths
+    """How long sequences are."""
+    kv_bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Keys and values of a token in all layers, to be checked against the model's [bytes]."""
+
+
+class KvSearch(_Strict):
+    """What may be chosen."""
+
+    tiers: tuple[str, ...] | None = None
+    """Memories that may be used: hbm and names of the node's tiers; all if left out."""
+    gpu_batch: tuple[Size, ...] = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+    """Sequences of a batch."""
+    num_batches: tuple[Size, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    """Batches that follow each other in every layer."""
+    precision_weights: tuple[WeightPrecision, ...] = ("fp16",)
+    """Types of the weights."""
+    precision_kv: tuple[CachePrecision, ...] = ("fp16",)
+    """Types of keys and values."""
+
+
+class KvPlan(_Strict):
+    """Where everything is."""
+
+    placement: dict[Literal["weights", "kv", "activations"], dict[str, Share]]
+    """Shares of each object by tier, which add up to one."""
+    attention_there: dict[str, Share] | None = None
+    """Share of a tier's keys and values that processors there attend to; all where there are such, if left out."""
+    gpu_batch: Size
+    """Sequences of a batch."""
+    num_batches: Size
+    """Batches of a block."""
+    precision_weights: WeightPrecision = "fp16"
+    """Type of the weights."""
+    precision_kv: CachePrecision = "fp16"
+    """Type of keys and values."""
+
+
+class KvQuestion(_Strict):
+    """Where weights, keys and values, and activations live."""
+
+    kind: Literal["kv"]
+    """Kind of question."""
+    cluster: str | dict[str, Any]
+    """A node or cluster of the catalogue, a path, or the description itself; one node of it is used."""
+    nodes: Literal[1] = 1
+    """Nodes."""
+    model: str | dict[str, Any]
+    """A model of the catalogue, a path, or the description itself."""
+    engine: str = "flexgen"
+    """What runs it: overheads of the host and memory that it takes."""
+    workload: KvWorkload
+    """What is asked."""
+    search: KvSearch = KvSearch()
+    """What may be chosen."""
+    objective: Literal["tokens_per_s"] = "tokens_per_s"
+    """What is maximised."""
+    plan: KvPlan | None = None
+    """What `predict` costs; for `plan`, what runs today."""

@@ -1,0 +1,192 @@
+"""The question where the state of serving lives, checked.
+
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.kv.plan(solvers.kv_scenario.load_kv(source, Path(".")))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from hardware.catalogue import Machine, description, read_file, resolve_cluster
+from hardware.faults import Fault, InputError
+from hardware.tiers import HBM, TierPath, tier_paths
+from hardware.yaml_source import Source, did_you_mean, validated
+from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.offload import Offload
+from perfmodel.serving.engine import Engine, engine_of, engines
+from perfmodel.serving.server import CACHE_BYTES, server
+from solvers.kv_question import KvQuestion
+
+_Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class KvScenario:
+    """A checked question about placement over tiers.
+
+    Parameters
+    ----------
+    question : KvQuestion
+        As asked.
+    machine, architecture, engine
+        What it names.
+    paths : tuple of TierPath
+        Tiers that may be used, beside the accelerators' own memory.
+    source : Source
+        Where it was written.
+    resolved : dict
+        The scenario with defaults and hardware written out; reading it again asks the same.
+    warnings : tuple of Fault
+        What may not be meant as it stands.
+    """
+
+    question: KvQuestion
+    machine: Machine
+    architecture: Architecture
+    engine: Engine
+    paths: tuple[TierPath, ...]
+    source: Source
+    resolved: dict[str, Any]
+    warnings: tuple[Fault, ...]
+
+    def offload(self, gpu_batch: int, num_batches: int, precision_weights: str, precision_kv: str) -> Offload:
+        """Return the question for one block."""
+        found = server(
+            self.architecture,
+            self.machine,
+            self.engine,
+            precision_weights=precision_weights,
+            precision_kv=precision_kv,
+        )
+        lengths = self.question.workload.lengths
+        count = self.machine.node.accelerators.count
+        return Offload(found, self.paths, count, lengths.isl, lengths.osl, gpu_batch, num_batches)
+
+
+def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
+    """Check a scenario of placement over tiers.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    base_dir : Path
+        Folder that paths in it are relative to.
+
+    Returns
+    -------
+    KvScenario
+        The question with everything it names looked up.
+
+    Raises
+    ------
+    InputError
+        With every fault that was found.
+    """
+    question = validated(KvQuestion, source)
+    faults: list[Fault] = []
+    machine: Machine | None = None
+    architecture: Architecture | None = None
+    try:
+        machine = resolve_cluster(question.cluster, base_dir, 1, source=source, at=("cluster",))
+    except InputError as error:
+        faults += error.faults
+    try:
+        architecture = load_architecture(question.model, base_dir, source, ("model",))
+    except InputError as error:
+        faults += error.faults
+    engine = engine_of(question.engine)
+    if engine is None:
+        message = f"unknown engine; {did_you_mean(question.engine, engines())} [got {question.engine!r}]"
+        faults.append(source.fault(("engine",), message))
+    warnings: list[Fault] = []
+    if machine is not None:
+        faults += [source.fault(path, message) for path, message in _tier_faults(question, machine)]
+    if architecture is not None:
+        lengths = question.workload.lengths
+        if architecture.learned_positions and lengths.isl + lengths.osl > architecture.learned_positions:
+            message = f"{architecture.name} has {architecture.learned_positions} learned positions"
+            faults.append(source.fault(("workload", "lengths"), f"{message} [got {lengths.isl + lengths.osl} tokens]"))
+        wrong = kv_bytes_fault(architecture, question)
+        if wrong is not None:
+            (faults if wrong[0] else warnings).append(source.fault(("workload", "kv_bytes_per_token"), wrong[1]))
+    if faults or machine is None or architecture is None or engine is None:
+        raise InputError(sorted(set(faults), key=lambda fault: (fault.line, fault.column)))
+    wanted = question.search.tiers
+    paths = tuple(path for path in tier_paths(machine.node) if wanted is None or path.name in wanted)
+    resolved = _resolved(question, base_dir, machine)
+    return KvScenario(question, machine, architecture, engine, paths, source, resolved, tuple(warnings))
+
+
+def kv_bytes_fault(architecture: Architecture, question: KvQuestion) -> tuple[bool, str] | None:
+    """Return whether given bytes of keys and values are wrong, or only differ, and what is said of them.
+
+    Notes
+    -----
+    The common error is to count a latent cache (MLA) as if keys and values of every head were kept.
+    """
+    given = question.workload.kv_bytes_per_token
+    if given is None:
+        return None
+    element = CACHE_BYTES[question.search.precision_kv[0]]
+    true = float(kv_bytes_per_token(architecture, element))
+    if abs(given - true) <= 0.01 * true:
+        return None
+    latent = any(layer.attention.kind == "mla" for layer in architecture.layers)
+    if latent and given > 2 * true:
+        message = (
+            f"counts keys and values of every head, but {architecture.name} keeps one latent vector and one rotary key "
+            f"(MLA): {true:,.0f} bytes a token [got {given:,.0f}]"
+        )
+        return True, message
+    return False, f"{architecture.name} keeps {true:,.0f} bytes a token, which is used [got {given:,.0f}]"
+
+
+def _tier_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:
+    known = [HBM, *(tier.name for tier in machine.node.tiers)]
+    for number, name in enumerate(question.search.tiers or ()):
+        if name not in known:
+            yield ("search", "tiers", number), f"no such tier; {did_you_mean(name, known)} [got {name!r}]"
+    if question.search.tiers is not None and HBM not in question.search.tiers:
+        yield ("search", "tiers"), f"{HBM} is missing: a layer is computed from there"
+    allowed = [name for name in known if question.search.tiers is None or name in question.search.tiers]
+    for tier in machine.node.tiers:
+        if tier.name in allowed and tier.via is not None and tier.via not in allowed:
+            yield ("search", "tiers"), f"{tier.name} is reached via {tier.via}, which is not among them"
+    if question.plan is None:
+        return
+    for thing in ("weights", "kv", "activations"):
+        if thing not in question.plan.placement:
+            yield ("plan", "placement"), f"{thing} is missing"
+    for thing, shares in question.plan.placement.items():
+        for name in shares:
+            if name not in allowed:
+                yield ("plan", "placement", thing, name), f"no such tier; {did_you_mean(name, allowed)}"
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            yield ("plan", "placement", thing), f"shares should add up to 1 [got {sum(shares.values()):g}]"
+    sites = {path.name for path in tier_paths(machine.node) if path.site is not None}
+    for name, share in (question.plan.attention_there or {}).items():
+        if name not in allowed:
+            yield ("plan", "attention_there", name), f"no such tier; {did_you_mean(name, allowed)}"
+        elif share and name not in sites:
+            yield ("plan", "attention_there", name), "no processor attends there; set attention of the tier"
+
+
+def _resolved(question: KvQuestion, base_dir: FilePath, machine: Machine) -> dict[str, Any]:
+    """Write the question out so that it can be asked again anywhere."""
+    written = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
+    written["cluster"] = description(machine)
+    if isinstance(question.model, str) and (base_dir / question.model).exists():
+        path = base_dir / question.model
+        written["model"] = read_file(path / "config.json" if path.is_dir() else path).data
+    return written
+
+
+def kv_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a scenario of placement over tiers."""
+    return KvQuestion.model_json_schema()
