@@ -127,6 +127,7 @@ ROUNDED = {
     "deepseek-v3-without-mtp": (671, 1),
     "gemma-3-27b": (27, 1),  # arXiv 2503.19786, table 1; to the unit below
     "mpt-30b": (29.95, 0.02),  # card of mosaicml/mpt-30b, which cuts digits off
+    "opt-6.7b": (6.7, 2),
     "opt-13b": (13, 1),  # arXiv 2205.01068, table 1, here and below
     "opt-30b": (30, 1),
     "opt-66b": (66, 1),
