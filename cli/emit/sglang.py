@@ -22,6 +22,7 @@ RELEASE = "SGLang 0.5.23 (sglang/srt/arg_groups/fields)"
 # a server takes some of the ports behind its own
 _PORT, _PORTS, _LEADER_PORT, _BOOTSTRAP_PORT = 30000, 1000, 20000, 8998
 _CACHE = {"bf16": "bfloat16", "fp16": "auto", "fp8": "fp8_e4m3", "int8": "fp8_e4m3"}
+_DISPATCH = {"both": "auto", "prefill": "normal", "decode": "low_latency"}
 _QUANTISATION = {"fp8": "fp8", "fp8_block": "fp8", "int8": "w8a8_int8", "fp4": "modelopt_fp4", "nvfp4": "modelopt_fp4"}
 
 
@@ -97,7 +98,7 @@ def _options(serving: Serving, pool: Pool, missing: list[str]) -> list[str]:
             "--attn-dp-size": pool.dp,
             "--ep-size": pool.ep,
             "--moe-a2a-backend": "deepep" if dispatched else "none",
-            "--deepep-mode": "auto" if dispatched else None,
+            "--deepep-mode": _DISPATCH[pool.role] if dispatched else None,
             # of all ranks of attention data parallelism together
             "--max-running-requests": pool.max_num_seqs * pool.dp,
             "--chunked-prefill-size": chunk,

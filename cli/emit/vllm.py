@@ -57,7 +57,7 @@ def vllm(result: Result, question: ServeScenario) -> Launch:
             ray = _by_ray(pool, places)
             for rank, place in enumerate(places[:1] if ray else places):
                 on_node = commands.setdefault(place.node, [])
-                environment = [] if ray else [visible(place)]
+                environment = ["VLLM_RAY_DP_PACK_STRATEGY=span"] if ray else [visible(place)]
                 if pool.role != "both":
                     if serving.spread:
                         environment.append(f'VLLM_NIXL_SIDE_CHANNEL_HOST="{address(serving, place.node)}"')
