@@ -31,6 +31,15 @@ class EngineMemory(_Strict):
     put off then when all have grown)."""
 
 
+class EngineTransfer(_Strict):
+    """How keys and values go from one instance to another."""
+
+    start: Seconds
+    """Time before the first byte."""
+    efficiency: float = Field(gt=0, le=1)
+    """Share of the network adapters' rate."""
+
+
 class EngineDefaults(_Strict):
     """What a deployment that does not say gets from this engine."""
 
@@ -81,6 +90,8 @@ class Engine(_Strict):
     """Releases whose overheads of steps are so many times these."""
     uncaptured: tuple[str, ...] = ()
     """Releases that capture no step as a graph."""
+    transfer: EngineTransfer | None = None
+    """How keys and values go from instances for prompts to those for answers, where it is known."""
     spreads: dict[Literal["tpot", "ttft", "throughput"], float]
     """Standard deviation of ln(measured/predicted) of the time of a token, of that to the first one, and of rates."""
     measured_families: tuple[str, ...] = ()
