@@ -50,7 +50,7 @@ def plan_serve(
         from solvers.serve_scenario import load_serve
 
         question = load_serve(source, scenario.parent)
-        result = plan(question, top=top, time_limit_s=time_limit)
+        result = plan(question, top=top, time_limit_s=time_limit, gap=gap)
     warn(question.warnings)
     _draw(result, plot)
     if explain is not None:

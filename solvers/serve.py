@@ -24,8 +24,13 @@ from solvers.serve_search import search
 TIME_LIMIT_S = 60.0
 """How long to search, where nothing else is said [s]."""
 
+MIX_LEAST_S, MIX_MOST_S = 0.5, 10.0
+"""How long the choice of several layouts may take of what is left [s]."""
 
-def plan(scenario: ServeScenario, *, top: int = 5, time_limit_s: float | None = None) -> Result:
+
+def plan(
+    scenario: ServeScenario, *, top: int = 5, time_limit_s: float | None = None, gap: float = OPTIMAL_GAP
+) -> Result:
     """Find the best deployment by exhaustion of the stated space, and say what the limits cost.
 
     Parameters
@@ -36,6 +41,8 @@ def plan(scenario: ServeScenario, *, top: int = 5, time_limit_s: float | None = 
         How many alternatives to list, the best of each other layout.
     time_limit_s : float
         Wall time of the search; `TIME_LIMIT_S` if left out [s].
+    gap : float
+        Relative gap at which the choice of several layouts may stop [1].
 
     Returns
     -------
@@ -49,10 +56,10 @@ def plan(scenario: ServeScenario, *, top: int = 5, time_limit_s: float | None = 
         The weights fit in no layout that is allowed.
     """
     with np.errstate(all="ignore"):  # what cannot run has times that are infinite
-        return _planned(scenario, top, time_limit_s)
+        return _planned(scenario, top, time_limit_s, gap)
 
 
-def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> Result:
+def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap: float) -> Result:
     began = time.perf_counter()
     deadline = began + (TIME_LIMIT_S if time_limit_s is None else time_limit_s)
     searched = search(scenario, deadline=deadline)
@@ -66,11 +73,10 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None) -> R
     if not searched.found and not searched.overloaded and not scenario.also:
         raise InputError([no_layout(scenario)])
     ranked = ranking(scenario, searched.found)
-    mixed_ = _mixed(scenario, ranked, began)
+    mixed_ = _mixed(scenario, ranked, began, deadline, gap)
     if mixed_ is not None:
-        return replace(
-            mixed_, candidates=searched.candidates, alternatives=[entry(scenario, one) for one in ranked[:1]]
-        )
+        others = [*ranked[:1], *other_layouts(ranked)][:top]
+        return replace(mixed_, candidates=searched.candidates, alternatives=[entry(scenario, one) for one in others])
     if not ranked:
         why, relaxation = nearest(scenario, searched)
         return Result(
@@ -193,7 +199,7 @@ def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> R
     )
 
 
-def _mixed(scenario: ServeScenario, ranked: list[Place], began: float) -> Result | None:
+def _mixed(scenario: ServeScenario, ranked: list[Place], began: float, deadline: float, gap: float) -> Result | None:
     """Return the answer of several layouts or kinds of accelerators, where it is better than that of one."""
     question = scenario.question
     wanted = (question.search.mixed or bool(scenario.also)) and not question.search.replicas
@@ -202,7 +208,8 @@ def _mixed(scenario: ServeScenario, ranked: list[Place], began: float) -> Result
         return None
     if not isinstance(question.workload.arrivals, ServeArrivals):
         return None
-    mix = mixed(scenario)
+    left_s = min(max(deadline - time.perf_counter(), MIX_LEAST_S), MIX_MOST_S)
+    mix = mixed(scenario, time_limit_s=left_s, gap=gap)
     if mix is None:
         return None
     unit = scenario.usd_per_hour(1) if question.objective.startswith("cost") else 1.0

@@ -23,7 +23,7 @@ import numpy as np
 from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.serving.latency import handoff_s
-from solvers.backend import Solution, solve
+from solvers.backend import OPTIMAL_GAP, Solution, solve
 from solvers.serve_found import POOL, Family, Searched
 from solvers.serve_pairs import side
 from solvers.serve_question import ServeArrivals
@@ -173,7 +173,7 @@ def _undominated(units: Any) -> Iterator[Unit]:
             yield one
 
 
-def mixed(scenario: ServeScenario, *, time_limit_s: float = 10.0) -> Mix | None:
+def mixed(scenario: ServeScenario, *, time_limit_s: float = 10.0, gap: float = OPTIMAL_GAP) -> Mix | None:
     """Return the cheapest choice of units that answers all requests; None where there is none."""
     import pulp
 
@@ -215,7 +215,7 @@ def mixed(scenario: ServeScenario, *, time_limit_s: float = 10.0) -> Mix | None:
     for number, kind in enumerate(scenario.kinds):
         taken = [unit.gpus * count for unit, count in zip(units, counts, strict=True) if unit.kind == number]
         problem += pulp.lpSum(taken) <= kind.machine.accelerators, f"accelerators {number}"
-    found: Solution = solve(problem, time_limit_s=time_limit_s)
+    found: Solution = solve(problem, time_limit_s=time_limit_s, gap=gap)
     if found.objective is None:
         return None
     chosen = [(unit, round(found.values.get(f"n{number}", 0.0))) for number, unit in enumerate(units)]

@@ -593,8 +593,11 @@ def test_options_that_every_answer_takes(tmp_path: Path) -> None:
 
 def test_groups_are_drawn(tmp_path: Path) -> None:
     example = EXAMPLES / "serve-70b-h100-and-a100.yaml"
-    done = run("plan", "serve", example, "--plot", tmp_path / "mixed.svg")
+    answer = tmp_path / "mixed.json"
+    done = run("plan", "serve", example, "--plot", tmp_path / "mixed.svg", "--top", 2, "-o", answer)
     assert done.exit_code == 0 and "a100-80gb-sxm, decode: " in (tmp_path / "mixed.svg").read_text(), done.stderr
+    assert len(json.loads(answer.read_text())["alternatives"]) == 2
+    assert run("predict", "serve", answer, "--emit", "vllm").exit_code == 0
 
 
 @pytest.mark.parametrize("arrivals", [{"concurrency": 16}, "offline"])
