@@ -91,7 +91,7 @@ def _shown(result: "Result", top: int) -> "RenderableType":
     if result.plan is None:
         return render.result(result, top)
     said = dict(result.prediction or {})
-    tables = {key: said.pop(key, None) for key in ("memory_bytes", "utilisation", "purchases")}
+    tables = {key: said.pop(key, None) for key in ("memory_bytes", "utilisation", "purchases", "prefix_cache")}
     others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]
     shown = replace(result, plan=_brief(result.plan), prediction=said, alternatives=others)
     return render.result(shown, top, _tables(result.plan, tables))
@@ -142,4 +142,39 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
         ]
         heads = ("", "tokens/s", "gain per GiB", "USD/h")
         parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3)))
+    if said["prefix_cache"]:
+        parts += _cache(said["prefix_cache"])
     return Group(*parts)
+
+
+def _cache(said: "Mapping[str, Any]") -> "list[RenderableType]":
+    """Show what a cache of prefixes in the free memory finds and saves, tier by tier."""
+    from cli.tables import number, table, text
+    from hardware.units import format_quantity
+
+    rows = [
+        (
+            text(one["tier"]),
+            format_quantity(one["free_bytes"], "bytes"),
+            number(one["hit_ratio_cumulated"]),
+            number(one["load_s_per_token"] * 1e6),
+            number(one["compute_s_per_token"] * 1e6),
+            "yes" if one["pays"] else "no",
+            number(one["saved_s_per_request"]),
+            number(one["saved_s_per_request_per_gib"]),
+        )
+        for one in said["tiers"]
+    ]
+    heads = ("", "free", "hits", "load us", "compute us", "pays", "saves s", "s per GiB")
+    found: list[RenderableType] = [table("Prefixes in the memory left free", heads, rows, numbers=range(1, len(heads)))]
+    facts = [
+        ("mean prefill without a cache", f"{said['prefill_without_s']:.4g} s"),
+        ("mean prefill with the tiers that pay", f"{said['prefill_mean_s']:.4g} s"),
+    ]
+    if said["knee"] is not None:
+        knee = said["knee"]
+        size = format_quantity(knee["capacity_bytes"], "bytes")
+        most = f"{knee['hit_ratio_unbounded']:.3g} with no limit"
+        facts.append(("knee of the hit curve", f"{size}: {knee['hit_ratio']:.3g} of the tokens, {most}"))
+    found.append(table("", ("", ""), [(text(key), text(value)) for key, value in facts], numbers=()))
+    return found

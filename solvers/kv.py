@@ -15,6 +15,7 @@ from perfmodel.kernels.model import Z90
 from perfmodel.offload import OBJECTS, PHASES, Offload, Share, kernel_times
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.kv_place import Block, missing_bytes, most_tokens_per_s, place
+from solvers.kv_reuse import prefix_cache
 from solvers.kv_scenario import KvScenario
 from solvers.result import Objective, Result
 from solvers.scenario import usd_per_hour
@@ -236,8 +237,12 @@ def _prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
         factor = float(np.exp(Z90 * spreads[spread]))  # type: ignore[index]
         said |= {name: value, f"{name}_p10": value / factor, f"{name}_p90": value * factor}
     cost = usd_per_hour(scenario.machine)
+    reuse = scenario.question.workload.reuse
+    cached = None
+    if scenario.curve is not None and reuse is not None:
+        cached = prefix_cache(block, scenario.curve, reuse.block_tokens)
     return said | {
-        "hit_ratio": None,
+        "hit_ratio": None if cached is None else cached["hit_ratio"],
         "memory_bytes": {name: used for name, (_, used) in block.memory_bytes.items()},
         "utilisation": {
             phase: {name: spent / phases[phase] for name, spent in times.items() if spent}
@@ -246,6 +251,7 @@ def _prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
         "bytes_per_s": _traffic(block),
         "cost_usd_per_hour": cost,
         "power_w": None,
+        **({} if cached is None else {"prefix_cache": cached}),
     }
 
 

@@ -25,6 +25,15 @@ class KvLengths(_Strict):
     """Tokens that go out."""
 
 
+class KvReuse(_Strict):
+    """Prefixes that requests share."""
+
+    trace: str
+    """Path of recorded requests with the blocks of their prompts."""
+    block_tokens: Size = 512
+    """Tokens of a block."""
+
+
 class KvWorkload(_Strict):
     """What is asked."""
 
@@ -34,6 +43,8 @@ class KvWorkload(_Strict):
     """When requests come: all at once."""
     lengths: KvLengths
     """How long sequences are."""
+    reuse: KvReuse | None = None
+    """Prefixes that requests share: what a cache of them in the memory left free is worth."""
     kv_bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Keys and values of a token in all layers, to be checked against the model's [bytes]."""
 

@@ -16,8 +16,10 @@ from hardware.faults import Fault, InputError
 from hardware.tiers import HBM, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.hit_curves import HitCurve, replay
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.offload import Offload
+from perfmodel.request_traces import block_pieces
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.server import CACHE_BYTES, server
 from solvers.kv_question import KvQuestion
@@ -43,6 +45,8 @@ class KvScenario:
         The scenario with defaults and hardware written out; reading it again asks the same.
     warnings : tuple of Fault
         What may not be meant as it stands.
+    curve : HitCurve or None
+        What caches find of the trace of shared prefixes.
     """
 
     question: KvQuestion
@@ -53,6 +57,7 @@ class KvScenario:
     source: Source
     resolved: dict[str, Any]
     warnings: tuple[Fault, ...]
+    curve: HitCurve | None = None
 
     def offload(self, gpu_batch: int, num_batches: int, precision_weights: str, precision_kv: str) -> Offload:
         """Return the question for one block."""
@@ -115,12 +120,19 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
         wrong = kv_bytes_fault(architecture, question)
         if wrong is not None:
             (faults if wrong[0] else warnings).append(source.fault(("workload", "kv_bytes_per_token"), wrong[1]))
+    curve: HitCurve | None = None
+    reuse = question.workload.reuse
+    if reuse is not None:
+        try:
+            curve = replay(block_pieces(base_dir / reuse.trace), reuse.block_tokens)
+        except InputError as error:
+            faults += error.faults
     if faults or machine is None or architecture is None or engine is None:
-        raise InputError(sorted(set(faults), key=lambda fault: (fault.line, fault.column)))
+        raise InputError(sorted(set(faults), key=lambda fault: (fault.source, fault.line, fault.column)))
     wanted = question.search.tiers
     paths = tuple(path for path in tier_paths(machine.node) if wanted is None or path.name in wanted)
     resolved = _resolved(question, base_dir, machine)
-    return KvScenario(question, machine, architecture, engine, paths, source, resolved, tuple(warnings))
+    return KvScenario(question, machine, architecture, engine, paths, source, resolved, tuple(warnings), curve)
 
 
 def kv_bytes_fault(architecture: Architecture, question: KvQuestion) -> tuple[bool, str] | None:
@@ -181,6 +193,8 @@ def _resolved(question: KvQuestion, base_dir: FilePath, machine: Machine) -> dic
     """Write the question out so that it can be asked again anywhere."""
     written = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     written["cluster"] = description(machine)
+    if question.workload.reuse is not None:
+        written["workload"]["reuse"]["trace"] = str(base_dir.resolve() / question.workload.reuse.trace)
     if isinstance(question.model, str) and (base_dir / question.model).exists():
         path = base_dir / question.model
         written["model"] = read_file(path / "config.json" if path.is_dir() else path).data

@@ -244,3 +244,49 @@ def test_a_latent_cache_counted_as_heads_is_flagged():
 def test_predict_needs_a_plan():
     with pytest.raises(ValueError, match="no plan"):
         given_block(asked(SMALL))
+
+
+CXL = EXAMPLE.parent / "kv-llama-70b-cxl.yaml"
+
+
+def test_prefixes_in_cxl_cards():
+    """The cards add hits to host memory; what is found is what a cache simulated block by block finds."""
+    both = json.loads(run("plan", "kv", str(CXL), "--format", "json"))["prediction"]["prefix_cache"]
+    alone = json.loads(run("plan", "kv", str(CXL), "--set", "search.tiers=[hbm, ddr]", "--format", "json"))
+    alone = alone["prediction"]["prefix_cache"]
+    assert both["hit_ratio"] > alone["hit_ratio"] > 0
+    assert both["prefill_mean_s"] < alone["prefill_mean_s"] < alone["prefill_without_s"]
+    assert [one["tier"] for one in both["tiers"]] == ["hbm", "ddr", "cxl"]
+    with (EXAMPLE.parent / "kv-sessions.csv").open() as file:
+        rows = [(int(row["input_tokens"]), row["block_ids"].split()) for row in csv.DictReader(file)]
+    total = sum(tokens for tokens, _ in rows)
+    for one in both["tiers"]:
+        cache: list[str] = []
+        hits = 0
+        for tokens, blocks in rows:
+            number = next((place for place, block in enumerate(blocks) if block not in cache), len(blocks))
+            hits += min(tokens, 4096 * number)
+            for block in blocks:
+                cache = [*(other for other in cache if other != block), block][-max(one["blocks"], 1) :]
+        assert one["hit_ratio_cumulated"] == pytest.approx(hits / total)
+    # 327,680 bytes a token from both cards at 50 GB/s each
+    assert both["tiers"][2]["load_s_per_token"] == pytest.approx(327_680 / 100e9 + 250e-9 / 4096)
+    assert "Prefixes in the memory left free" in run("plan", "kv", str(CXL))
+
+
+def test_a_tier_that_is_slower_than_computing_does_not_pay():
+    slow = "cluster.tiers.cxl.read=1 GB/s"
+    found = json.loads(run("plan", "kv", str(CXL), "--set", slow, "--format", "json"))["prediction"]["prefix_cache"]
+    cards = found["tiers"][2]
+    assert cards["load_s_per_token"] > cards["compute_s_per_token"]
+    assert not cards["pays"]
+    assert found["hit_ratio"] == found["tiers"][1]["hit_ratio_cumulated"]
+
+
+def test_faults_of_a_trace_are_placed(tmp_path):
+    (tmp_path / "trace.csv").write_text("arrival_s,input_tokens,output_tokens,block_ids\n5,10,1,1\n0,-10,1,1\n")
+    text = SMALL.replace("osl: 32}", "osl: 32}, reuse: {trace: trace.csv}")
+    with pytest.raises(InputError) as caught:
+        load_kv(read_yaml(text, "x.yaml"), tmp_path)
+    assert "trace.csv:3:1: arrival_s: time runs backwards" in str(caught.value)
+    assert "trace.csv:3:3: input_tokens" in str(caught.value)
