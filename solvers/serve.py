@@ -12,7 +12,17 @@ from hardware.faults import InputError
 from solvers import serve_groups as groups
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.result import Result
-from solvers.serve_answer import Seen, binding, breakdown, described, objective, plan_dict, serve_provenance, steady
+from solvers.serve_answer import (
+    Seen,
+    binding,
+    breakdown,
+    described,
+    objective,
+    plan_dict,
+    serve_provenance,
+    steady,
+    unbeatable,
+)
 from solvers.serve_case import Case, case_of
 from solvers.serve_infeasible import nearest, no_layout
 from solvers.serve_mix import Mix, mixed
@@ -26,6 +36,9 @@ TIME_LIMIT_S = 60.0
 
 MIX_LEAST_S, MIX_MOST_S = 0.5, 10.0
 """How long the choice of several layouts may take of what is left [s]."""
+
+PRICED_S = 5.0
+"""Searches that take longer are not done again to find what limits are worth [s]."""
 
 
 def plan(
@@ -70,13 +83,22 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
         "scenario": scenario.resolved,
         "provenance": serve_provenance(scenario),
     }
-    if not searched.found and not searched.overloaded and not scenario.also:
+    searched_s = time.perf_counter() - began
+    if not searched.found and not searched.overloaded and not scenario.also and searched.complete:
         raise InputError([no_layout(scenario)])
     ranked = ranking(scenario, searched.found)
     mixed_ = _mixed(scenario, ranked, began, deadline, gap)
     if mixed_ is not None:
         others = [*ranked[:1], *other_layouts(ranked)][:top]
         return replace(mixed_, candidates=searched.candidates, alternatives=[entry(scenario, one) for one in others])
+    if not ranked and searched.stopped:
+        return Result(
+            status="time_limit",
+            objective=objective(name, None),
+            best_bound=unbeatable(scenario),
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
     if not ranked:
         why, relaxation = nearest(scenario, searched)
         return Result(
@@ -91,17 +113,17 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
     seen = steady(case)
     told = described(case, seen)
     value = told[name]
-    complete = searched.complete
-    bound = value if complete else None
+    bound = value if searched.complete else unbeatable(scenario)
+    room = binding(case, seen)
     return Result(
-        status="optimal" if complete else "feasible",
+        status="optimal" if searched.complete else "time_limit" if searched.stopped else "feasible",
         objective=objective(name, value),
         best_bound=bound,
-        gap=None if bound is None else 0.0,
+        gap=relative_gap(value, bound),
         plan=plan_dict(case),
         prediction=told,
         breakdown=None if scenario.offline else breakdown(case, seen),
-        binding=priced(scenario, ranked[0], binding(case, seen), value),
+        binding=priced(scenario, ranked[0], room, value) if searched_s < PRICED_S else room,
         alternatives=[entry(scenario, place) for place in other_layouts(ranked)[:top]],
         why_not=reasons(scenario, searched),
         pareto=front(scenario, searched.found),

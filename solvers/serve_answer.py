@@ -279,6 +279,18 @@ def optimal_tokens_per_s(server: Server) -> float:
     return peak_flops(server.machine.accelerator, form.arithmetic) / (2.0 * server.architecture.active_parameters)
 
 
+def unbeatable(scenario: ServeScenario) -> float:
+    """Return what no deployment can beat: the objective with every accelerator at its optimal throughput."""
+    name, demand = scenario.question.objective, scenario.demand
+    servers = [scenario.server(one, None) for one in scenario.question.search.precision_weights]
+    tokens = max(optimal_tokens_per_s(server) for server in servers)
+    rate = tokens / (demand.computed_tokens + demand.output_tokens)
+    if name == "cost_usd_per_million_tokens":
+        return (scenario.usd_per_hour(1) or 0.0) / (rate * demand.output_tokens * 3600) * 1e6
+    per_gpu = {"goodput_requests_per_s_per_gpu": rate, "output_tokens_per_s_per_gpu": rate * demand.output_tokens}
+    return per_gpu.get(name, 0.0)
+
+
 def described(
     case: Case, seen: Seen, accelerators: int | None = None, usd_per_hour: float | None = None
 ) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class Searched:
     candidates, without_room, overloaded : int
         How many there were, how many do not hold weights and a request, and how many of the rest are too slow.
     complete : bool
-        Whether all were computed.
+        Whether all were computed, or ruled out.
+    stopped : bool
+        Whether time ran out.
     """
 
     found: list[Found] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Searched:
     without_room: int = 0
     overloaded: int = 0
     complete: bool = True
+    stopped: bool = False
 
 
 def names_of(scenario: ServeScenario) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def ranking(scenario: ServeScenario, tables: list[Found]) -> list[Place]:
 
 def other_layouts(ranked: list[Place]) -> list[Place]:
     """Return the best of every layout but the first."""
-    seen, kept = {ranked[0].layout}, []
+    seen, kept = {place.layout for place in ranked[:1]}, []
     for place in ranked:
         if place.layout not in seen:
             seen.add(place.layout)

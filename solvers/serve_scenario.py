@@ -298,6 +298,11 @@ def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
                 ("workload", "arrivals", "rate_rps"),
                 "missing; without objectives of latency there is no highest rate",
             )
+        if not any(arrivals.profile):
+            yield ("workload", "arrivals", "profile"), "should not be zero throughout"
+        if arrivals.rate_rps is None and question.objective.endswith("_s"):
+            message = f"missing; at the highest rate {question.objective} is that of the objectives"
+            yield ("workload", "arrivals", "rate_rps"), message
     elif arrivals == "offline":
         for name in question.slo.limits:
             if not name.startswith("tpot"):

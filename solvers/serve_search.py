@@ -51,7 +51,7 @@ def search(
                 if only is not None and not _same(family, only):
                     continue
                 if deadline is not None and time.perf_counter() > deadline and result.candidates:
-                    result.complete = False
+                    result.complete, result.stopped = False, True
                     return result
                 if disaggregated:
                     pairs(scenario, family, result, widened, more_memory)

@@ -342,6 +342,13 @@ def test_a_plan_is_predicted_again_to_the_same(tmp_path: Path) -> None:
     assert "slo.ttft_p99" in {one["constraint"] for one in answer["binding"]}
 
 
+def test_time_runs_out() -> None:
+    """What was found by then, with the bound that the hardware sets."""
+    result = plan(asked(SMALL), time_limit_s=0.0)
+    assert result.status == "time_limit" and result.best_bound is not None and result.gap is not None
+    assert result.objective.value is not None and result.objective.value < result.best_bound
+
+
 def test_every_term_is_explained(tmp_path: Path) -> None:
     from perfmodel.serving.equations import SERVING_EXPLANATIONS
 
@@ -521,6 +528,13 @@ plan: {tp: 8, replicas: 2, draft_tokens: 3}
     ):
         assert any(part in line for line in found), part
     assert all(line.startswith("asked.yaml:") for line in found)
+
+
+def test_times_are_no_objective_at_the_highest_rate() -> None:
+    text = ASKED.replace("process: poisson, rate_rps: 8", "process: poisson, profile: [0, 0]")
+    found = faults(text + "objective: tpot_mean_s\n")
+    assert any("rate_rps: missing" in line for line in found)
+    assert any("profile: should not be zero throughout" in line for line in found)
 
 
 def test_an_objective_in_the_wrong_unit_is_told(tmp_path: Path) -> None:
