@@ -1,6 +1,6 @@
 """Fit what inference engines add to their kernels on measured operating points, one set of constants an engine.
 
-    python benchmarks/fit_serving.py [ENGINE ...] [--rows 130] [--leave-out gpu]
+    python benchmarks/fit_serving.py [ENGINE ...] [--rows 170] [--leave-out gpu]
 
 Prints the constants and the errors with them; `perfmodel/engines/*.yaml` hold what it printed. The rest of the rows,
 and with `--leave-out` all rows of one value of a column, take no part in the fit.

@@ -57,7 +57,7 @@ LONGEST_TTFT_MS = 20e3
 ROUNDS, STEP, FURTHEST = 5, 0.08, 1.0
 """Gauss-Newton steps, difference of a logarithm for slopes, and the largest change of a logarithm in a step."""
 
-ROWS = 130
+ROWS = 170
 """Rows of an engine that are fitted on."""
 
 
