@@ -114,6 +114,8 @@ def measured(name: str) -> str:
         return str(DATA / "kernels" / "nccl.csv.gz")
     if "/serving/" in name:
         return str(DATA / "serving" / Path(name).name)
+    if name == "POINTS.csv":
+        return str(DATA / "kernels" / "splitwise_e2e.csv.gz")
     if name == "KERNELS.csv" or name.endswith(".gz"):
         return str(DATA / "kernels" / ("gemm.csv.gz" if name == "KERNELS.csv" else Path(name).name))
     folder = DATA / next((part for part in ("network", "kv_power") if f"/{part}/" in name), "training")
