@@ -134,14 +134,15 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
         bought = [
             (
                 text(one["purchase"]),
-                number(one["tokens_per_s"]),
-                number(one["gain_tokens_per_s_per_gib"]),
+                number(next(one[name] for name in ("tokens_per_s", "ttft_mean_s", "tpot_mean_s") if name in one)),
+                number(one["gain"]),
+                number(one["gain_per_gib"]),
                 quantity("price_usd_per_hour", one["price_usd_per_hour"]),
             )
             for one in said["purchases"]
         ]
-        heads = ("", "tokens/s", "gain per GiB", "USD/h")
-        parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3)))
+        heads = ("", "then", "gain", "gain per GiB", "USD/h")
+        parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3, 4)))
     if said["prefix_cache"]:
         parts += _cache(said["prefix_cache"])
     return Group(*parts)

@@ -14,10 +14,11 @@ from perfmodel import provenance
 from perfmodel.kernels.model import Z90
 from perfmodel.offload import OBJECTS, PHASES, Offload, Share, kernel_times
 from solvers.backend import OPTIMAL_GAP, relative_gap
-from solvers.kv_place import Block, missing_bytes, most_tokens_per_s, place
+from solvers.kv_aim import ALSO, Aim
+from solvers.kv_place import Block, missing_bytes, place
 from solvers.kv_reuse import prefix_cache
 from solvers.kv_scenario import KvScenario
-from solvers.result import Objective, Result
+from solvers.result import Result
 from solvers.scenario import usd_per_hour
 
 GIB = 2.0**30
@@ -48,37 +49,38 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     began = time.perf_counter()
     until = None if time_limit_s is None else began + time_limit_s
     candidates = list(_candidates(scenario, scenario.paths))
-    found, bound = _search(candidates, until, gap, most=max(top, 0) + 1)
+    aim = Aim.of(scenario)
+    found, bound = _search(candidates, aim, until, gap, most=max(top, 0) + 1)
     spent = time.perf_counter() - began
     if not found:
         if bound is not None:
             return Result(
                 status="time_limit",
-                objective=_objective(None),
-                best_bound=bound,
+                objective=aim.objective(None),
+                best_bound=aim.value_of(bound),
                 solve_time_s=spent,
                 **_common(scenario),
             )
-        return _infeasible(scenario, min(candidates, key=lambda one: one[1].sequences)[1], began)
+        return _infeasible(scenario, candidates, aim, began)
     best = found[0]
-    value = best.tokens_per_s
-    bound = max(value, bound or 0.0)
-    reached = relative_gap(value, bound)
+    value = aim.value_of(aim.score(best))
+    best_bound = value if bound is None else aim.value_of(max(bound, aim.score(best)))
+    reached = relative_gap(value, best_bound)
     return Result(
         status="optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit",
-        objective=_objective(value),
-        best_bound=bound,
+        objective=aim.objective(value),
+        best_bound=best_bound,
         gap=reached,
         solve_time_s=spent,
         candidates=len(candidates),
         plan=_plan(best),
-        prediction=_prediction(scenario, best) | {"purchases": _purchases(scenario, best)},
+        prediction=_prediction(scenario, best) | {"purchases": _purchases(scenario, best, aim)},
         breakdown=_breakdown(best),
-        binding=_binding(best),
+        binding=_binding(best, aim),
         alternatives=[
             {"plan": _plan(other), "prediction": _prediction(scenario, other)} for other in found[1 : top + 1]
         ],
-        baseline=_baseline(scenario, value),
+        baseline=_baseline(scenario, value, aim),
         **_common(scenario),
     )
 
@@ -98,11 +100,12 @@ def predict(scenario: KvScenario) -> Result:
     """
     began = time.perf_counter()
     block = given_block(scenario)
+    aim = Aim.of(scenario)
     small = {name: sizes for name, sizes in block.memory_bytes.items() if sizes[1] > sizes[0] * (1 + _ROUND)}
     if small:
         return Result(
             status="infeasible",
-            objective=_objective(None),
+            objective=Aim.of(scenario).objective(None),
             solve_time_s=time.perf_counter() - began,
             why_not=[{"reason": "out of memory", "candidates": 1, "nearest": _plan(block)}],
             relaxation=_lacking(small),
@@ -110,7 +113,7 @@ def predict(scenario: KvScenario) -> Result:
         )
     return Result(
         status="feasible",
-        objective=_objective(block.tokens_per_s),
+        objective=aim.objective(aim.value_of(aim.score(block))),
         solve_time_s=time.perf_counter() - began,
         plan=_plan(block),
         prediction=_prediction(scenario, block),
@@ -145,11 +148,11 @@ def _kernels(asked: Offload, batches: tuple[int, ...]) -> dict[int, tuple[float,
     return {batch: tuple(float(part[number]) for part in times) for number, batch in enumerate(batches)}  # type: ignore[misc]
 
 
-_Candidate = tuple[float, Offload, tuple[float, float, float]]
+_Candidate = tuple[Offload, tuple[float, float, float]]
 
 
 def _candidates(scenario: KvScenario, paths: tuple[TierPath, ...]) -> Iterator[_Candidate]:
-    """Yield blocks with what none of their placements beats [1/s]."""
+    """Yield blocks with their times of kernels."""
     search = scenario.question.search
     for weights in search.precision_weights:
         for cache in search.precision_kv:
@@ -158,27 +161,28 @@ def _candidates(scenario: KvScenario, paths: tuple[TierPath, ...]) -> Iterator[_
             for batch in search.gpu_batch:
                 for count in search.num_batches:
                     asked = replace(whole, gpu_batch=batch, num_batches=count)
-                    yield most_tokens_per_s(asked, kernels[batch]), asked, kernels[batch]
+                    yield asked, kernels[batch]
 
 
 def _search(
-    candidates: list[_Candidate], until: float | None, gap: float | None, most: int
+    candidates: list[_Candidate], aim: Aim, until: float | None, gap: float | None, most: int
 ) -> tuple[list[Block], float | None]:
-    """Return the best blocks, the best first, and what no other beats [1/s]: None where all were looked at."""
+    """Return the best blocks, the best first, and the score that no other beats: None where none can be better."""
     found: list[Block] = []
-    for bound, asked, kernels in sorted(candidates, key=lambda one: -one[0]):
-        if found and bound <= found[0].tokens_per_s * (1 + (gap or 0.0)):
-            return found, None if bound <= found[0].tokens_per_s else bound
+    bounds = sorted(((aim.most(*one), one) for one in candidates), key=lambda pair: -pair[0])
+    for bound, one in bounds:
+        if found:
+            best = aim.score(found[0])
+            if bound <= best:
+                return found, None
+            if gap is not None and bound - best <= gap * abs(best):
+                return found, bound
         if until is not None and time.perf_counter() > until:
             return found, bound
-        block = place(asked, kernels)
+        block = aim.place(*one)
         if block is not None:
-            found = sorted([*found, block], key=lambda one: -one.tokens_per_s)[:most]
+            found = sorted([*found, block], key=lambda other: -aim.score(other))[:most]
     return found, None
-
-
-def _objective(value: float | None) -> Objective:
-    return Objective("tokens_per_s", value, "1/s", "max")
 
 
 def _common(scenario: KvScenario) -> dict[str, Any]:
@@ -292,9 +296,11 @@ def _bound(resource: str) -> str:
     return "compute" if resource == "accelerators" else "host" if resource.endswith("processor") else "link"
 
 
-def _binding(block: Block) -> list[dict[str, Any]]:
-    """Return what holds the block back, with what a GiB or a tenth more of a rate would bring."""
-    per_second = block.tokens_per_s / block.time_s
+def _binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
+    """Return what holds the block back, with what a GiB or a hundredth more of a rate would bring."""
+    # a second less of the block is so many more tokens per second; of a phase it is a second less
+    per_second = 1.0 if aim.phase else block.tokens_per_s / block.time_s
+    unit = "s" if aim.phase else "tokens/s"
     found = []
     for name, (room, used) in block.memory_bytes.items():
         price = block.memory_prices.get(name, 0.0)
@@ -304,7 +310,7 @@ def _binding(block: Block) -> list[dict[str, Any]]:
                     "constraint": f"capacity[{name}]",
                     "slack": max(room - used, 0.0),
                     "shadow_price": price * GIB * per_second,
-                    "unit": "tokens/s per GiB",
+                    "unit": f"{unit} per GiB",
                 }
             )
     for name, seconds in sorted(block.rate_prices.items(), key=lambda item: -item[1]):
@@ -314,13 +320,18 @@ def _binding(block: Block) -> list[dict[str, Any]]:
                     "constraint": f"rate[{name}]",
                     "slack": 0.0,
                     "shadow_price": 0.01 * seconds * per_second,
-                    "unit": "tokens/s per 1 % more",
+                    "unit": f"{unit} per 1 % more",
                 }
             )
+    for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):
+        limit = aim.limits.get(phase)
+        if limit is not None and block.phase_s[phase] >= limit * (1 - _BINDS):
+            price = block.limit_prices.get(phase, 0.0) * per_second
+            found.append({"constraint": f"slo.{name}", "slack": 0.0, "shadow_price": price, "unit": f"{unit} per s"})
     return found
 
 
-def _purchases(scenario: KvScenario, best: Block) -> list[dict[str, Any]]:
+def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, Any]]:
     """Return what one more device of each tier brings, the most first; the whole search is made again."""
     node = scenario.machine.node
     found = []
@@ -330,26 +341,25 @@ def _purchases(scenario: KvScenario, best: Block) -> list[dict[str, Any]]:
         tiers = (*node.tiers[:number], tier.model_copy(update={"count": tier.count + 1}), *node.tiers[number + 1 :])
         names = {path.name for path in scenario.paths}
         paths = tuple(path for path in tier_paths(node.model_copy(update={"tiers": tiers})) if path.name in names)
-        same = place(replace(best.asked, paths=paths), best.kernels)
-        others, _ = _search(list(_candidates(scenario, paths)), None, None, most=1)
-        reached = max(block.tokens_per_s for block in (*others, *([same] if same else []), best))
+        others, _ = _search(list(_candidates(scenario, paths)), aim, None, None, most=1)
+        reached = aim.value_of(max(aim.score(block) for block in (*others, best)))
         price = tier.price.on_demand if tier.price else None
-        gain = reached - best.tokens_per_s
+        gain = abs(reached - aim.value_of(aim.score(best)))
         found.append(
             {
                 "purchase": f"one more {tier.name} of {tier.capacity / GIB:,.0f} GiB",
                 "tier": tier.name,
                 "capacity_bytes": tier.capacity,
-                "tokens_per_s": reached,
-                "gain_tokens_per_s": gain,
-                "gain_tokens_per_s_per_gib": gain / (tier.capacity / GIB),
+                aim.name: reached,
+                "gain": gain,
+                "gain_per_gib": gain / (tier.capacity / GIB),
                 "price_usd_per_hour": price,
             }
         )
-    return sorted(found, key=lambda one: -float(one["gain_tokens_per_s"]))
+    return sorted(found, key=lambda one: -float(one["gain"]))
 
 
-def _baseline(scenario: KvScenario, best: float) -> dict[str, Any] | None:
+def _baseline(scenario: KvScenario, best: float, aim: Aim) -> dict[str, Any] | None:
     """Return what runs today beside the best."""
     if scenario.question.plan is None:
         return None
@@ -357,7 +367,7 @@ def _baseline(scenario: KvScenario, best: float) -> dict[str, Any] | None:
     return {
         "plan": _plan(block),
         "prediction": _prediction(scenario, block),
-        "gain": best / block.tokens_per_s,
+        "gain": aim.value_of(aim.score(block)) / best if aim.phase else best / block.tokens_per_s,
     }
 
 
@@ -368,14 +378,35 @@ def _lacking(small: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def _infeasible(scenario: KvScenario, smallest: Offload, began: float) -> Result:
-    missing = missing_bytes(smallest)
-    names = " and ".join(missing)
+def _infeasible(scenario: KvScenario, candidates: list[_Candidate], aim: Aim, began: float) -> Result:
+    """Return why there is no plan: the fewest bytes that are missing, or the shortest limit that can be met."""
+    fitting = [one for one in candidates if place(*one) is not None] if aim.limits else []
+    if fitting:
+        relaxation = list(_longer_limits(fitting, aim))
+        reason = "no block that fits is within the limits of latency"
+        seen = len(fitting)
+    else:
+        missing = missing_bytes(min((one[0] for one in candidates), key=lambda asked: asked.sequences))
+        relaxation = _lacking(missing)
+        reason, seen = f"the smallest block does not fit: {' and '.join(missing)} too small", 1
     return Result(
         status="infeasible",
-        objective=_objective(None),
+        objective=aim.objective(None),
         solve_time_s=time.perf_counter() - began,
-        why_not=[{"reason": f"the smallest block does not fit: {names} too small", "candidates": 1, "nearest": None}],
-        relaxation=_lacking(missing),
+        why_not=[{"reason": reason, "candidates": seen, "nearest": None}],
+        relaxation=relaxation,
         **_common(scenario),
     )
+
+
+def _longer_limits(fitting: list[_Candidate], aim: Aim) -> Iterator[dict[str, Any]]:
+    """Yield for each limit the shortest that can be met within the other, if any can."""
+    for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):
+        if phase not in aim.limits:
+            continue
+        others = {other: limit for other, limit in aim.limits.items() if other != phase}
+        alone = {one: 1.0 if one == phase else ALSO for one in PHASES}
+        found = [place(*one, limits=others, weights=alone) for one in fitting]
+        shortest = min((block.phase_s[phase] for block in found if block is not None), default=None)
+        if shortest is not None:
+            yield {"constraint": f"slo.{name}", "now": aim.limits[phase], "needed": shortest, "unit": "s"}

@@ -35,8 +35,9 @@ class Block:
         The placement.
     kernels : tuple of float
         As of `perfmodel.offload.kernel_times` [s].
-    memory_prices, rate_prices : mapping of str to float
-        What a byte more of a tier, and a share more of a resource's rate, would save of the block's time [s/byte], [s].
+    memory_prices, rate_prices, limit_prices : mapping of str to float
+        What a byte more of a tier, a share more of a resource's rate, and a longer limit of a phase would save of the
+        time that was minimised [s/byte], [s], [1].
     """
 
     asked: Offload
@@ -44,6 +45,7 @@ class Block:
     kernels: tuple[float, float, float]
     memory_prices: Mapping[str, float] = field(default_factory=dict)
     rate_prices: Mapping[str, float] = field(default_factory=dict)
+    limit_prices: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def resource_s(self) -> dict[str, dict[str, float]]:
@@ -80,7 +82,13 @@ def most_tokens_per_s(asked: Offload, kernels: tuple[float, float, float]) -> fl
     return asked.sequences * asked.generated / least
 
 
-def place(asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
+def place(
+    asked: Offload,
+    kernels: tuple[float, float, float],
+    *,
+    limits: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Block | None:
     """Find the placement of a block that takes the least time.
 
     Parameters
@@ -89,23 +97,30 @@ def place(asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
         The question.
     kernels : tuple of float
         As of `perfmodel.offload.kernel_times`, of one batch [s].
+    limits : mapping of str to float
+        Longest time of a phase [s].
+    weights : mapping of str to float
+        How often the time of each phase counts; once for prompts, and for each token after the first, if left out.
 
     Returns
     -------
     Block or None
-        Proved the best; None where the tiers cannot hold it.
+        Proved the best; None where the tiers cannot hold it, or not within the limits.
     """
     import pulp
 
     problem = pulp.LpProblem("placement", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
     times = resource_times(asked, kernels)
-    steps = {"prefill": 1, "decode": asked.generated - 1}
+    steps = weights or {"prefill": 1.0, "decode": asked.generated - 1.0}
     unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}  # times count in those of the kernels
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
     total = sum(steps[phase] * unit[phase] for phase in PHASES)
     problem += pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
     rows = {}
+    for phase, limit in (limits or {}).items():
+        rows[f"limit {phase}"] = spent[phase] <= limit / unit[phase]
+        problem += rows[f"limit {phase}"], f"limit {phase}"
     for phase in PHASES:
         for name, (constant, slopes) in times[phase].items():
             key = f"{phase} {name}"
@@ -127,7 +142,8 @@ def place(asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
     for phase, resources in block.resource_s.items():
         for name, seconds in resources.items():
             rates[name] = rates.get(name, 0.0) + duals.get(f"{phase} {name}", 0.0) * total * seconds / unit[phase]
-    return Block(asked, shares, kernels, memory, rates)
+    waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in limits or {}}
+    return Block(asked, shares, kernels, memory, rates, waits)
 
 
 def missing_bytes(asked: Offload) -> dict[str, tuple[float, float]]:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hardware.units import Seconds
+
 Size = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 WeightPrecision = Literal["bf16", "fp16", "fp8", "int8_wo", "int4_wo"]
@@ -64,6 +66,15 @@ class KvSearch(_Strict):
     """Types of keys and values."""
 
 
+class KvSlo(_Strict):
+    """Limits of latency."""
+
+    ttft_mean: Seconds | None = None
+    """Time until the prompts of a block are computed, such as 60 s."""
+    tpot_mean: Seconds | None = None
+    """Time between tokens of a sequence, such as 200 ms."""
+
+
 class KvPlan(_Strict):
     """Where everything is."""
 
@@ -98,7 +109,9 @@ class KvQuestion(_Strict):
     """What is asked."""
     search: KvSearch = KvSearch()
     """What may be chosen."""
-    objective: Literal["tokens_per_s"] = "tokens_per_s"
-    """What is maximised."""
+    slo: KvSlo = KvSlo()
+    """Limits of latency."""
+    objective: Literal["tokens_per_s", "ttft_mean_s", "tpot_mean_s"] = "tokens_per_s"
+    """What is optimised: tokens per second are to be many, times to the first and between tokens short."""
     plan: KvPlan | None = None
     """What `predict` costs; for `plan`, what runs today."""

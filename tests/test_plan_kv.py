@@ -108,7 +108,7 @@ def test_example(tmp_path):
     assert {entry["constraint"] for entry in answer["binding"]} >= {"capacity[hbm]", "capacity[ddr]", "rate[nvme read]"}
     bought = answer["prediction"]["purchases"]
     assert [one["tier"] for one in bought] == ["ddr", "nvme"]
-    assert bought[0]["gain_tokens_per_s"] >= bought[1]["gain_tokens_per_s"] > 0
+    assert bought[0]["gain"] >= bought[1]["gain"] > 0
     again = json.loads(run("predict", "kv", str(saved), "--format", "json"))
     assert again["prediction"]["tokens_per_s"] == pytest.approx(answer["prediction"]["tokens_per_s"], rel=1e-6)
     assert "Shares by tier" in run("predict", "kv", str(saved))
@@ -290,3 +290,22 @@ def test_faults_of_a_trace_are_placed(tmp_path):
         load_kv(read_yaml(text, "x.yaml"), tmp_path)
     assert "trace.csv:3:1: arrival_s: time runs backwards" in str(caught.value)
     assert "trace.csv:3:3: input_tokens" in str(caught.value)
+
+
+def test_limits_of_latency():
+    """A limit between tokens costs throughput; without room for it the answer names the shortest that can be met."""
+    free = plan(asked(SMALL))
+    assert free.prediction["tpot_mean_s"] > 5
+    limited = plan(asked(SMALL + "slo: {tpot_mean: 5 s}\n"))
+    assert limited.status == "optimal"
+    assert limited.prediction["tpot_mean_s"] <= 5 * (1 + 1e-6)
+    assert limited.prediction["tokens_per_s"] < free.prediction["tokens_per_s"]
+    quick = plan(asked(SMALL + "objective: tpot_mean_s\n"))
+    assert quick.objective.value == quick.prediction["tpot_mean_s"] <= limited.prediction["tpot_mean_s"]
+    none = plan(asked(SMALL + "slo: {tpot_mean: 100 ms}\n"))
+    assert none.status == "infeasible"
+    (longer,) = none.relaxation
+    assert longer["constraint"] == "slo.tpot_mean"
+    assert longer["needed"] == pytest.approx(quick.prediction["tpot_mean_s"], rel=1e-4)
+    enough = plan(asked(SMALL + f"slo: {{tpot_mean: {longer['needed'] * 1.0001}}}\n"))
+    assert enough.status == "optimal"
