@@ -57,6 +57,8 @@ class PassCost:
         Kernels that the host launches.
     forward_s, backward_s : array
         Time of the two directions, recomputation in the backward, behind which other communication can hide [s].
+    streamed_s : array
+        Time of all passes in parts that stream through memory [s].
     """
 
     time: Term
@@ -66,6 +68,7 @@ class PassCost:
     kernels: Number
     forward_s: Number
     backward_s: Number
+    streamed_s: Number
 
 
 def _part(operator: Operator) -> str:
@@ -78,6 +81,14 @@ def _part(operator: Operator) -> str:
     return {"gemm": "projections", "gemm16": "projections", "moe": "experts", "elementwise": "norms and activations"}[
         operator.kind
     ]
+
+
+STREAMED = ("norms and activations", "quantisation", "embedding")
+"""Parts of a pass that stream through memory."""
+
+
+def _streamed_s(*passes: Term) -> Number:
+    return sum((part.seconds for term in passes for part in term.children if part.name in STREAMED), 0.0)
 
 
 Timed = tuple[Array, NDArray[np.int8]]
@@ -204,6 +215,7 @@ def layer_cost(job: Job, layer: LayerGroup, plan: Plan) -> PassCost:
         kernels,
         forward_s,
         time.seconds - forward_s,
+        _streamed_s(forward, backward, recomputation),
     )
 
 
@@ -309,6 +321,7 @@ def _end_cost(job: Job, plan: Plan, operators: Sequence[Operator], all_reduces: 
         sum(operator.kernels + operator.backward_kernels for operator in operators),
         forward.seconds,
         backward.seconds,
+        _streamed_s(forward, backward),
     )
 
 

@@ -31,10 +31,13 @@ class StepPrediction:
         Time of an optimizer step, as a tree [s].
     memory : Memory
         Memory of the worst stage [bytes].
+    streamed_s : array
+        Part of the step in kernels that stream through memory [s].
     """
 
     step: Term
     memory: Memory
+    streamed_s: Number
 
 
 def _distinct(columns: list[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -106,12 +109,14 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     stage_times: list[Term] = []
     forwards: list[Any] = []
     backwards: list[Any] = []
+    streams: list[Any] = []
     for layer_count, leading, (at_front, at_back) in zip(stages.layers, stages.leading, ends, strict=True):
         weights = stage_weights(job.architecture, layer_count, leading, at_front, at_back)
         costs = [*layers, embedding, head]
         stage_times.append(with_host(job, costs, weights, known.host_softness))
         forwards.append(sum((w * cost.forward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
         backwards.append(sum((w * cost.backward_s for w, cost in zip(weights, costs, strict=True)), 0.0))
+        streams.append(sum((w * cost.streamed_s for w, cost in zip(weights, costs, strict=True)), 0.0))
     slowest = np.argmax(
         np.stack([np.broadcast_to(stage.seconds, micro_batches.shape) for stage in stage_times]), axis=0
     )
@@ -124,6 +129,8 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
     work = scaled(stage, micro_batches.astype(float))
     sends = _sends(job, plan, micro_batches, work.seconds)
     hidden = work.hidden_seconds + sends.hidden_seconds + sum(term.hidden_seconds for term in sync)
+    optimizer = _optimizer(job, plan, parameters)
+    streamed_s = np.choose(slowest, streams) * micro_batches + np.where(plan.offload == 1, 0.0, optimizer.seconds)
     step = total(
         "step",
         [
@@ -132,7 +139,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
             sends,
             *sync,
             Term("slowdown under overlap", (known.overlap_slowdown - 1) * hidden, LINK),
-            _optimizer(job, plan, parameters),
+            optimizer,
             Term("host work per step", np.full(micro_batches.shape, job.framework.step_overhead), HOST),
         ],
     )
@@ -143,7 +150,7 @@ def predict_step(job: Job, plan: Plan, *, explain: bool = True) -> StepPredictio
         embedding.saved_bytes,
         head.saved_bytes,
     )
-    return StepPrediction(step, memory_of(job, plan, stages, parameters, saved))
+    return StepPrediction(step, memory_of(job, plan, stages, parameters, saved), streamed_s)
 
 
 def with_host(job: Job, costs: list[PassCost], weights: list[Number], softness: float) -> Term:

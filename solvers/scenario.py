@@ -31,7 +31,7 @@ Offload = Literal["none", "optimizer"]
 RankOrder = Literal["tp-cp-dp-pp", "dp-tp-cp-pp", "tp-cp-pp-dp"]
 ContextStyle = Literal["ring", "ulysses", "all-gather", "hybrid"]
 ZeroStage = Annotated[int, Field(strict=True, ge=0, le=3)]
-TrainObjective = Literal["step_time_s", "training_days", "cost_usd"]
+TrainObjective = Literal["step_time_s", "energy_j", "training_days", "cost_usd"]
 
 
 class _Strict(BaseModel):
@@ -248,7 +248,7 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
 
 def _objective_faults(question: TrainQuestion, machine: Machine, source: Source) -> list[Fault]:
     faults = []
-    if question.objective != "step_time_s" and question.workload.tokens is None:
+    if question.objective in ("training_days", "cost_usd") and question.workload.tokens is None:
         faults.append(source.fault(("objective",), f"{question.objective} needs workload.tokens"))
     if question.objective == "cost_usd" and usd_per_hour(machine) is None:
         message = f"cost_usd needs a price, and neither {machine.node.name} nor {machine.accelerator.name} has one"

@@ -18,12 +18,14 @@ from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
 from solvers.result import Objective
 from solvers.serve_case import Case, Instances
+from solvers.serve_power import Powered, power_dict
 from solvers.serve_scenario import ServeScenario
 
 OBJECTIVES: dict[str, tuple[str, Any]] = {
     "goodput_requests_per_s_per_gpu": ("1/s", "max"),
     "output_tokens_per_s_per_gpu": ("1/s", "max"),
     "cost_usd_per_million_tokens": ("USD", "min"),
+    "energy_per_token_j": ("J", "min"),
     "ttft_mean_s": ("s", "min"),
     "ttft_p99_s": ("s", "min"),
     "tpot_mean_s": ("s", "min"),
@@ -294,7 +296,10 @@ def unbeatable(scenario: ServeScenario) -> float:
 def described(
     case: Case, seen: Seen, accelerators: int | None = None, usd_per_hour: float | None = None
 ) -> dict[str, Any]:
-    """Return the prediction of a plan JSON; accelerators and cost are those of the case if left out."""
+    """Return the prediction of a plan JSON; accelerators and cost are those of the case if left out.
+
+    Power is there where they are left out.
+    """
     found: dict[str, Any] = {}
     for metric in ("ttft", "tpot", "itl", "e2e"):
         for statistic in STATISTICS:
@@ -337,10 +342,12 @@ def described(
     found |= {
         "cost_usd_per_hour": hourly,
         "cost_usd_per_million_tokens": None if hourly is None or not made else hourly / made * 1e6,
-        "power_w": None,
-        "energy_per_token_j": None,
     }
-    return found
+    if accelerators:
+        return found
+    parts = [Powered(case, case.tokens, "tokens" if case.disaggregated else "both", 1.0)]
+    parts += [Powered(case, case.prompts, "prompts", 1.0)] if case.disaggregated else []
+    return found | power_dict(parts, seen.requests_per_s[0], seen.times_s.get("tpot_mean"))
 
 
 def memory_dict(case: Case, part: Instances) -> dict[str, float]:

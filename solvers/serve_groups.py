@@ -14,6 +14,7 @@ from perfmodel.terms import Array
 from solvers.serve_answer import Seen, described, goodput_per_s, memory_dict, optimal_tokens_per_s, phase_spreads
 from solvers.serve_case import Case, instances, prompt_alone_s
 from solvers.serve_mix import Mix, link_rate
+from solvers.serve_power import Powered, power_dict
 from solvers.serve_question import ServeGroup, ServePlan
 from solvers.serve_scenario import ServeScenario
 
@@ -194,6 +195,9 @@ def described_groups(scenario: ServeScenario, plan: ServePlan, groups: list[Grou
         "optimal_tokens_per_s_per_gpu": most / sum(by_kind.values()),
         "optimal_share": seen.requests_per_s[0] * computed / most,
     }
+    phases = {"both": "both", "prefill": "prompts", "decode": "tokens"}
+    parts = [Powered(one.case, one.case.tokens, phases[one.asked.phase], one.asked.share) for one in groups]
+    told |= power_dict(parts, seen.requests_per_s[0], seen.times_s.get("tpot_mean"))
     memory = [
         {"cache_tokens": float(part.memory.cache_tokens), "memory_bytes": memory_dict(case, part)}
         for case, part in ((one.case, one.case.tokens) for one in groups)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from perfmodel.power.serving import instances_power_w
 from perfmodel.terms import Array
 from solvers.serve_answer import OBJECTIVES, described, plan_dict, steady
 from solvers.serve_case import Case, case_of
@@ -58,9 +59,36 @@ def values(scenario: ServeScenario, found: Found) -> Array:
         score = -rate / found.gpus
     elif name == "cost_usd_per_million_tokens":
         score = found.gpus / found.rate
+    elif name == "energy_per_token_j":
+        score = _energy(scenario, found)
     else:
         score = found.times_s[name.removesuffix("_s")]
     return np.where(found.goodput > 0, score, np.inf)
+
+
+def _energy(scenario: ServeScenario, found: Found) -> Array:
+    """Return the energy of the requests of a second over their rate, which orders as that of a token does [J]."""
+    family = found.family
+    phases = ("prompts", "tokens") if family.disaggregated else ("both",)
+    watts: Array = np.zeros(len(found.gpus))
+    for pool, phase in zip(found.pools, phases, strict=True):
+        tp, pp, dp, _, replicas, _, budget = pool
+        watts = (
+            watts
+            + instances_power_w(
+                family.server,
+                scenario.demand,
+                family.speculation,
+                accelerators=tp * pp * dp,
+                replicas=replicas,
+                rate=found.rate,
+                tpot_s=found.times_s["tpot_mean"],
+                tokens_per_step=family.speculation.tokens_per_step,
+                token_budget=budget * dp,
+                phase=phase,
+            )[1]
+        )
+    return watts / found.rate
 
 
 def ranking(scenario: ServeScenario, tables: list[Found]) -> list[Place]:

@@ -309,8 +309,6 @@ def _question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
                 yield ("slo", name), "means nothing where all requests are there at once"
         if question.objective.startswith(("ttft", "e2e")):
             yield ("objective",), "means nothing where all requests are there at once"
-    if question.objective == "energy_per_token_j":
-        yield ("objective",), "no model of power fills energy_per_token_j yet"
     drafts = [number for number in question.search.draft_tokens or () if number] + ([plan.draft_tokens] if plan else [])
     if any(drafts) and question.speculative is None:
         yield ("speculative",), "missing; drafted tokens need an acceptance and a draft_cost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import terms
-from perfmodel.architecture import attention_flops_per_token, model_flops_per_token
 from perfmodel.context_parallel import exchange_size
 from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.job import Job
 from perfmodel.memory import PARTS, Memory, available_bytes, host_bytes
-from perfmodel.plan import CHOICES, Plan, plan_to_dict
+from perfmodel.plan import Plan, plan_to_dict
+from perfmodel.power.device import Z90
+from perfmodel.power.training import least_energy_j, training_power
 from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
+from perfmodel.utilisation import ideal_step_s, utilisation
 from solvers.backend import relative_gap
 from solvers.result import Objective, Result
 from solvers.scenario import TrainScenario, usd_per_hour
@@ -61,8 +64,10 @@ def plan(
     job = scenario.job
     candidates = space(job, scenario.question.search)
     deadline = None if time_limit_s is None else began + time_limit_s
-    target = None if gap is None or gap >= 1 else ideal_step_s(job) / (1 - gap)
-    found = evaluate(job, candidates, progress, deadline, target)
+    by_energy = scenario.question.objective == "energy_j"
+    least = least_energy_j(job) if by_energy else ideal_step_s(job)
+    target = None if gap is None or gap >= 1 else least / (1 - gap)
+    found = evaluate(job, candidates, progress, deadline, target, by_energy=by_energy)
     capacity = available_bytes(job)
     fits = found.fits(job)
     common: dict[str, Any] = {
@@ -74,13 +79,13 @@ def plan(
     }
     if not fits.any():
         return _nothing_fits(scenario, found, common, began)
-    order = np.flatnonzero(fits)[np.argsort(found.step_time_s[fits], kind="stable")]
+    order = np.flatnonzero(fits)[np.argsort(found.score[fits], kind="stable")]
     chosen = order[0]
     described, breakdown = explained(scenario, found.plan.taken(np.array([chosen])))
     objective = _objective(scenario, described)
     value = objective.value
     assert value is not None
-    bound = value if found.complete else _objective_value(scenario, ideal_step_s(job))
+    bound = value if found.complete else _least(scenario)
     others = _distinct_layouts(found.plan, order)[1 : top + 1]
     return Result(
         status="optimal" if found.complete else "feasible" if found.on_target else "time_limit",
@@ -91,10 +96,10 @@ def plan(
         plan=plan_to_dict(found.plan, int(chosen)),
         prediction=described,
         breakdown=breakdown,
-        binding=_binding(found, int(chosen), fits, capacity),
+        binding=_binding(found, int(chosen), fits, capacity, "J" if by_energy else "s"),
         alternatives=[_entry(scenario, found.plan, int(index)) for index in others],
         pareto={
-            "objectives": ["step_time_s", "memory_bytes.reserved_peak"],
+            "objectives": ["energy_j" if by_energy else "step_time_s", "memory_bytes.reserved_peak"],
             "points": [_entry(scenario, found.plan, int(index)) for index in _pareto(found, order)],
         },
         baseline=_baseline(scenario, described),
@@ -162,7 +167,10 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
     seconds = breakdown["seconds"]
     low, high = (float(factor) for factor in step_interval(job, tree))
     tokens = job.global_batch * job.seq_len
-    mfu, hfu = utilisation(job, one, seconds)
+    mfu, hfu = (float(share[0]) for share in utilisation(job, one, np.array([seconds])))
+    power = training_power(job, one, predicted)
+    watts, board_w = float(power.all_w[0]), float(power.board_w[0])
+    uncertain = math.hypot(math.log(high), Z90 * power.spread)
     hourly = usd_per_hour(job.machine)
     total = scenario.question.workload.tokens
     days = None if total is None else total / tokens * seconds / DAY_S
@@ -181,8 +189,13 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "micro_batches": int(one.micro_batches(job.global_batch).reshape(-1)[0]),
         "cp_exchange_size": int(exchange_size(job, one).reshape(-1)[0]),
         "gpus": job.ranks,
-        "power_w": None,
-        "energy_j": None,
+        "power_w": watts,
+        "power_w_p10": watts * math.exp(-Z90 * power.spread),
+        "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
+        "accelerator_power_w": board_w,
+        "energy_j": watts * seconds,
+        "energy_j_p10": watts * seconds * math.exp(-uncertain),
+        "energy_j_p90": watts * seconds * math.exp(uncertain),
         "cost_usd_per_hour": hourly,
         "training_days": days,
         "cost_usd": None if days is None or hourly is None else days * 24 * hourly,
@@ -195,35 +208,8 @@ def _memory(memory: Memory) -> dict[str, float]:
     return {name: float(np.asarray(getattr(memory, name)).reshape(-1)[0]) for name in names}
 
 
-def utilisation(job: Job, one: Plan, step_time_s: float) -> tuple[float, float]:
-    """Return model and hardware FLOPs utilisation of a step.
-
-    Notes
-    -----
-    MFU: model FLOPs (causal attention halved, logits counted, no look-up, no recomputation) over the dense peak of
-    the matrix products' type. HFU adds a forward pass of the layers with full recomputation, of the attention core
-    with selective.
-    """
-    architecture = job.architecture
-    tokens = job.global_batch * job.seq_len
-    model = model_flops_per_token(architecture, job.seq_len)
-    core = sum(group.count * attention_flops_per_token(group, job.seq_len) for group in architecture.layers)
-    logits = 2.0 * architecture.hidden * architecture.vocab * (1 + architecture.mtp_layers)
-    recompute = CHOICES["recompute"][int(one.recompute.reshape(-1)[0])]
-    again = {"none": 0.0, "selective": core, "full": model / 3 - logits}[recompute]
-    ideal = tokens / (job.ranks * job.peak * step_time_s)
-    return model * ideal, (model + again) * ideal
-
-
-def ideal_step_s(job: Job) -> float:
-    """Return the model FLOPs of a step at the peak of all accelerators: no plan can be faster [s]."""
-    tokens = job.global_batch * job.seq_len
-    fastest = max(job.peak, job.wide_peak)
-    return model_flops_per_token(job.architecture, job.seq_len) * tokens / (job.ranks * fastest)
-
-
 def _unit(scenario: TrainScenario) -> str:
-    return {"step_time_s": "s", "training_days": "d", "cost_usd": "USD"}[scenario.question.objective]
+    return {"step_time_s": "s", "energy_j": "J", "training_days": "d", "cost_usd": "USD"}[scenario.question.objective]
 
 
 def _objective(scenario: TrainScenario, described: dict[str, Any]) -> Objective:
@@ -231,16 +217,18 @@ def _objective(scenario: TrainScenario, described: dict[str, Any]) -> Objective:
     return Objective(name, described[name], _unit(scenario), "min")
 
 
-def _objective_value(scenario: TrainScenario, step_time_s: float) -> float:
-    """Return the objective of a step time; all objectives grow with it."""
-    name = scenario.question.objective
+def _least(scenario: TrainScenario) -> float:
+    """Return what no plan can beat, in the objective's unit."""
+    name, job = scenario.question.objective, scenario.job
+    if name == "energy_j":
+        return least_energy_j(job)
+    seconds = ideal_step_s(job)
     if name == "step_time_s":
-        return step_time_s
+        return seconds
     total = scenario.question.workload.tokens
     assert total is not None
-    days = total / (scenario.job.global_batch * scenario.job.seq_len) * step_time_s / DAY_S
-    hourly = usd_per_hour(scenario.job.machine)
-    return days if name == "training_days" else days * 24 * (hourly or 0.0)
+    days = total / (job.global_batch * job.seq_len) * seconds / DAY_S
+    return days if name == "training_days" else days * 24 * (usd_per_hour(job.machine) or 0.0)
 
 
 def _entry(scenario: TrainScenario, plans: Plan, index: int) -> dict[str, Any]:
@@ -265,15 +253,17 @@ def _pareto(found: Evaluated, order: NDArray[np.intp], most: int = 12) -> list[i
     return [int(index) for index in front]
 
 
-def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: float) -> list[dict[str, Any]]:
+def _binding(
+    found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: float, unit: str
+) -> list[dict[str, Any]]:
     """Return the memory constraint: its slack, and what the cheapest faster plan would pay for more of it.
 
-    The shadow price is that of a step: seconds saved per GiB more, taken at the plan that saves most per GiB.
+    The shadow price is that of a step: what is saved per GiB more, at the plan that saves most per GiB.
     """
-    faster = ~fits & (found.step_time_s < found.step_time_s[chosen])
+    faster = ~fits & (found.score < found.score[chosen])
     price = 0.0
     if faster.any():
-        saved = found.step_time_s[chosen] - found.step_time_s[faster]
+        saved = found.score[chosen] - found.score[faster]
         price = -float(np.max(saved / (found.required_bytes[faster] - capacity)))
     slack = float(capacity - found.required_bytes[chosen])
     return [
@@ -282,7 +272,7 @@ def _binding(found: Evaluated, chosen: int, fits: NDArray[np.bool_], capacity: f
             "slack": slack,
             "shadow_price": price * 2**30,
             "unit": "bytes",
-            "shadow_price_unit": "s/GiB",
+            "shadow_price_unit": f"{unit}/GiB",
         }
     ]
 
@@ -338,7 +328,7 @@ def _nothing_fits(scenario: TrainScenario, found: Evaluated, common: dict[str, A
     return Result(
         status="infeasible" if found.complete else "time_limit",
         objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
-        best_bound=None if found.complete else _objective_value(scenario, ideal_step_s(scenario.job)),
+        best_bound=None if found.complete else _least(scenario),
         solve_time_s=time.perf_counter() - began,
         relaxation=relaxation,
         **common,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from perfmodel.job import Job
 from perfmodel.memory import available_bytes, host_bytes
 from perfmodel.plan import FIELDS, Plan
+from perfmodel.power.training import training_power
 from perfmodel.training import predict_step
 from solvers.train_space import Space
 
@@ -21,10 +22,11 @@ CHUNK = 32_768
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Step time [s], memory needed and memory offloaded [bytes] of every plan of a space, and the plans."""
+    """Step time [s], what is minimised, memory needed and offloaded [bytes] of every plan of a space, and the plans."""
 
     plan: Plan
     step_time_s: NDArray[np.float64]
+    score: NDArray[np.float64]
     required_bytes: NDArray[np.float64]
     offloaded_bytes: NDArray[np.float64]
     complete: bool
@@ -40,7 +42,9 @@ def evaluate(
     candidates: Space,
     progress: Callable[[float], None] | None = None,
     deadline: float | None = None,
-    target_s: float | None = None,
+    target: float | None = None,
+    *,
+    by_energy: bool = False,
 ) -> Evaluated:
     """Cost every plan of a space.
 
@@ -54,8 +58,10 @@ def evaluate(
         Called with the share done.
     deadline : float
         ``time.perf_counter()`` value [s] after which no further chunk is begun.
-    target_s : float
-        Step time of a plan that fits at which the search may stop [s].
+    target : float
+        Score of a plan that fits at which the search may stop.
+    by_energy : bool
+        Score by the energy of a step [J] instead of its time [s].
 
     Returns
     -------
@@ -64,6 +70,7 @@ def evaluate(
     """
     plans: list[Plan] = []
     times: list[NDArray[np.float64]] = []
+    scores: list[NDArray[np.float64]] = []
     needs: list[NDArray[np.float64]] = []
     offloaded: list[NDArray[np.float64]] = []
     complete, on_target = True, False
@@ -77,23 +84,30 @@ def evaluate(
         predicted = predict_step(job, plan, explain=False)
         plans.append(plan)
         times.append(np.asarray(predicted.step.seconds))
+        scores.append(training_power(job, plan, predicted).all_w * times[-1] if by_energy else times[-1])
         needs.append(predicted.memory.reserved_peak)
         offloaded.append(predicted.memory.offloaded)
         if progress is not None:
             progress(last / len(candidates.layouts))
-        if target_s is not None and last < len(candidates.layouts):
-            chunk = Evaluated(plan, times[-1], needs[-1], offloaded[-1], False, False)
-            if np.any(times[-1][chunk.fits(job)] <= target_s):
+        if target is not None and last < len(candidates.layouts):
+            chunk = Evaluated(plan, times[-1], scores[-1], needs[-1], offloaded[-1], False, False)
+            if np.any(scores[-1][chunk.fits(job)] <= target):
                 complete, on_target = False, True
                 break
     if not plans:
         empty = np.zeros(0)
         return Evaluated(
-            Plan(**dict.fromkeys(FIELDS, np.zeros(0, dtype=np.int64))), empty, empty, empty, complete, on_target
+            Plan(**dict.fromkeys(FIELDS, np.zeros(0, dtype=np.int64))), empty, empty, empty, empty, complete, on_target
         )
     joined = Plan(**{name: np.concatenate([getattr(plan, name) for plan in plans]) for name in FIELDS})
     return Evaluated(
-        joined, np.concatenate(times), np.concatenate(needs), np.concatenate(offloaded), complete, on_target
+        joined,
+        np.concatenate(times),
+        np.concatenate(scores),
+        np.concatenate(needs),
+        np.concatenate(offloaded),
+        complete,
+        on_target,
     )
 
 

@@ -28,7 +28,7 @@ from perfmodel.pipeline import splits
 from perfmodel.plan import CHOICES, FIELDS, plan_from_rows, plan_to_dict
 from perfmodel.terms import Term, at, to_dict
 from perfmodel.training import host_rates, predict_step
-from solvers.train import utilisation
+from perfmodel.utilisation import utilisation
 
 # --- jobs
 
@@ -319,7 +319,7 @@ def test_utilisation() -> None:
     found, tokens = job("llama-3.1-8b"), 256 * 2048
     model = 3 * (layers + attention + logits)
     for recompute, again in (("none", 0), ("selective", attention), ("full", layers + attention)):
-        mfu, hfu = utilisation(found, plans({"dp": 64, "recompute": recompute}), 10.0)
+        mfu, hfu = utilisation(found, plans({"dp": 64, "recompute": recompute}), np.array([10.0]))
         assert mfu == pytest.approx(model * tokens / (10 * 64 * PEAK), rel=1e-12)
         assert hfu == pytest.approx((model + again) * tokens / (10 * 64 * PEAK), rel=1e-12)
 

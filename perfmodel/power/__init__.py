@@ -5,7 +5,7 @@ Equations in docs/power.md; constants in ``perfmodel/calibrated/power.yaml``, ma
 
 from perfmodel.power.constants import PowerConstants, Shares, Throttle, power_constants, shares_of, throttle_of
 from perfmodel.power.device import Activity, board_power_w, context_power_w, interval, training_activity
-from perfmodel.power.node import node_power_w
+from perfmodel.power.node import node_power_w, nodes_power_w
 from perfmodel.power.throttle import capped_speed, relative_clock
 from perfmodel.power.work import Sizes, serving_activity, sizes_of
 
@@ -20,6 +20,7 @@ __all__ = [
     "context_power_w",
     "interval",
     "node_power_w",
+    "nodes_power_w",
     "power_constants",
     "relative_clock",
     "serving_activity",

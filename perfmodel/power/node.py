@@ -39,3 +39,9 @@ def node_power_w(node: Node, boards_w: Number, constants: PowerConstants | None 
     found = asked / (known.supply_efficiency * (1.0 - known.fan_share))
     most = node.power.limit if node.power is not None and node.power.limit is not None else np.inf
     return np.asarray(np.minimum(found, np.maximum(most, boards_w)))
+
+
+def nodes_power_w(node: Node, accelerators: Number, board_w: Number) -> Array:
+    """Return the power of the nodes that hold so many accelerators, of a part of one their share of it [W]."""
+    whole = node_power_w(node, node.accelerators.count * np.asarray(board_w))
+    return np.asarray(whole * (np.asarray(accelerators, float) / node.accelerators.count))

@@ -115,17 +115,17 @@ def serving_activity(
 
     Notes
     -----
-    A step reads all weights but those of experts that no token visits, 1 - (1 - k/E)^n of them, and the cache of its
-    sequences; a token takes two operations for every parameter that it visits. An expert's product has at least
-    ``padded_rows`` rows: tiles that are not full switch all the same. Operations on narrower numbers count by the ratio
-    of peaks, of block-scaled ones as fitted.
+    A step reads all weights but those of experts that no token visits, 1 - (1 - k/E)^n of them (of a step of prompts
+    alone, by its tokens), and the cache of its sequences; a token takes two operations for every parameter that it
+    visits. An expert's product has at least ``padded_rows`` rows: tiles that are not full switch all the same.
+    Operations on narrower numbers count by the ratio of peaks, of block-scaled ones as fitted.
     """
     known = constants or power_constants()
     n, steps = np.asarray(sequences, float), np.asarray(steps_per_s, float)
     tokens = n + np.asarray(prompt_tokens_per_s) / np.maximum(steps, 1e-12)
     boards = np.asarray(accelerators, float)
     share = np.asarray(sizes.experts_per_token) / np.maximum(sizes.experts, 1)
-    visited = np.where(share > 0, 1.0 - (1.0 - share) ** n, 0.0)
+    visited = np.where(share > 0, 1.0 - (1.0 - share) ** np.where(n > 0, n, tokens), 0.0)
     rows = np.maximum(tokens * share, known.padded_rows * visited)
     dense = sizes.active - sizes.routed * share
     operations = 2.0 * (dense * tokens + sizes.routed * rows) * steps
