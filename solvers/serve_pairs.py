@@ -17,9 +17,10 @@ from perfmodel.batching import open_loop
 from perfmodel.serving.latency import Latency, Pool, apart, handoff_s, pool, received_s, requests
 from perfmodel.serving.step import Deployment
 from perfmodel.step_law import StepTable
-from perfmodel.terms import Array
+from perfmodel.terms import Array, Number
 from solvers.serve_case import answered, held, prompt_alone_s, sending
-from solvers.serve_found import POOL, Family, Searched, found_of
+from solvers.serve_energy import energy_j, pool_power_w
+from solvers.serve_found import POOL, Family, Found, Searched, found_of
 from solvers.serve_question import ServePool
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_space import SEQUENCES, TOKENS, layouts, replica_counts
@@ -119,7 +120,7 @@ def pairs(scenario: ServeScenario, family: Family, result: Searched, widened: fl
             return
         found = _exact(scenario, family, prompts, tokens, one[chosen], other[chosen])
         result.found.append(found)
-        best = max(best, float(np.max(_score(scenario, found.goodput, found.gpus, found.times_s), initial=-np.inf)))
+        best = max(best, float(np.max(_score(scenario, found), initial=-np.inf)))
 
 
 def _near(prompts: Side, tokens: Side, most: int) -> tuple[Index, Index]:
@@ -138,12 +139,37 @@ def _may_do(scenario: ServeScenario, one: Side, widened: float) -> Array:
     return np.asarray(may)
 
 
-def _score(scenario: ServeScenario, goodput: Array, gpus: Array, times_s: dict[str, Array]) -> Array:
+def _score(scenario: ServeScenario, found: Found) -> Array:
     """Return what is to be as large as possible; nothing where requests are not in time."""
     name = scenario.question.objective
     if name.startswith(("ttft", "tpot", "e2e")):
-        return np.where(goodput > 0, -times_s[name.removesuffix("_s")], -np.inf)
-    return np.where(goodput > 0, goodput / gpus, -np.inf)
+        return np.where(found.goodput > 0, -found.times_s[name.removesuffix("_s")], -np.inf)
+    if name == "energy_per_token_j":
+        return np.where(found.goodput > 0, -energy_j(scenario, found), -np.inf)
+    return np.where(found.goodput > 0, found.goodput / found.gpus, -np.inf)
+
+
+def _least_energy_j(
+    scenario: ServeScenario, family: Family, prompts: Side, tokens: Side, pair: tuple[Index, Index], rate: Number
+) -> Array:
+    """Return what the energy of a request cannot be below [J].
+
+    Notes
+    -----
+    Prompts take what their rate says. Tokens take least where every step has as many sequences as an instance runs,
+    since each step reads the weights; power falls less than the rate, so the highest rate has the least for a request.
+    """
+    one, other = pair
+    gaps = max(scenario.demand.output_tokens - 1.0, 1e-9)
+    watts: Array = np.zeros(len(one))
+    for half, index, phase in ((prompts, one, "prompts"), (tokens, other, "tokens")):
+        unit, replicas, spread = half.unit[index], half.replicas[index], half.deployment
+        ranks = np.asarray(spread.dp)[unit]
+        sizes = (half.gpus[index] / replicas, replicas, half.limit[1][unit] * ranks)
+        full = np.broadcast_to(half.instances.limits.max_batch, half.prompt_s.shape)[unit]
+        tpot_s = full * replicas / (rate * gaps)
+        watts = watts + pool_power_w(scenario, family, sizes, rate, tpot_s, phase)
+    return np.asarray(watts / rate)
 
 
 def side(scenario: ServeScenario, family: Family, result: Searched, phase: str, more_memory: float) -> Side | None:
@@ -280,6 +306,8 @@ def _bounds(
             may &= times[name] <= limit * widened
         asked = scenario.question.objective.removesuffix("_s")
         score = -times[asked] if asked in times else rate / gpus
+        if scenario.question.objective == "energy_per_token_j":
+            score = -_least_energy_j(scenario, family, prompts, tokens, (one, other), rate)
         return np.where(may, score, -np.inf)
     most = np.minimum(prompts.rate[one], tokens.rate[other])
     if scenario.concurrency is not None:  # no sooner answered than where nobody else asks
@@ -287,7 +315,10 @@ def _bounds(
         idle_s = prompts.time_s["ttft_mean"][one] + handover + gaps * tokens.time_s["tpot_mean"][other]
         most = np.minimum(most, scenario.concurrency / idle_s)
     links = np.minimum(prompts.replicas[one], tokens.replicas[other]) / np.maximum(sent[at], 1e-300)
-    return np.asarray(np.minimum(most, links) / gpus)
+    most = np.minimum(most, links)
+    if scenario.question.objective == "energy_per_token_j":
+        return -_least_energy_j(scenario, family, prompts, tokens, (one, other), most)
+    return np.asarray(most / gpus)
 
 
 def _exact(scenario: ServeScenario, family: Family, prompts: Side, tokens: Side, one: Index, other: Index) -> Any:

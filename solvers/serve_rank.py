@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.power.serving import instances_power_w
 from perfmodel.terms import Array
 from solvers.serve_answer import OBJECTIVES, described, plan_dict, steady
 from solvers.serve_case import Case, case_of
+from solvers.serve_energy import energy_j
 from solvers.serve_found import POOL, Family, Found, Searched
 from solvers.serve_pairs import pool_of
 from solvers.serve_question import ServePlan
@@ -60,35 +60,10 @@ def values(scenario: ServeScenario, found: Found) -> Array:
     elif name == "cost_usd_per_million_tokens":
         score = found.gpus / found.rate
     elif name == "energy_per_token_j":
-        score = _energy(scenario, found)
+        score = energy_j(scenario, found)
     else:
         score = found.times_s[name.removesuffix("_s")]
     return np.where(found.goodput > 0, score, np.inf)
-
-
-def _energy(scenario: ServeScenario, found: Found) -> Array:
-    """Return the energy of the requests of a second over their rate, which orders as that of a token does [J]."""
-    family = found.family
-    phases = ("prompts", "tokens") if family.disaggregated else ("both",)
-    watts: Array = np.zeros(len(found.gpus))
-    for pool, phase in zip(found.pools, phases, strict=True):
-        tp, pp, dp, _, replicas, _, budget = pool
-        watts = (
-            watts
-            + instances_power_w(
-                family.server,
-                scenario.demand,
-                family.speculation,
-                accelerators=tp * pp * dp,
-                replicas=replicas,
-                rate=found.rate,
-                tpot_s=found.times_s["tpot_mean"],
-                tokens_per_step=family.speculation.tokens_per_step,
-                token_budget=budget * dp,
-                phase=phase,
-            )[1]
-        )
-    return watts / found.rate
 
 
 def ranking(scenario: ServeScenario, tables: list[Found]) -> list[Place]:

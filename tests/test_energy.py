@@ -123,6 +123,21 @@ def test_the_least_energy_of_deployments_is_that_of_the_answer() -> None:
                 assert told.prediction["energy_per_token_j"] >= result.objective.value * (1 - 1e-9)
 
 
+def test_pairs_of_pools_are_not_ruled_out_that_take_less_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from solvers import serve_pairs
+
+    limits = "{tp: [1, 2], max_num_seqs: [16, 64], max_num_batched_tokens: [2048], disaggregated: [true]}"
+    text = SERVE[: SERVE.index("search:")] + f"search: {limits}\nobjective: energy_per_token_j\n"
+    asked = load_serve(read_yaml(text, "asked.yaml"), Path())
+    monkeypatch.setattr(serve_pairs, "EXACT", 3)
+    monkeypatch.setattr(serve_pairs, "ROUNDS", 10_000)
+    few = plan_serve(asked)
+    monkeypatch.setattr(serve_pairs, "EXACT", 100_000)  # all pairs in full
+    every = plan_serve(asked)
+    assert few.status == every.status == "optimal"
+    assert few.objective.value == pytest.approx(every.objective.value, rel=1e-9)
+
+
 def test_power_of_an_instance_by_little_s_law() -> None:
     asked = serve()
     server = asked.server("bf16", None)
