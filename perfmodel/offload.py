@@ -105,7 +105,8 @@ def batch_bytes(asked: Offload) -> float:
         feed = layer.feed_forward
         routed = feed.experts_per_token * feed.expert_width
         widest = max(widest, (2 if feed.gated else 1) * (max(feed.width, feed.shared_width) + routed))
-    return ACTIVATION_BYTES * asked.gpu_batch * asked.prompt * (3 * architecture.hidden + widest)
+    width = 3 * architecture.hidden * asked.accelerators + widest  # every rank has the whole residual
+    return ACTIVATION_BYTES * asked.gpu_batch * asked.prompt * width
 
 
 def kernel_times(asked: Offload, gpu_batch: Number) -> tuple[Array, Array, Array]:
@@ -160,6 +161,8 @@ def resource_times(asked: Offload, kernels: tuple[float, float, float]) -> dict[
     hidden = ACTIVATION_BYTES * server.architecture.hidden * n * asked.depth
     seen = asked.prompt + asked.generated / 2
     read = n * float(kv_bytes_per_sequence(server.architecture, seen, server.cache_bytes))
+    # a latent vector, or a key-value head shared by ranks, goes to each of them
+    streamed = n * bytes_over_ranks(asked, seen)
     written = n * float(kv_bytes_per_sequence(server.architecture, 1.0, server.cache_bytes))
     filled = n * float(kv_bytes_per_sequence(server.architecture, asked.prompt + 1.0, server.cache_bytes))
     flops = attention_flops(asked)
@@ -181,7 +184,7 @@ def resource_times(asked: Offload, kernels: tuple[float, float, float]) -> dict[
                 for way in ("stream", "there"):
                     moves["kv", path.name, way] = (0.0, filled, 0.0, filled)
             else:
-                moves["kv", path.name, "stream"] = (read, written, read, written)
+                moves["kv", path.name, "stream"] = (streamed, written, streamed, written)
                 # queries, keys and values go there, results come back
                 moves["kv", path.name, "there"] = (hidden, hidden + written, read, written)
             known = {share: move for share, move in moves.items() if share in asked.shares()}
@@ -208,6 +211,12 @@ def _add(rows: dict[str, Row], name: str, share: Share, seconds: float) -> None:
     slopes[share] = slopes.get(share, 0.0) + seconds
 
 
+def bytes_over_ranks(asked: Offload, tokens: float) -> float:
+    """Return keys and values of a sequence as all ranks together hold them [bytes]."""
+    ranks, server = asked.accelerators, asked.server
+    return ranks * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, ranks))
+
+
 def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
     """Return the capacity of each tier and what a placement needs of it [bytes].
 
@@ -221,6 +230,7 @@ def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
     end = asked.prompt + asked.generated
     weights = model_weight_bytes(server)
     cache = n * float(kv_bytes_per_sequence(server.architecture, end, server.cache_bytes))
+    copies = n * bytes_over_ranks(asked, end)
     hidden = ACTIVATION_BYTES * server.architecture.hidden * n * asked.prompt
     rule = server.engine.memory
     fetched = weights / asked.depth
@@ -228,10 +238,10 @@ def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
     own: dict[Share, float] = {
         ("weights", HBM, ""): weights - fetched,
         ("activations", HBM, ""): hidden,
-        ("kv", HBM, ""): cache,
+        ("kv", HBM, ""): copies,
     }
     for path in asked.paths:
-        own["kv", path.name, "stream"] = 2 * cache / asked.depth / asked.num_batches
+        own["kv", path.name, "stream"] = 2 * copies / asked.depth / asked.num_batches
     room = g * rule.fraction * server.machine.accelerator.memory.capacity
     rows = {HBM: (room, (fixed, own))}
     for path in asked.paths:

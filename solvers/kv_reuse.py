@@ -10,7 +10,7 @@ import numpy as np
 from hardware.tiers import HBM
 from perfmodel.hit_curves import HitCurve
 from perfmodel.kv_cache import kv_bytes_per_token
-from perfmodel.offload import kernel_times
+from perfmodel.offload import bytes_over_ranks, kernel_times
 from solvers.kv_place import Block
 
 GIB = 2.0**30
@@ -52,10 +52,11 @@ def prefix_cache(block: Block, curve: HitCurve, block_tokens: int) -> dict[str, 
     rates = {HBM: asked.accelerators * asked.server.machine.accelerator.memory.bandwidth}
     rates |= {path.name: min(domain.node_up for domain in path.domains) for path in asked.paths}
     latencies = {HBM: 0.0, **{path.name: path.latency_s for path in asked.paths}}
+    sizes = {name: size if name != HBM else block_tokens * bytes_over_ranks(asked, 1.0) for name in free}
     held, found, prefill_s, hits = 0.0, 0.0, prompt_s, 0.0
     tiers = []
     for name in sorted(free, key=lambda tier: -rates[tier]):
-        blocks = free[name] / size
+        blocks = free[name] / sizes[name]
         # keys and values in the accelerators' memory are used where they are
         load_s = 0.0 if name == HBM else per_token / rates[name] + latencies[name] / block_tokens
         larger = max(held, blocks)
@@ -74,7 +75,7 @@ def prefix_cache(block: Block, curve: HitCurve, block_tokens: int) -> dict[str, 
                 "compute_s_per_token": compute_s,
                 "pays": pays,
                 "saved_s_per_request": saved_s,
-                "saved_s_per_request_per_gib": gained_s / ((larger * _MORE + 1) * size / GIB)
+                "saved_s_per_request_per_gib": gained_s / ((larger * _MORE + 1) * sizes[name] / GIB)
                 if blocks >= held
                 else 0.0,
             }

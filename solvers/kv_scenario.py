@@ -17,11 +17,13 @@ from hardware.tiers import HBM, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.hit_curves import HitCurve, replay
+from perfmodel.kernels import gemm
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.offload import Offload
+from perfmodel.operators import peak_flops
 from perfmodel.request_traces import block_pieces
 from perfmodel.serving.engine import Engine, engine_of, engines
-from perfmodel.serving.server import CACHE_BYTES, server
+from perfmodel.serving.server import CACHE_BYTES, PRECISIONS, server
 from solvers.kv_question import KvQuestion
 
 _Path = tuple[str | int, ...]
@@ -111,7 +113,8 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
         faults.append(source.fault(("engine",), message))
     warnings: list[Fault] = []
     if machine is not None:
-        faults += [source.fault(path, message) for path, message in _tier_faults(question, machine)]
+        wrongs = [*_tier_faults(question, machine), *_precision_faults(question, machine)]
+        faults += [source.fault(path, message) for path, message in wrongs]
     if architecture is not None:
         lengths = question.workload.lengths
         if architecture.learned_positions and lengths.isl + lengths.osl > architecture.learned_positions:
@@ -157,6 +160,20 @@ def kv_bytes_fault(architecture: Architecture, question: KvQuestion) -> tuple[bo
         )
         return True, message
     return False, f"{architecture.name} keeps {true:,.0f} bytes a token, which is used [got {given:,.0f}]"
+
+
+def _precision_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:
+    """Yield types of weights that the accelerator has no arithmetic for."""
+    places: list[tuple[_Path, str]] = [
+        (("search", "precision_weights", number), name) for number, name in enumerate(question.search.precision_weights)
+    ]
+    if question.plan is not None:
+        places.append((("plan", "precision_weights"), question.plan.precision_weights))
+    for path, precision in places:
+        try:
+            peak_flops(machine.accelerator, gemm.FORMS[PRECISIONS[precision]].arithmetic)
+        except ValueError as error:
+            yield path, f"{error} [got {precision!r}]"
 
 
 def _tier_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
-from perfmodel.offload import kernel_times
+from perfmodel.offload import kernel_times, memory_rows
 from solvers.kv import given_block, plan, predict
 from solvers.kv_place import Block, place
 from solvers.kv_scenario import load_kv
@@ -207,6 +207,7 @@ def test_attention_streams_where_no_processor_attends():
         ("search: {", "search: {tiers: [hbm, dram], ", "search.tiers[1]: no such tier"),
         ("search: {", "search: {tiers: [ddr], ", "search.tiers: hbm is missing"),
         ("search: {", "search: {tiers: [hbm, nvme], ", "search.tiers: nvme is reached via ddr"),
+        ("search: {", "search: {precision_weights: [fp16, fp8], ", "search.precision_weights[1]: t4"),
         ("osl: 32", "osl: 3200", "workload.lengths: opt-30b has"),
         ("osl: 32", "osl: 1", "workload.lengths.osl"),
         ("model: opt-30b", "model: opt-30", "model:"),
@@ -309,3 +310,12 @@ def test_limits_of_latency():
     assert longer["needed"] == pytest.approx(quick.prediction["tpot_mean_s"], rel=1e-4)
     enough = plan(asked(SMALL + f"slo: {{tpot_mean: {longer['needed'] * 1.0001}}}\n"))
     assert enough.status == "optimal"
+
+
+def test_a_latent_cache_is_whole_on_every_rank():
+    """DeepSeek-V3 on eight ranks: 70,272 bytes a token on each, and once in host memory."""
+    text = "kind: kv\ncluster: dgx-h100\nmodel: deepseek-v3\nengine: vllm\nworkload: {lengths: {isl: 900, osl: 100}}\n"
+    offload = asked(text).offload(2, 1, "fp8", "fp16")
+    rows = memory_rows(offload)
+    assert rows["hbm"][1][1]["kv", "hbm", ""] == pytest.approx(2 * 1000 * 8 * 70_272)
+    assert rows["ddr"][1][1]["kv", "ddr", "stream"] == pytest.approx(2 * 1000 * 70_272)
