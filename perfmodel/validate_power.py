@@ -31,6 +31,25 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
 }
 """Columns that tell the kinds of file."""
 
+NEEDED = (
+    "num_gpus",
+    "avg_batch",
+    "avg_output_tokens",
+    "output_tok_s",
+    "power_limit_w",
+    "epoch_time_s",
+    "avg_power_w",
+    "tp",
+    "prompt_tokens",
+    "output_tokens",
+    "prompt_time_ms",
+    "token_time_ms",
+    "max_prefill_tok_s",
+    "max_decode_tok_s",
+)
+NUMBERS = (*NEEDED, "batch", "power_per_gpu_w", "avg_power_frac", "peak_power_frac", "busy_w", "idle_w")
+"""Columns that predictions need, and all that hold numbers."""
+
 METRICS = ("power_per_gpu_w", "relative_throughput", "avg_power_frac", "peak_power_frac", "busy_w", "idle_w")
 """Measured values; the figures at the top of a report are those of the first that occurs."""
 
@@ -55,6 +74,10 @@ def read_files(paths: Sequence[Path]) -> pd.DataFrame:
                 break
         else:
             frame["skipped"] = "the file has the columns of no kind of power measurement"
+        for name in frame.columns.intersection(list(NUMBERS)):
+            frame[name] = pd.to_numeric(frame[name], errors="coerce")
+        unusable = frame[frame.columns.intersection(list(NEEDED))].isna().any(axis=1) & (frame["schema"] != "")
+        frame.loc[unusable, "skipped"] = "a column that the prediction needs is blank or no number"
         if "model" in frame:
             frame["family"] = [model_family(str(model)) for model in frame["model"]]
         frames.append(frame)
@@ -122,8 +145,8 @@ def predict_rows(
         The shipped ones if left out.
     """
     known = constants or power_constants()
-    lines = [frame[frame["schema"] == ""].assign(metric="", measured=np.nan, predicted=np.nan, p10=np.nan, p90=np.nan)]
-    for schema, rows in frame[frame["schema"] != ""].groupby("schema", sort=False):
+    lines = [frame[frame["skipped"] != ""].assign(metric="", measured=np.nan, predicted=np.nan, p10=np.nan, p90=np.nan)]
+    for schema, rows in frame[frame["skipped"] == ""].groupby("schema", sort=False):
         for gpu, same in rows.groupby("gpu", sort=False):
             board = board_of(str(gpu), described)
             if board is None:
@@ -330,10 +353,12 @@ def validate(
     result["measured"] = int((first["skipped"] != REFERENCE).sum())
     scored = rows[rows["skipped"] == ""]
     result["metrics"] = {metric: statistics(scored[scored["metric"] == metric]) for metric in present}
-    for metric in present[1:]:
-        others = scored[scored["metric"] == metric]
-        if by and len(others):
-            result["groups"] |= {f"metric={metric},{name}": part for name, part in grouped(others, by).items()}
+    for metric in present:
+        lines = scored[scored["metric"] == metric]
+        for name in lines["file"].unique() if rows["file"].nunique() > 1 else ():
+            result["groups"].setdefault(f"file={name}", statistics(lines[lines["file"] == name]))
+        if by and metric != present[0] and len(lines):
+            result["groups"] |= {f"metric={metric},{name}": part for name, part in grouped(lines, by).items()}
     if leave_out is not None:
         from perfmodel.power.power_fit import left_out
 

@@ -114,6 +114,8 @@ def measured(name: str) -> str:
         return str(DATA / "kernels" / "nccl.csv.gz")
     if "/serving/" in name:
         return str(DATA / "serving" / Path(name).name)
+    if name == "POWER.csv":
+        return str(DATA / "kv_power" / "node_idle_busy_power.csv")
     if name == "POINTS.csv":
         return str(DATA / "kernels" / "splitwise_e2e.csv.gz")
     if name == "KERNELS.csv" or name.endswith(".gz"):

@@ -50,6 +50,13 @@ def test_rows_that_cannot_be_predicted_keep_their_reason(tmp_path: Path) -> None
     assert "no kind of power" in rows["skipped"].iloc[0]
 
 
+def test_blank_and_broken_numbers_are_said(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{}, {"avg_batch": None}, {"output_tok_s": "many"}, {"power_per_gpu_w": None}]
+    report, _ = validate([_file(tmp_path, SERVE, *rows)])
+    assert report["scored"] == 1
+    assert [(entry["rows"], "no number" in entry["reason"]) for entry in report["skipped"]] == [(2, True)]
+
+
 def test_unknown_models_take_the_parameters_of_the_row(tmp_path: Path) -> None:
     report, _ = validate([_file(tmp_path, SERVE, {"model": "someone/unheard-of"})])
     assert report["scored"] == 1
@@ -108,6 +115,7 @@ def test_other_measurements_are_scored() -> None:
     assert set(report["metrics"]) == {"avg_power_frac", "peak_power_frac", "busy_w", "idle_w"}
     assert report["scored"] == 33
     assert report["metrics"]["idle_w"]["mape"] < 0.15
+    assert report["groups"][f"file={TRAFFIC.name}"] == report["metrics"]["busy_w"]
 
 
 @needs_data

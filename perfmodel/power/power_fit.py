@@ -53,7 +53,7 @@ def fit_serving(frame: pd.DataFrame, start: PowerConstants | None = None, rounds
     """
     known = start or power_constants()
     parts: list[Part] = []
-    for gpu, rows in frame[frame["schema"] == "serving"].groupby("gpu"):
+    for gpu, rows in _usable(frame, "serving").groupby("gpu"):
         board = board_of(str(gpu))
         if board is None or board.name not in known.boards:
             continue
@@ -94,7 +94,7 @@ def fit_serving(frame: pd.DataFrame, start: PowerConstants | None = None, rounds
 def fit_phases(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 300) -> PowerConstants:
     """Return the constants with those of boards fitted that only phases of one model were measured on."""
     known = start or power_constants()
-    phases = frame[frame["schema"] == "phases"]
+    phases = _usable(frame, "phases")
     boards = dict(known.boards)
     for gpu, rows in phases.groupby("gpu"):
         board = board_of(str(gpu))
@@ -119,7 +119,7 @@ def fit_throttles(frame: pd.DataFrame, start: PowerConstants | None = None, roun
     known = start or power_constants()
     throttles = dict(known.throttles)
     keys = ["gpu", "dataset", "network", "batch"]
-    for gpu, rows in frame[frame["schema"] == "caps"].groupby("gpu"):
+    for gpu, rows in _usable(frame, "caps").groupby("gpu"):
         board = board_of(str(gpu))
         if board is None or board.architecture not in throttles:
             continue
@@ -182,6 +182,10 @@ def written(constants: PowerConstants) -> Mapping[str, Any]:
         "throttles": {name: rounded(one) for name, one in constants.throttles.items()},
         "common": {name: float(f"{getattr(constants, name):.3g}") for name in COMMON},
     }
+
+
+def _usable(frame: pd.DataFrame, schema: str) -> pd.DataFrame:
+    return frame[(frame["schema"] == schema) & (frame["skipped"] == "")]
 
 
 def _mean(errors: Callable[[Array], Array], values: Array) -> float:
