@@ -185,6 +185,22 @@ def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> R
         )
     seen = steady(case)
     told = described(case, seen)
+    if scenario.by_themselves and not seen.requests_per_s[0]:
+        idle = case.latency(case.pools(), 1e-9)
+        reached = {name: float(idle.of(name)) for name in scenario.question.slo.limits}
+        limits = scenario.question.slo.limits
+        return Result(
+            status="infeasible",
+            objective=objective(name, None),
+            why_not=[{"reason": "a request alone misses the objectives", "candidates": 1, "nearest": reached}],
+            relaxation=[
+                {"constraint": f"slo.{one}", "now": limits[one], "needed": value, "unit": "s"}
+                for one, value in reached.items()
+                if value > limits[one]
+            ],
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
     if seen.load is not None and seen.load >= 1:
         return Result(
             status="infeasible",

@@ -89,6 +89,14 @@ def test_no_prediction_is_beyond_the_optimum() -> None:
     assert value(result, "optimal_tokens_per_s_per_gpu") == pytest.approx(989e12 / (2 * 8.03e9), rel=2e-3)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_prompts_beyond_the_budget_of_a_step_take_their_time(engine: str) -> None:
+    workload = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 30000, "osl": 1}}
+    one = {"tp": 1, "max_num_batched_tokens": 512}
+    result = predicted(engine=engine, workload=workload, slo={"ttft_mean": "60 s"}, plan=one)
+    assert 0.1 < value(result, "optimal_share") < 0.8
+
+
 def test_the_highest_rate_meets_the_objectives_and_no_higher_one_does() -> None:
     workload = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 1000, "osl": 200}}
     best = predicted(workload=workload)
@@ -98,6 +106,13 @@ def test_the_highest_rate_meets_the_objectives_and_no_higher_one_does() -> None:
         result = predicted(workload={**workload, "arrivals": arrivals})
         inside = value(result, "ttft_p99_s") <= 1.0 and value(result, "tpot_p99_s") <= 0.05
         assert inside is within
+
+
+def test_objectives_that_a_request_alone_misses() -> None:
+    workload = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 1000, "osl": 200}}
+    result = predict(asked(workload=workload, slo={"tpot_p99": "1 ms"}), simulate=True)
+    assert result.status == "infeasible" and result.relaxation[0]["constraint"] == "slo.tpot_p99"
+    assert 0.005 < result.relaxation[0]["needed"] < 0.02
 
 
 def test_bursts_make_requests_wait() -> None:

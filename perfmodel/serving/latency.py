@@ -113,8 +113,10 @@ class Latency:
         return np.asarray(self._before_s + self.prompts.ttft_quantile_s(PERCENTILES[statistic]))
 
     def tpot_s(self, statistic: str) -> Array:
-        """Return mean or percentile of the time per output token after the first [s]."""
+        """Return mean or percentile of the time per output token after the first [s]; 0 where there is none."""
         steady = self.tokens
+        if not self.gaps:
+            return np.zeros(np.shape(self.load))
         step = steady.tpot_s if statistic == "mean" else steady.tpot_quantile_s(PERCENTILES[statistic])
         return np.asarray(step / self.tokens_per_step)
 
@@ -185,6 +187,8 @@ class Latency:
         level = np.clip(level, 1e-6, 1 - 1e-6)
         if metric == "ttft":
             return np.asarray(self._before_s + self.prompts.ttft_quantile_s(level))  # type: ignore[arg-type]
+        if not self.gaps:
+            return np.zeros(np.shape(self.load))
         step = self.tokens.tpot_quantile_s(level)  # type: ignore[arg-type]
         return np.asarray(step / self.tokens_per_step)
 

@@ -173,7 +173,7 @@ def tabulated(
     spread = Deployment(**{name: _led(value) for name, value in vars(deployment).items()})
     drafts = replace(speculation, drafted=_led(speculation.drafted))
     n = counts(sequences) if sequences else np.array([0.0, 1.0])
-    m = counts(tokens, FIRST_TOKENS) if tokens else np.array([0.0, 1.0])
+    m = counts(max(tokens, 2 * demand.computed_tokens), FIRST_TOKENS) if tokens else np.array([0.0, 1.0])
     held_n, held_m = (n[:, None] if sequences else np.zeros((2, 1))), (m[None, :] if tokens else np.zeros((1, 2)))
     found = seconds(server, spread, demand, drafts, mixed_load(demand, drafts, held_n, held_m))
     table = np.array(np.broadcast_to(found, (*shape, len(n), len(m))))
