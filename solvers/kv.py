@@ -14,7 +14,7 @@ from perfmodel import provenance
 from perfmodel.kernels.model import Z90
 from perfmodel.offload import OBJECTS, PHASES, Offload, Share, kernel_times
 from solvers.backend import OPTIMAL_GAP, relative_gap
-from solvers.kv_aim import ALSO, Aim
+from solvers.kv_aim import SAME, Aim, shortest
 from solvers.kv_place import Block, missing_bytes, place
 from solvers.kv_reuse import prefix_cache
 from solvers.kv_scenario import KvScenario
@@ -65,6 +65,8 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     best = found[0]
     value = aim.value_of(aim.score(best))
     best_bound = value if bound is None else aim.value_of(max(bound, aim.score(best)))
+    if aim.phase is not None:  # so much was given up for the other phase
+        best_bound = min(best_bound, value / (1 + SAME))
     reached = relative_gap(value, best_bound)
     return Result(
         status="optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit",
@@ -400,13 +402,20 @@ def _infeasible(scenario: KvScenario, candidates: list[_Candidate], aim: Aim, be
 
 
 def _longer_limits(fitting: list[_Candidate], aim: Aim) -> Iterator[dict[str, Any]]:
-    """Yield for each limit the shortest that can be met within the other, if any can."""
-    for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):
-        if phase not in aim.limits:
-            continue
-        others = {other: limit for other, limit in aim.limits.items() if other != phase}
-        alone = {one: 1.0 if one == phase else ALSO for one in PHASES}
-        found = [place(*one, limits=others, weights=alone) for one in fitting]
-        shortest = min((block.phase_s[phase] for block in found if block is not None), default=None)
-        if shortest is not None:
-            yield {"constraint": f"slo.{name}", "now": aim.limits[phase], "needed": shortest, "unit": "s"}
+    """Yield for each limit the shortest that can be met within the other; where none can, both of the nearest block."""
+    names = {"prefill": "slo.ttft_mean", "decode": "slo.tpot_mean"}
+    alone = []
+    for phase, limit in aim.limits.items():
+        others = {other: most for other, most in aim.limits.items() if other != phase}
+        found = [shortest(*one, phase, others) for one in fitting]
+        times = [block.phase_s[phase] for block in found if block is not None]
+        if times:
+            alone.append({"constraint": names[phase], "now": limit, "needed": min(times), "unit": "s"})
+    if alone:
+        yield from alone
+        return
+    weights = {phase: 1.0 / limit for phase, limit in aim.limits.items()}
+    blocks = [block for block in (place(*one, weights=weights) for one in fitting) if block is not None]
+    nearest = min(blocks, key=lambda block: sum(weights[phase] * block.phase_s[phase] for phase in weights))
+    for phase, limit in aim.limits.items():
+        yield {"constraint": names[phase], "now": limit, "needed": nearest.phase_s[phase], "unit": "s"}

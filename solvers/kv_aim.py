@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfmodel.offload import PHASES, Offload
 from solvers.kv_place import Block, most_tokens_per_s, place
 from solvers.kv_scenario import KvScenario
 from solvers.result import Objective
 
-ALSO = 1e-6
-"""Weight of the phase that is not asked for, so that it is no longer than it must be."""
+SAME = 1e-7
+"""How much longer the phase that is asked for may get where the other is then shortened [1]."""
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,22 @@ class Aim:
 
     def place(self, asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
         """Return the best placement of a block within the limits."""
-        weights = None if self.phase is None else {phase: 1.0 if phase == self.phase else ALSO for phase in PHASES}
-        return place(asked, kernels, limits=self.limits, weights=weights)
+        if self.phase is None:
+            return place(asked, kernels, limits=self.limits)
+        return shortest(asked, kernels, self.phase, self.limits)
+
+
+def shortest(
+    asked: Offload, kernels: tuple[float, float, float], phase: str, limits: Mapping[str, float]
+) -> Block | None:
+    """Return the placement whose phase is the shortest within limits, and of those the one whose other is."""
+    only = {one: float(one == phase) for one in PHASES}
+    first = place(asked, kernels, limits=limits, weights=only)
+    if first is None:
+        return None
+    held = dict(limits) | {phase: first.phase_s[phase] * (1 + SAME)}
+    other = {one: 1.0 - weight for one, weight in only.items()}
+    second = place(asked, kernels, limits=held, weights=other)
+    if second is None or second.phase_s[phase] > held[phase]:
+        return first
+    return replace(first, shares=second.shares)

@@ -302,7 +302,7 @@ def test_limits_of_latency():
     assert limited.prediction["tpot_mean_s"] <= 5 * (1 + 1e-6)
     assert limited.prediction["tokens_per_s"] < free.prediction["tokens_per_s"]
     quick = plan(asked(SMALL + "objective: tpot_mean_s\n"))
-    assert quick.objective.value == quick.prediction["tpot_mean_s"] <= limited.prediction["tpot_mean_s"]
+    assert quick.objective.value == quick.prediction["tpot_mean_s"] <= limited.prediction["tpot_mean_s"] * (1 + 1e-6)
     none = plan(asked(SMALL + "slo: {tpot_mean: 100 ms}\n"))
     assert none.status == "infeasible"
     (longer,) = none.relaxation
@@ -310,6 +310,10 @@ def test_limits_of_latency():
     assert longer["needed"] == pytest.approx(quick.prediction["tpot_mean_s"], rel=1e-4)
     enough = plan(asked(SMALL + f"slo: {{tpot_mean: {longer['needed'] * 1.0001}}}\n"))
     assert enough.status == "optimal"
+    both = plan(asked(SMALL + "slo: {tpot_mean: 100 ms, ttft_mean: 100 ms}\n")).relaxation
+    assert [entry["constraint"] for entry in both] == ["slo.ttft_mean", "slo.tpot_mean"]
+    ttft, tpot = (entry["needed"] * 1.0001 for entry in both)
+    assert plan(asked(SMALL + f"slo: {{tpot_mean: {tpot}, ttft_mean: {ttft}}}\n")).status == "optimal"
 
 
 def test_a_latent_cache_is_whole_on_every_rank():
