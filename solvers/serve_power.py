@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfmodel.power import interval, shares_of
+from perfmodel.power import interval, nodes_power_w, shares_of
 from perfmodel.power.serving import instances_power_w
 from solvers.serve_case import Case, Instances
 
@@ -39,7 +39,7 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
     if tpot_s is None or not np.isfinite(tpot_s) or not rate:
         none: dict[str, float | None] = {name + end: None for name in FIELDS for end in ("", "_p10", "_p90")}
         return none | {"tokens_per_j": None}
-    watts, deviation = 0.0, 0.0
+    watts, deviation, most = 0.0, 0.0, 0.0
     for part in parts:
         case, pool = part.case, part.instances
         _, nodes_w = instances_power_w(
@@ -55,10 +55,13 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
             phase=part.phase,
         )
         watts += float(nodes_w)
-        deviation += float(nodes_w) * shares_of(case.server.machine.accelerator).spread  # errors of one model add up
+        machine, held = case.server.machine, pool.accelerators
+        most += float(nodes_power_w(machine.node, held, machine.accelerator.power.limit))
+        deviation += float(nodes_w) * shares_of(machine.accelerator).spread  # errors of one model add up
     each = watts / (rate * parts[0].case.scenario.demand.output_tokens)
     found: dict[str, float | None] = {}
     for name, value in zip(FIELDS, (watts, each), strict=True):
         low, high = interval(deviation / watts)
-        found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": value * float(high)}
+        highest = value * min(float(high), most / watts)  # no accelerator exceeds its limit
+        found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": highest}
     return found | {"tokens_per_j": 1 / each}
