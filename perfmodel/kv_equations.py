@@ -246,3 +246,60 @@ def window_stall(compute_s: ArrayLike, load_s: ArrayLike, window: int) -> float:
         done = max(done, loaded) + spent
         ends.append(done)
     return done - float(compute.sum())
+
+
+def access_rate(bandwidth: Number, latency_s: Number, cores: Number, lines_in_flight: Number) -> Array:
+    """Return the rate at which cores stream a memory: its bandwidth, or what their lines under way allow [bytes/s].
+
+    min(B, cores x lines x 64 B / latency), by Little's law: an optimizer on far memory may not reach its bandwidth.
+
+    Parameters
+    ----------
+    bandwidth, latency_s : float or array
+        Of the memory [bytes/s], [s].
+    cores, lines_in_flight : float or array
+        Cores that read, and cache lines that each waits for at once.
+    """
+    allowed = np.multiply(cores, lines_in_flight) * 64.0 / np.asarray(latency_s, float)
+    return np.asarray(np.minimum(bandwidth, allowed))
+
+
+def ranked_placement(size_bytes: ArrayLike, passes: ArrayLike, capacity_bytes: ArrayLike, rate: ArrayLike) -> Array:
+    """Return which share of each tensor goes to which memory so that all accesses take the least time together.
+
+    min sum_tk x_tk bytes_t passes_t / B_k under sum_t bytes_t x_tk <= C_k: the tensors read most often per byte go to
+    the fastest memory that has room (an exchange of any two bytes otherwise placed gains nothing).
+
+    Parameters
+    ----------
+    size_bytes, passes : array, shape (tensors,)
+        Sizes [bytes], and how often each byte is moved.
+    capacity_bytes, rate : array, shape (memories,)
+        Sizes [bytes] and rates [bytes/s].
+
+    Returns
+    -------
+    array, shape (tensors, memories)
+        Shares, which add up to 1 for each tensor.
+
+    Raises
+    ------
+    ValueError
+        The memories cannot hold the tensors.
+    """
+    sizes, times = np.asarray(size_bytes, float), np.asarray(passes, float)
+    room, speeds = np.array(capacity_bytes, float), np.asarray(rate, float)
+    if sizes.sum() > room.sum():
+        raise ValueError(f"the memories hold {room.sum():,.0f} bytes, the tensors take {sizes.sum():,.0f}")
+    shares = np.zeros((len(sizes), len(room)))
+    order = np.argsort(-speeds, kind="stable")
+    for tensor in np.argsort(-times, kind="stable"):
+        left = sizes[tensor]
+        for memory in order:
+            taken = min(left, room[memory])
+            shares[tensor, memory] = taken / sizes[tensor] if sizes[tensor] else 0.0
+            room[memory] -= taken
+            left -= taken
+        if not sizes[tensor]:
+            shares[tensor, order[0]] = 1.0
+    return shares

@@ -115,3 +115,32 @@ def test_measured_transfers():
         assert errors.max() <= 0.25
     with pytest.raises(ValueError, match="states no transfer"):
         transfer_time(1e9, engines()["flexgen"], node)
+
+
+def test_access_rate_is_littles_law():
+    """32 cores with 10 lines each: 64 B x 320 / 90 ns = 228 GB/s of 300; 82 GB/s at 250 ns are more than a card has."""
+    found = equations.access_rate(np.array([300e9, 50e9]), np.array([90e-9, 250e-9]), 32, 10)
+    np.testing.assert_allclose(found, [64 * 320 / 90e-9, 50e9])
+
+
+def test_ranked_placement_is_the_best_of_a_linear_problem():
+    from scipy.optimize import linprog
+
+    random = np.random.default_rng(5)
+    for _ in range(30):
+        sizes, passes = random.uniform(1, 10, 6), random.uniform(0.1, 6, 6)
+        room, rates = random.uniform(8, 30, 3) + sizes.sum() / 3, random.uniform(1, 100, 3)
+        shares = equations.ranked_placement(sizes, passes, room, rates)
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        assert (sizes @ shares <= room * (1 + 1e-12)).all()
+        cost = (sizes * passes)[:, None] / rates
+        best = linprog(
+            cost.ravel(),
+            A_ub=np.kron(sizes, np.eye(3)),
+            b_ub=room,
+            A_eq=np.kron(np.eye(6), np.ones(3)),
+            b_eq=np.ones(6),
+        )
+        assert (shares * cost).sum() == pytest.approx(best.fun, rel=1e-9)
+    with pytest.raises(ValueError, match="the memories hold"):
+        equations.ranked_placement([10.0], [1.0], [4.0, 5.0], [1.0, 2.0])
