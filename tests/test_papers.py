@@ -36,6 +36,7 @@ def sequence(papers: ModuleType) -> ModuleType:
     return benchmark("papers_sequence")
 
 
+@pytest.mark.slow
 def test_every_claim_of_the_training_planner_has_one_line_with_a_finite_prediction_or_a_reason(papers):
     if not CLAIMS.is_file():
         pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")

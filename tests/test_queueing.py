@@ -102,6 +102,7 @@ def test_exponential_phases_are_erlang_c():
     assert wait.quantile_s(0.9) == pytest.approx(float(erlang_c_quantile_s(0.9, 3.1, 1.0, 4)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_approximation_errs_as_documented():
     for row in ROWS:
         mean = approximate_wait_s(row["arrival_rate_per_s"], 1.0, row["servers"], row["service_scv"])
