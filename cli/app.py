@@ -13,18 +13,23 @@ from cli.kernels import bench, calibrate, kernel_validations
 from cli.kv import plan_kv, predict_kv
 from cli.options import (
     PLAIN,
+    By,
     Debug,
     Emit,
     Explain,
     Form,
     Format,
     Gap,
+    LeaveOut,
+    Machines,
     Output,
     Overrides,
     Plot,
+    Rows,
     Scenario,
     TimeLimit,
     Top,
+    Where,
     readable,
     write_answer,
 )
@@ -187,26 +192,11 @@ def _validate() -> None:
 @checks.command("training")
 def validate_training(
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV files of measured runs, plain or .gz.")],
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="EXPR", help='Keep rows, such as "gpus>=64"; repeatable.')
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(
-            "--leave-out", metavar="COLUMN", help="Refit without each value of it in turn; minutes for each value."
-        ),
-    ] = None,
-    hardware: Annotated[
-        list[Path] | None,
-        typer.Option("--hardware", metavar="FILE", help="A node or cluster that the rows name; repeatable."),
-    ] = None,
-    rows: Annotated[
-        Path | None, typer.Option("--rows", metavar="FILE", help="Write every row with its prediction.")
-    ] = None,
+    by: By = None,
+    where: Where = None,
+    leave_out: LeaveOut = None,
+    hardware: Machines = None,
+    rows: Rows = None,
     form: Form = None,
     output: Output = None,
     debug: Debug = False,

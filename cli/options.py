@@ -55,6 +55,25 @@ Emit = Annotated[
     typer.Option("--emit", metavar="SYSTEM", help="Write a launch script: megatron-lm, torchtitan or deepspeed."),
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the answer, as .svg, .png or .pdf.")]
+By = Annotated[
+    list[str] | None,
+    typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="EXPR", help='Keep rows, such as "gpus>=64" or "engine=vllm"; repeatable.'),
+]
+LeaveOut = Annotated[
+    str | None,
+    typer.Option("--leave-out", metavar="COLUMN", help="Refit without each value of it in turn; minutes for each."),
+]
+Machines = Annotated[
+    list[Path] | None,
+    typer.Option("--hardware", metavar="FILE", help="A node or cluster that the rows name; repeatable."),
+]
+Rows = Annotated[
+    Path | None, typer.Option("--rows", metavar="FILE", help="Write every measured value with its prediction.")
+]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=debug, is_eager=True, help="Show where in the program a fault arose.")
 ]

@@ -7,33 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cli.options import Debug, Form, Output, readable
+from cli.options import By, Debug, Form, LeaveOut, Machines, Output, Rows, Where, readable
 
 
 def validate_power(
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV files of measured power, plain or .gz.")],
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="EXPR", help='Keep rows, such as "gpu=H100".')
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(
-            "--leave-out",
-            metavar="COLUMN",
-            help="Refit without each value of it in turn, such as family; half a minute for each.",
-        ),
-    ] = None,
-    hardware: Annotated[
-        list[Path] | None,
-        typer.Option("--hardware", metavar="FILE", help="A node or cluster whose accelerator the rows name."),
-    ] = None,
-    rows: Annotated[
-        Path | None, typer.Option("--rows", metavar="FILE", help="Write every measured value with its prediction.")
-    ] = None,
+    by: By = None,
+    where: Where = None,
+    leave_out: LeaveOut = None,
+    hardware: Machines = None,
+    rows: Rows = None,
     form: Form = None,
     output: Output = None,
     debug: Debug = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Debug, Form, Output, readable, save, write_answer
+from cli.options import By, Debug, Form, LeaveOut, Machines, Output, Rows, Where, readable, save, write_answer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,26 +18,11 @@ FEWEST_ROWS = 3
 
 def validate_serving(
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV files of operating points, plain or .gz.")],
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", metavar="COLUMN", help="Figures for each value of it; several are crossed."),
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="EXPR", help='Keep rows, such as "spec_decode=none".')
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(
-            "--leave-out", metavar="COLUMN", help="Refit engines without each value of it in turn; minutes for each."
-        ),
-    ] = None,
-    hardware: Annotated[
-        list[Path] | None,
-        typer.Option("--hardware", metavar="FILE", help="A node or cluster that the rows name; repeatable."),
-    ] = None,
-    rows: Annotated[
-        Path | None, typer.Option("--rows", metavar="FILE", help="Write every measured value with its prediction.")
-    ] = None,
+    by: By = None,
+    where: Where = None,
+    leave_out: LeaveOut = None,
+    hardware: Machines = None,
+    rows: Rows = None,
     form: Form = None,
     output: Output = None,
     debug: Debug = False,
