@@ -8,8 +8,7 @@ the placement, so that these lines both cost a plan and, asked about unit placem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -292,8 +291,3 @@ def affine(quantity: Number) -> tuple[float, dict[str, float]]:
     """Return the constant and the coefficients of a quantity that was asked about `unit_placements`."""
     values = np.broadcast_to(np.asarray(quantity, float), (len(FRACTIONS) + 1,))
     return float(values[0]), dict(zip(FRACTIONS, (values[1:] - values[0]).tolist(), strict=True))
-
-
-def fractions_of(at: Placement) -> Mapping[str, Number]:
-    """Return the fractions of a placement by name."""
-    return {item.name: getattr(at, item.name) for item in fields(at)}

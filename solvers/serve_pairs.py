@@ -31,7 +31,6 @@ EXACT = 400
 ROUNDS = 5
 """How often, at most, before what is best so far is taken without proof."""
 
-MOST_PAIRS = 20_000_000
 Index = NDArray[np.intp]
 
 

@@ -92,18 +92,13 @@ class Server:
 
 def kernel_names(architecture: Architecture, form: gemm.Form, cache_bytes: float) -> tuple[str, ...]:
     """Return model and variant of every kernel that a step may run."""
-    found = [f"gemm.{form.variant}", f"gemm.{wide(form).variant}", "moe." + expert_variant(form)]
+    found = [f"gemm.{form.variant}", f"gemm.{wide(form).variant}", f"moe.{form.variant}"]
     for group in architecture.layers:
         if group.attention.kind != "linear":
             found.append(f"prefill.{prefill.variant_of(group.attention.qk_head_dim)}")
             found.append(f"decode.{decode_variant(group.attention, cache_bytes)}")
     found += [f"memory.{variant}" for variant in dict.fromkeys(memory.VARIANTS.values())]
     return tuple(dict.fromkeys(found))
-
-
-def expert_variant(form: gemm.Form) -> str:
-    """Return the variant of the expert kernels for a form of products."""
-    return form.variant
 
 
 def decode_variant(attention: Attention, cache_bytes: float) -> str:

@@ -26,7 +26,7 @@ from perfmodel.operators import (
     feed_forward_operators,
     wide,
 )
-from perfmodel.serving.server import Server, decode_variant, expert_variant
+from perfmodel.serving.server import Server, decode_variant
 from perfmodel.terms import COMPUTE, HOST, LINK, MEMORY, Array, Number, Term, total
 
 PARTS = (
@@ -198,7 +198,7 @@ def _layer(
             weight_bytes=1.0 if form.arithmetic == "fp8" else form.weight_bytes,
             arithmetic=EXPERT_ARITHMETIC[form.arithmetic],
         )
-        works.append(("experts", Work(f"moe.{expert_variant(form)}", sizes, times=1.0 / server.engine.expert_speed)))
+        works.append(("experts", Work(f"moe.{form.variant}", sizes, times=1.0 / server.engine.expert_speed)))
     found = _timed(server, [work for _, work in works])
     seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
     for (part, _), (time, _) in zip(works, found, strict=True):
