@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.answer import ask, need_plan, stop_at, write_result
 from cli.catalogue_commands import architectures, machines, schema
 from cli.collective import validate_collective
 from cli.fleet import plan_fleet, predict_fleet
@@ -31,7 +32,6 @@ from cli.options import (
     Top,
     Where,
     readable,
-    write_answer,
 )
 from cli.placement import plan_placement, predict_placement
 from cli.power import validate_power
@@ -42,7 +42,10 @@ from cli.serve import plan_serve, predict_serve
 from cli.serving import validate_serving
 
 if TYPE_CHECKING:
+    from cli.answer import Progress
+    from hardware.yaml_source import Source
     from solvers.result import Result
+    from solvers.scenario import TrainScenario
 
 # Everything slow to import is imported by the command that needs it.
 
@@ -81,17 +84,28 @@ def perfmodel(
     """Predict what LLM work costs on a cluster, and plan it."""
 
 
-def _answer(result: "Result", given: Mapping[str, Any], form: Format | None, output: Path | None, top: int) -> None:
-    from cli import render
-    from cli.export import result_csv
+def _answer(
+    result: "Result",
+    given: Mapping[str, Any],
+    form: Format | None,
+    output: Path | None,
+    top: int,
+    explain: str | None,
+    emit: str | None,
+    plot: Path | None,
+) -> None:
+    from cli import extras
 
-    write_answer(
-        form,
-        output,
-        table=lambda: render.result(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(result, given),
-    )
+    extras.draw(result, plot)
+    if explain is not None:
+        from cli import explain as terms
+        from perfmodel.equations import EXPLANATIONS
+
+        terms.write(result, explain, EXPLANATIONS, form, output)
+    elif not extras.emit(result, emit, output):
+        from cli import render
+
+        write_result(result, given, form, output, lambda: render.result(result, top))
 
 
 @plans.callback()
@@ -120,28 +134,18 @@ def plan_train(
 ) -> None:
     """How to train a model on a cluster."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
 
     extras.check(emit, plot)
-    source = load(scenario, overrides or ())
-    with working("searching") as progress:
-        from solvers.backend import OPTIMAL_GAP
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[TrainScenario, Result]":
         from solvers.scenario import load_train
         from solvers.train import plan
 
         question = load_train(source, scenario.parent)
-        result = plan(
-            question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
-        )
-    extras.draw(result, plot)
-    if explain is not None:
-        from cli import explain as terms
-        from perfmodel.equations import EXPLANATIONS
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap), progress=progress)
 
-        terms.write(result, explain, EXPLANATIONS, form, output)
-    elif not extras.emit(result, emit, output):
-        _answer(result, written(scenario, overrides or ()), form, output, top)
+    _, result, given = ask(scenario, overrides, "searching", solve)
+    _answer(result, given, form, output, top, explain, emit, plot)
 
 
 @predictions.command("train")
@@ -160,28 +164,19 @@ def predict_train(
 ) -> None:
     """What a training plan costs."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
     extras.check(emit, plot)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[TrainScenario, Result]":
         from solvers.scenario import load_train
         from solvers.train import predict
 
         question = load_train(source, scenario.parent)
-        if question.plan is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
-        result = predict(question)
-    extras.draw(result, plot)
-    if explain is not None:
-        from cli import explain as terms
-        from perfmodel.equations import EXPLANATIONS
+        need_plan(source, question.plan, "plan")
+        return question, predict(question)
 
-        terms.write(result, explain, EXPLANATIONS, form, output)
-    elif not extras.emit(result, emit, output):
-        _answer(result, written(scenario, overrides or ()), form, output, top)
+    _, result, given = ask(scenario, overrides, "predicting", solve)
+    _answer(result, given, form, output, top, explain, emit, plot)
 
 
 @checks.callback()

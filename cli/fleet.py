@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
+from cli.answer import ask, need_plan, stop_at, write_result
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from cli.answer import Progress
     from cli.options import Format
+    from hardware.yaml_source import Source
+    from solvers.fleet_scenario import FleetScenario
     from solvers.result import Result
 
 # Everything slow to import is imported by the command that needs it.
@@ -30,21 +34,18 @@ def plan_fleet(
 ) -> None:
     """Which accelerators to rent, how many, and which requests go to which."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("searching"):
-        from solvers.backend import OPTIMAL_GAP
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[FleetScenario, Result]":
         from solvers.fleet import plan
         from solvers.fleet_scenario import load_fleet
 
         question = load_fleet(source, scenario.parent)
-        result = plan(question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None)
-    warn(question.warnings)
-    _draw(result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap))
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
+    _answer(question, result, given, form, output, top, plot)
 
 
 def predict_fleet(
@@ -60,44 +61,37 @@ def predict_fleet(
 ) -> None:
     """What given accelerators cost, and whether they serve the requests."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[FleetScenario, Result]":
         from solvers.fleet import predict
         from solvers.fleet_scenario import load_fleet
 
         question = load_fleet(source, scenario.parent)
-        if question.question.plan is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the fleet that a scenario gives")])
-        result = predict(question)
+        need_plan(source, question.question.plan, "fleet")
+        return question, predict(question)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
+    _answer(question, result, given, form, output, top, plot)
+
+
+def _answer(
+    question: "FleetScenario",
+    result: "Result",
+    given: "Mapping[str, Any]",
+    form: "Format | None",
+    output: Path | None,
+    top: int,
+    plot: Path | None,
+) -> None:
     warn(question.warnings)
-    _draw(result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
-
-
-def _draw(result: "Result", plot: Path | None) -> None:
-    """Draw the answer, if that was asked for."""
     if plot is not None:
         from cli import extras
         from cli.fleet_plot import draw
 
         extras.draw(result, plot, draw)
-
-
-def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
-    from cli.export import result_csv
-
-    write_answer(
-        form,
-        output,
-        table=lambda: _shown(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(result, given),
-    )
+    write_result(result, given, form, output, lambda: _shown(result, top))
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":

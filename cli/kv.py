@@ -1,9 +1,9 @@
 """Commands about where weights, keys and values, and activations live."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn, write_answer
+from cli.answer import ask, need_plan, stop_at, write_result
+from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from cli.options import Format
+    from cli.answer import Progress
+    from hardware.yaml_source import Source
+    from solvers.kv_scenario import KvScenario
     from solvers.result import Result
 
 # Everything slow to import is imported by the command that needs it.
@@ -28,19 +30,17 @@ def plan_kv(
     debug: Debug = False,
 ) -> None:
     """Where weights, keys and values, and activations go, and in which batches."""
-    from cli.load import load, written
-    from cli.progress import working
 
-    source = load(scenario, overrides or ())
-    with working("searching"):
-        from solvers.backend import OPTIMAL_GAP
+    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario, Result]":
         from solvers.kv import plan
         from solvers.kv_scenario import load_kv
 
         question = load_kv(source, scenario.parent)
-        result = plan(question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None)
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap))
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
     warn(question.warnings)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+    write_result(result, given, form, output, lambda: _shown(result, top))
 
 
 def predict_kv(
@@ -54,33 +54,18 @@ def predict_kv(
     debug: Debug = False,
 ) -> None:
     """What a given placement costs."""
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario, Result]":
         from solvers.kv import predict
         from solvers.kv_scenario import load_kv
 
         question = load_kv(source, scenario.parent)
-        if question.question.plan is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the placement that a scenario gives")])
-        result = predict(question)
+        need_plan(source, question.question.plan, "placement")
+        return question, predict(question)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
     warn(question.warnings)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
-
-
-def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
-    from cli.export import result_csv
-
-    write_answer(
-        form,
-        output,
-        table=lambda: _shown(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(result, given),
-    )
+    write_result(result, given, form, output, lambda: _shown(result, top))
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":

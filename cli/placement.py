@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
+from cli.answer import ask, need_plan, stop_at, write_result
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +12,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from cli.answer import Progress
     from cli.options import Format
+    from hardware.yaml_source import Source
     from solvers.placement_scenario import PlacementScenario
     from solvers.result import Result
 
@@ -36,20 +37,18 @@ def plan_placement(
 ) -> None:
     """Which node takes which ranks of a job, given measured rates between nodes."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("searching") as progress:
-        from solvers.backend import OPTIMAL_GAP
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[PlacementScenario, Result]":
         from solvers.placement import plan
         from solvers.placement_scenario import load_placement
 
         question = load_placement(source, scenario.parent)
-        result = plan(question, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress)
-    _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+        return question, plan(question, time_limit_s=time_limit, gap=stop_at(gap), progress=progress)
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
+    _answer(question, result, given, form, output, top, plot)
 
 
 def predict_placement(
@@ -65,50 +64,36 @@ def predict_placement(
 ) -> None:
     """What an order of nodes costs."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[PlacementScenario, Result]":
         from solvers.placement import predict
         from solvers.placement_scenario import load_placement
 
         question = load_placement(source, scenario.parent)
-        if question.given is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the order that a scenario gives")])
-        result = predict(question)
-    _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top)
+        need_plan(source, question.given, "order")
+        return question, predict(question)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
+    _answer(question, result, given, form, output, top, plot)
 
 
-def _draw(question: "PlacementScenario", result: "Result", plot: Path | None) -> None:
-    """Draw the answer, if that was asked for."""
-    if plot is None:
-        return
-    if result.plan is None:
-        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
-        return
-    from cli import placement_plot
-    from hardware.faults import Fault, InputError
+def _answer(
+    question: "PlacementScenario",
+    result: "Result",
+    given: "Mapping[str, Any]",
+    form: "Format | None",
+    output: Path | None,
+    top: int,
+    plot: Path | None,
+) -> None:
+    if plot is not None:
+        from cli import extras
+        from cli.placement_plot import draw
 
-    try:
-        placement_plot.draw(question, result, plot)
-    except OSError as error:
-        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
-
-
-def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
-    from cli.export import result_csv
-
-    write_answer(
-        form,
-        output,
-        table=lambda: _shown(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(result, given),
-    )
+        extras.draw(result, plot, lambda drawn, file: draw(question, drawn, file))
+    write_result(result, given, form, output, lambda: _shown(result, top))
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":

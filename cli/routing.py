@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, save, write_answer
+from cli.answer import ask, stop_at, write_result
+from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
+    from cli.answer import Progress
     from cli.options import Format
+    from hardware.yaml_source import Source
     from solvers.result import Result
     from solvers.routing_scenario import RoutingScenario
 
@@ -39,22 +42,18 @@ def plan_routing(
     debug: Debug = False,
 ) -> None:
     """Which path each flow takes through a network."""
-    from cli.load import load, written
-    from cli.progress import working
-
     _check(plot)
-    source = load(scenario, overrides or ())
-    with working("searching") as progress:
-        from solvers.backend import OPTIMAL_GAP
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[RoutingScenario, Result]":
         from solvers.routing import plan
         from solvers.routing_scenario import load_routing
 
         question = load_routing(source, scenario.parent)
-        result = plan(
-            question, top=top, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress
-        )
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap), progress=progress)
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
     _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, paths, top)
+    _answer(result, given, form, output, paths, top)
 
 
 def predict_routing(
@@ -70,19 +69,18 @@ def predict_routing(
     debug: Debug = False,
 ) -> None:
     """How long flows take on given paths."""
-    from cli.load import load, written
-    from cli.progress import working
-
     _check(plot)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[RoutingScenario, Result]":
         from solvers.routing import predict
         from solvers.routing_scenario import load_routing
 
         question = load_routing(source, scenario.parent)
-        result = predict(question)
+        return question, predict(question)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
     _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, paths, top)
+    _answer(result, given, form, output, paths, top)
 
 
 def _check(plot: Path | None) -> None:
@@ -119,7 +117,7 @@ def _answer(
     import os
     from dataclasses import replace
 
-    from cli.export import result_csv, to_csv
+    from cli.export import to_csv
 
     without = result
     if result.plan is not None:
@@ -130,13 +128,7 @@ def _answer(
             # a path in a plan is relative to the plan's file
             place = paths if output is None else Path(os.path.relpath(paths, output.parent))
             result = replace(result, plan=result.plan | {"paths": place.as_posix()})
-    write_answer(
-        form,
-        output,
-        table=lambda: _table(result, without, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(without, given),
-    )
+    write_result(result, given, form, output, lambda: _table(result, without, top), without)
 
 
 def _rows(paths: "Iterable[Any]") -> "Iterable[tuple[int, str, float]]":

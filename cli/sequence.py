@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.answer import ask, need_plan, stop_at, write_result
 from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, write_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import RenderableType
 
+    from cli.answer import Progress
     from cli.options import Format
+    from hardware.yaml_source import Source
     from solvers.result import Result
     from solvers.sequence_scenario import SequenceScenario
 
@@ -46,26 +49,22 @@ def plan_sequence(
 ) -> None:
     """Which group of accelerators computes which of a batch's unequal sequences."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("searching") as progress:
-        from solvers.backend import OPTIMAL_GAP
+    if batches is not None:
+        limit_s = _BATCH_TIME_LIMIT_S if time_limit is None else time_limit
+        _write_rows(_stream(scenario, overrides, batches, limit_s), form, output)
+        return
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[SequenceScenario, Result]":
         from solvers.sequence import plan
         from solvers.sequence_scenario import load_sequence
 
         question = load_sequence(source, scenario.parent)
-        if batches is None:
-            result = plan(question, time_limit_s=time_limit, gap=gap if gap > OPTIMAL_GAP else None, progress=progress)
-        else:
-            rows = _stream(question, batches, _BATCH_TIME_LIMIT_S if time_limit is None else time_limit, progress)
-    if batches is None:
-        _draw(question, result, plot)
-        _answer(result, written(scenario, overrides or ()), form, output, top, explain)
-    else:
-        _write_rows(rows, form, output)
+        return question, plan(question, time_limit_s=time_limit, gap=stop_at(gap), progress=progress)
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
+    _answer(question, result, given, form, output, top, explain, plot)
 
 
 def predict_sequence(
@@ -82,63 +81,43 @@ def predict_sequence(
 ) -> None:
     """What a scatter of sequences costs."""
     from cli import extras
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
     extras.check(None, plot)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[SequenceScenario, Result]":
         from solvers.sequence import predict
         from solvers.sequence_scenario import load_sequence
 
         question = load_sequence(source, scenario.parent)
-        if question.given is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the plan that a scenario gives")])
-        result = predict(question)
-    _draw(question, result, plot)
-    _answer(result, written(scenario, overrides or ()), form, output, top, explain)
+        need_plan(source, question.given, "plan")
+        return question, predict(question)
 
-
-def _draw(question: "SequenceScenario", result: "Result", plot: Path | None) -> None:
-    """Draw the answer, if that was asked for."""
-    if plot is None:
-        return
-    if result.plan is None:
-        typer.echo(f"--plot {plot}: nothing to draw, the answer is {result.status}", err=True)
-        return
-    from cli import sequence_plot
-    from hardware.faults import Fault, InputError
-
-    try:
-        sequence_plot.draw(question, result, plot)
-    except OSError as error:
-        raise InputError([Fault(f"--plot {plot}", 0, 0, "", f"cannot be written: {error.strerror}")]) from None
+    question, result, given = ask(scenario, overrides, "predicting", solve)
+    _answer(question, result, given, form, output, top, explain, plot)
 
 
 def _answer(
+    question: "SequenceScenario",
     result: "Result",
     given: "Mapping[str, Any]",
     form: "Format | None",
     output: Path | None,
     top: int,
     explain: str | None,
+    plot: Path | None,
 ) -> None:
-    from cli.export import result_csv
+    if plot is not None:
+        from cli import extras
+        from cli.sequence_plot import draw
 
+        extras.draw(result, plot, lambda drawn, file: draw(question, drawn, file))
     if explain is not None:
         from cli import explain as terms
         from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
 
         terms.write(result, explain, SEQUENCE_EXPLANATIONS, form, output)
-        return
-    write_answer(
-        form,
-        output,
-        table=lambda: _shown(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(_one_cell(result), given),
-    )
+    else:
+        write_result(result, given, form, output, lambda: _shown(result, top), _one_cell(result))
 
 
 def _one_cell(result: "Result") -> "Result":
@@ -205,10 +184,21 @@ def _groups(plan: "Mapping[str, Any]", prediction: "Mapping[str, Any]") -> "Rend
     return table(f"Groups by size (schedule {plan['schedule']})", heads, rows, numbers=range(7))
 
 
-def _stream(
-    question: "SequenceScenario", folder: Path, time_limit_s: float, progress: "Callable[[float], None]"
-) -> list[dict[str, Any]]:
+def _stream(scenario: Path, overrides: list[str] | None, folder: Path, time_limit_s: float) -> list[dict[str, Any]]:
     """Plan the files of a folder in the order of their names."""
+    from cli.load import load
+    from cli.progress import working
+
+    source = load(scenario, overrides or ())
+    with working("searching") as progress:
+        from solvers.sequence_scenario import load_sequence
+
+        return _planned(load_sequence(source, scenario.parent), folder, time_limit_s, progress)
+
+
+def _planned(
+    question: "SequenceScenario", folder: Path, time_limit_s: float, progress: "Progress"
+) -> list[dict[str, Any]]:
     from hardware.faults import Fault, InputError
     from solvers.backend import OPTIMAL_GAP, relative_gap
     from solvers.sequence import plan_batches

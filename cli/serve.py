@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn, write_answer
+from cli.answer import ask, need_plan, write_result
+from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from cli.answer import Progress
     from cli.options import Format
+    from hardware.yaml_source import Source
     from solvers.result import Result
+    from solvers.serve_scenario import ServeScenario
 
 EmitEngine = Annotated[
     str | None,
@@ -40,26 +44,18 @@ def plan_serve(
     """How to serve a model on a cluster."""
     from cli import extras
     from cli.emit import ENGINES
-    from cli.load import load, written
-    from cli.progress import working
 
     extras.check(emit, plot, ENGINES)
-    source = load(scenario, overrides or ())
-    with working("searching"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[ServeScenario, Result]":
         from solvers.serve import plan
         from solvers.serve_scenario import load_serve
 
         question = load_serve(source, scenario.parent)
-        result = plan(question, top=top, time_limit_s=time_limit, gap=gap)
-    warn(question.warnings)
-    _draw(result, plot)
-    if explain is not None:
-        from cli import explain as terms
-        from perfmodel.serving.equations import SERVING_EXPLANATIONS
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=gap)
 
-        terms.write(result, explain, SERVING_EXPLANATIONS, form, output)
-    elif not extras.emit_serving(result, question, emit, output):
-        _answer(result, written(scenario, overrides or ()), form, output, top)
+    question, result, given = ask(scenario, overrides, "searching", solve)
+    _answer(question, result, given, form, output, top, explain, emit, plot)
 
 
 def predict_serve(
@@ -82,50 +78,46 @@ def predict_serve(
     """What requests see of a deployment: latencies, throughput, memory, cost."""
     from cli import extras
     from cli.emit import ENGINES
-    from cli.load import load, written
-    from cli.progress import working
-    from hardware.faults import InputError
 
     extras.check(emit, plot, ENGINES)
-    source = load(scenario, overrides or ())
-    with working("predicting"):
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[ServeScenario, Result]":
         from solvers.serve import predict
         from solvers.serve_scenario import load_serve
 
         question = load_serve(source, scenario.parent)
-        if question.question.plan is None:
-            raise InputError([source.fault(("plan",), "missing; predict costs the deployment that a scenario gives")])
-        result = predict(question, simulate=simulate, seed=seed)
+        need_plan(source, question.question.plan, "deployment")
+        return question, predict(question, simulate=simulate, seed=seed)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
+    _answer(question, result, given, form, output, top, explain, emit, plot)
+
+
+def _answer(
+    question: "ServeScenario",
+    result: "Result",
+    given: "Mapping[str, Any]",
+    form: "Format | None",
+    output: Path | None,
+    top: int,
+    explain: str | None,
+    emit: str | None,
+    plot: Path | None,
+) -> None:
+    from cli import extras
+
     warn(question.warnings)
-    _draw(result, plot)
+    if plot is not None:
+        from cli.serve_plot import draw
+
+        extras.draw(result, plot, draw)
     if explain is not None:
         from cli import explain as terms
         from perfmodel.serving.equations import SERVING_EXPLANATIONS
 
         terms.write(result, explain, SERVING_EXPLANATIONS, form, output)
     elif not extras.emit_serving(result, question, emit, output):
-        _answer(result, written(scenario, overrides or ()), form, output, top)
-
-
-def _draw(result: "Result", plot: Path | None) -> None:
-    """Draw the answer, if that was asked for."""
-    if plot is not None:
-        from cli import extras
-        from cli.serve_plot import draw
-
-        extras.draw(result, plot, draw)
-
-
-def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
-    from cli.export import result_csv
-
-    write_answer(
-        form,
-        output,
-        table=lambda: _shown(result, top),
-        data=result.to_dict,
-        csv=lambda: result_csv(result, given),
-    )
+        write_result(result, given, form, output, lambda: _shown(result, top))
 
 
 _METRICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end to end"}
