@@ -15,9 +15,10 @@ from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
 from perfmodel.offload import kernel_times, memory_rows
-from solvers.kv import given_block, plan, predict
+from solvers.kv import plan, predict
 from solvers.kv_place import Block, place
 from solvers.kv_scenario import load_kv
+from solvers.kv_serve import given_block
 
 DATA = Path(os.environ.get("PERFMODEL_DATA", "../shared/data")) / "kv_power"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "kv-opt-175b-t4.yaml"

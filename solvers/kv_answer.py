@@ -1,0 +1,171 @@
+"""What a placement over tiers is, costs, and is held back by, as an answer says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hardware.tiers import HBM
+from perfmodel import provenance
+from perfmodel.kernels.model import Z90
+from perfmodel.offload import OBJECTS, PHASES
+from solvers.kv_aim import Aim
+from solvers.kv_place import Block
+from solvers.kv_reuse import prefix_cache
+from solvers.kv_scenario import KvScenario
+from solvers.scenario import usd_per_hour
+
+GIB = 2.0**30
+_BINDS = 1e-6
+_ROUND = 1e-9
+
+
+def common(scenario: KvScenario) -> dict[str, Any]:
+    """Return the parts that every answer has: the question and what the answer rests on."""
+    machine = scenario.machine
+    used = scenario.offload(
+        1, 1, scenario.question.search.precision_weights[0], scenario.question.search.precision_kv[0]
+    )
+    return {
+        "kind": "kv",
+        "scenario": scenario.resolved,
+        "provenance": {
+            "version": provenance.release(),
+            "hardware": [machine.accelerator.name, machine.node.name],
+            "from_memory": provenance.recalled(machine),
+            "calibration": [
+                *sorted({f"kernels/{name.split('.')[0]}/{one.origin}" for name, one in used.server.kernels.items()}),
+                f"engine/{scenario.engine.name}",
+            ],
+        },
+    }
+
+
+def plan_of(block: Block) -> dict[str, Any]:
+    """Return a block as the plan that `predict` reads back."""
+    asked = block.asked
+    tiers = [HBM, *(path.name for path in asked.paths)]
+    placement: dict[str, dict[str, float]] = {thing: {} for thing in OBJECTS}
+    there: dict[str, float] = {}
+    for thing in OBJECTS:
+        for tier in tiers:
+            parts = {way: block.shares.get((thing, tier, way), 0.0) for way in ("", "stream", "there")}
+            total = sum(parts.values())
+            if total > _ROUND:
+                placement[thing][tier] = total
+            if parts["stream"] + parts["there"] > _ROUND:
+                there[tier] = parts["there"] / total
+    return {
+        "placement": placement,
+        "attention_there": there,
+        "gpu_batch": asked.gpu_batch,
+        "num_batches": asked.num_batches,
+        "precision_weights": asked.server.precision_weights,
+        "precision_kv": asked.server.precision_kv,
+    }
+
+
+def prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
+    """Return what a block costs, with intervals."""
+    spreads = scenario.engine.spreads
+    phases = block.phase_s
+    said: dict[str, Any] = {}
+    for name, value, spread in (
+        ("tokens_per_s", block.tokens_per_s, "throughput"),
+        ("block_time_s", block.time_s, "throughput"),
+        ("ttft_mean_s", phases["prefill"], "ttft"),
+        ("tpot_mean_s", phases["decode"], "tpot"),
+    ):
+        factor = float(np.exp(Z90 * spreads[spread]))  # type: ignore[index]
+        said |= {name: value, f"{name}_p10": value / factor, f"{name}_p90": value * factor}
+    cost = usd_per_hour(scenario.machine)
+    reuse = scenario.question.workload.reuse
+    cached = None
+    if scenario.curve is not None and reuse is not None:
+        cached = prefix_cache(block, scenario.curve, reuse.block_tokens)
+    return said | {
+        "hit_ratio": None if cached is None else cached["hit_ratio"],
+        "memory_bytes": {name: used for name, (_, used) in block.memory_bytes.items()},
+        "utilisation": {
+            phase: {name: spent / phases[phase] for name, spent in times.items() if spent}
+            for phase, times in block.resource_s.items()
+        },
+        "bytes_per_s": _traffic(block),
+        "cost_usd_per_hour": cost,
+        "power_w": None,
+        **({} if cached is None else {"prefix_cache": cached}),
+    }
+
+
+def _traffic(block: Block) -> dict[str, float]:
+    """Return the mean rate of each link and tier over a block [bytes/s]."""
+    rates = {}
+    for path in block.asked.paths:
+        for domain in path.domains:
+            words = (("in", domain.node_up), ("out", domain.node_down))
+            if domain is not path.link:
+                words = (("read", domain.node_up), ("write", domain.node_down))
+            for word, rate in words:
+                name = f"{domain.name} {word}"
+                busy = [block.resource_s[phase].get(name, 0.0) for phase in PHASES]
+                rates[name] = (busy[0] + (block.asked.generated - 1) * busy[1]) / block.time_s * rate
+    return rates
+
+
+def breakdown(block: Block) -> dict[str, Any]:
+    """Return where the time of a block goes."""
+    parts: list[dict[str, Any]] = []
+    for phase, steps in (("prefill", 1), ("decode", block.asked.generated - 1)):
+        times = block.resource_s[phase]
+        first = max(times, key=lambda name: times[name])
+        children: list[dict[str, Any]] = [
+            {"name": first, "seconds": steps * times[first], "bound": _bound(first)},
+            *(
+                {"name": f"{name}, hidden", "seconds": 0.0, "bound": _bound(name), "hidden_seconds": steps * spent}
+                for name, spent in times.items()
+                if name != first and spent > 0
+            ),
+        ]
+        parts.append({"name": phase, "seconds": steps * times[first], "bound": _bound(first), "children": children})
+    longest = max(parts, key=lambda part: float(part["seconds"]))
+    return {"name": "block", "seconds": block.time_s, "bound": longest["bound"], "children": parts}
+
+
+def _bound(resource: str) -> str:
+    return "compute" if resource == "accelerators" else "host" if resource.endswith("processor") else "link"
+
+
+def binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
+    """Return what holds the block back, with what a GiB or a hundredth more of a rate would bring."""
+    # a second less of the block is so many more tokens per second; of a phase it is a second less
+    per_second = 1.0 if aim.phase else block.tokens_per_s / block.time_s
+    unit = "s" if aim.phase else "tokens/s"
+    found = []
+    for name, (room, used) in block.memory_bytes.items():
+        price = block.memory_prices.get(name, 0.0)
+        if used >= room * (1 - _BINDS) or price > 0:
+            found.append(
+                {
+                    "constraint": f"capacity[{name}]",
+                    "slack": max(room - used, 0.0),
+                    "shadow_price": price * GIB * per_second,
+                    "unit": f"{unit} per GiB",
+                }
+            )
+    for name, seconds in sorted(block.rate_prices.items(), key=lambda item: -item[1]):
+        if seconds > _BINDS * block.time_s:
+            found.append(
+                {
+                    "constraint": f"rate[{name}]",
+                    "slack": 0.0,
+                    "shadow_price": 0.01 * seconds * per_second,
+                    "unit": f"{unit} per 1 % more",
+                }
+            )
+    for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):
+        limit = aim.limits.get(phase)
+        if limit is not None and block.phase_s[phase] >= limit * (1 - _BINDS):
+            price = block.limit_prices.get(phase, 0.0) * per_second
+            found.append({"constraint": f"slo.{name}", "slack": 0.0, "shadow_price": price, "unit": f"{unit} per s"})
+    return found
