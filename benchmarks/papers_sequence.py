@@ -8,7 +8,6 @@ description, model and batch. No paper publishes its lengths as numbers: log-nor
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from papers_train import CLAIMS, COLUMNS, Answer, number, swept, verdict
+from claims import Answer, line, number, read, show, swept
 
 from hardware.catalogue import description, resolve_cluster
 from hardware.yaml_source import Source
@@ -436,16 +435,6 @@ NOT_PREDICTED = {
 }
 
 
-def judged(claim: dict[str, str], found: Answer) -> str:
-    """Judge as elsewhere, but an "up to" by the highest of the sweep; a mean of unknown cases shows the order alone."""
-    said = verdict(claim, found)
-    if claim["stated_as"] == "mean":
-        return f"order only ({said.rpartition(' (')[2]}"
-    if claim["stated_as"] != "up to":
-        return said
-    return f"{said.rpartition(' (')[0]} (highest {100 * (found.high / float(claim['value_high']) - 1):+.0f} %)"
-
-
 def lines(claims: Sequence[dict[str, str]]) -> Iterator[dict[str, Any]]:
     """Return a line for every claim of the sequence planner, with its ``answer`` (None where nothing is predicted)."""
     answers: dict[str, Answer] = {}
@@ -457,32 +446,15 @@ def lines(claims: Sequence[dict[str, str]]) -> Iterator[dict[str, Any]]:
         beside |= notes
     answers |= zeppelin()
     for claim in claims:
-        if claim["planner"] != "sequence":
-            continue
-        name = claim["claim_id"]
-        span = "-".join(dict.fromkeys(filter(None, (claim["value_low"], claim["value_high"]))))
-        found_one = answers.get(name)
-        if found_one is None:
-            missing = f"not predicted; missing: {NOT_PREDICTED.get(name, 'a method for this claim')}"
-            cells = ("", missing, beside.get(name, ""))
-        else:
-            ends = f" [{number(found_one.low)}, {number(found_one.high)}]" if found_one.low < found_one.high else ""
-            cells = (number(found_one.value) + ends, judged(claim, found_one), found_one.inputs)
-        values = (name, f"{span} {claim['unit']} ({claim['stated_as']})", *cells)
-        yield dict(zip(COLUMNS, values, strict=True)) | {"answer": found_one}
+        if claim["planner"] == "sequence":
+            name = claim["claim_id"]
+            yield line(claim, answers.get(name), NOT_PREDICTED.get(name, ""), beside.get(name, ""))
 
 
 def main() -> None:
     """Print the table as Markdown."""
-    if not CLAIMS.is_file():
-        print(f"skipped: no {CLAIMS}; set PERFMODEL_DATA")
-        return
-    with CLAIMS.open(encoding="utf-8", newline="") as file:
-        claims = list(csv.DictReader(file))
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS))
-    for line in lines(claims):
-        print("| " + " | ".join(line[column] for column in COLUMNS) + " |", flush=True)
+    if claims := read():
+        show(lines(claims))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ whose mechanism the model lacks is listed without a prediction.
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from claims import Answer, line, listed, read, show, swept
 
 from hardware.catalogue import Machine, resolve_cluster
 from hardware.topology import levels
@@ -32,19 +31,6 @@ from solvers.scenario import TrainSearch
 from solvers.train import Evaluated, evaluate
 from solvers.train_space import space
 
-CLAIMS = Path(os.environ.get("PERFMODEL_DATA", "../shared/data")) / "papers" / "claims.csv"
-COLUMNS = ("claim_id", "claim", "prediction", "verdict", "inputs assumed")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A prediction in the claim's unit, its interval, and what was assumed."""
-
-    value: float
-    low: float
-    high: float
-    inputs: str
-
 
 @dataclass(frozen=True)
 class Run:
@@ -55,12 +41,6 @@ class Run:
     rate: float
     p10: float
     p90: float
-
-
-def swept(values: Iterable[float], inputs: str) -> Answer:
-    """Return the median and the ends of a sweep."""
-    found = list(values)
-    return Answer(float(np.median(found)), min(found), max(found), inputs)
 
 
 def rates(runs: Sequence[Run], unit: float, inputs: str) -> Answer:
@@ -137,11 +117,6 @@ def logged_flops(work: Job) -> float:
     model, tokens = work.architecture, work.global_batch * work.seq_len
     h, l, s, V = model.hidden, model.depth, work.seq_len, model.vocab  # noqa: E741 (the paper's symbols)
     return 96 * tokens * l * h**2 * (1 + s / (6 * h) + V / (16 * l * h))
-
-
-def listed(values: Iterable[object]) -> str:
-    """Join values by commas."""
-    return ", ".join(map(str, values))
 
 
 # --- training on Frontier (arXiv 2312.12705) -------------------------------------------------------------------------
@@ -302,56 +277,19 @@ def ceilings() -> dict[str, str]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def number(value: float) -> str:
-    return f"{value:.2e}" if value >= 1e6 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def verdict(claim: dict[str, str], found: Answer) -> str:
-    """Judge: intervals overlap, or nearly: by 25 % for an "about", else by 10 %; "at least" has no upper end."""
-    ends = [float(claim[name]) for name in ("value_low", "value_high") if claim[name]]
-    low, high = ends[0], np.inf if claim["stated_as"] == "at least" else ends[-1]
-    nearest_found, nearest_claimed = min(max(low, found.low), found.high), min(max(found.low, low), high)
-    off = abs(nearest_found / nearest_claimed - 1)
-    error = f"{round(100 * (found.value / (low if found.value < low else ends[-1]) - 1)):+d} %"
-    tolerance = 25 if claim["stated_as"] == "about" else 10
-    if off == 0:
-        return f"inside ({error})"
-    return f"touches within {tolerance} % ({error})" if off <= tolerance / 100 else f"miss ({error})"
-
-
-def table(claims: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return a line for every claim of the training planner, with its ``answer`` (None where nothing is predicted)."""
+def table(claims: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield a line for every claim of the training planner, with its ``answer`` (None where nothing is predicted)."""
     answers, bounds = frontier_answers() | offload_answers(), ceilings()
-    lines: list[dict[str, Any]] = []
     for claim in claims:
-        if claim["planner"] != "train":
-            continue
-        name = claim["claim_id"]
-        span = "-".join(dict.fromkeys(filter(None, (claim["value_low"], claim["value_high"]))))
-        found = answers.get(name)
-        if found is None:
-            missing = f"not predicted; missing: {NOT_PREDICTED.get(name, 'a method for this claim')}"
-            cells = ("", missing, bounds.get(name, ""))
-        else:
-            ends = f" [{number(found.low)}, {number(found.high)}]" if found.low < found.high else ""
-            cells = (number(found.value) + ends, verdict(claim, found), found.inputs)
-        stated = f"{span} {claim['unit']} ({claim['stated_as']})".replace(" 1e9", "e9")
-        values = (name, stated, *cells)
-        lines.append(dict(zip(COLUMNS, values, strict=True)) | {"answer": found})
-    return lines
+        if claim["planner"] == "train":
+            name = claim["claim_id"]
+            yield line(claim, answers.get(name), NOT_PREDICTED.get(name, ""), bounds.get(name, ""))
 
 
 def main() -> None:
     """Print the table as Markdown."""
-    if not CLAIMS.is_file():
-        print(f"skipped: no {CLAIMS}; set PERFMODEL_DATA")
-        return
-    with CLAIMS.open(encoding="utf-8", newline="") as file:
-        lines = table(csv.DictReader(file))
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS))
-    for line in lines:
-        print("| " + " | ".join(line[column] for column in COLUMNS) + " |")
+    if claims := read():
+        show(table(claims))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,25 @@ def compressed_all_reduce(
     return np.where(ranks.size > 1, all_to_all(ranks, sent, model) + all_gather(ranks, sent, model) + spent, 0.0)
 
 
+def top_k_bytes(elements: Number, share: Number, value_bytes: Number = 4.0, index_bytes: Number = 4.0) -> Number:
+    """Return the bytes of one rank's largest gradients and their places [bytes].
+
+    Parameters
+    ----------
+    elements : float
+        Gradients [1].
+    share : float
+        Share of them that is sent, 0.001 in the paper.
+    value_bytes, index_bytes : float
+        Bytes of a value and of its place [bytes].
+
+    Notes
+    -----
+    Lin et al., "Deep Gradient Compression", arXiv 1712.01887, section 3.
+    """
+    return share * elements * (value_bytes + index_bytes)
+
+
 def top_k_all_reduce(
     ranks: Group,
     elements: Number,
@@ -103,7 +122,7 @@ def top_k_all_reduce(
     Each rank's are others', so all are gathered: n x share x elements x (value + place) in all; with many ranks more
     than an all-reduce of everything (Lin et al., "Deep Gradient Compression", arXiv 1712.01887).
     """
-    total = ranks.size * share * elements * (value_bytes + index_bytes)
+    total = ranks.size * top_k_bytes(elements, share, value_bytes, index_bytes)
     return np.where(ranks.size > 1, all_gather(ranks, total, model) + compress_s, 0.0)
 
 
