@@ -60,6 +60,16 @@ SERVING_EXPLANATIONS: dict[str, Explanation] = {
         _KERNELS,
         _STEP,
     ),
+    "attention over the cache, elsewhere": Explanation(
+        "n k kv / memory + (queries, results, new keys and values) / link + latencies, of other devices' memory",
+        "Lamina (arXiv 2405.01814), section 4.2",
+        "perfmodel.serving.elsewhere.attention_elsewhere",
+    ),
+    "experts, elsewhere": Explanation(
+        "(1 - held) E (1 - (1 - k/E)^n) experts of each layer over the link that fetches them",
+        "expected distinct experts of n tokens of k each",
+        "perfmodel.serving.elsewhere.experts_elsewhere",
+    ),
     "norms and activations": Explanation("bytes over memory bandwidth", _KERNELS, _STEP),
     "logits and sampling": Explanation("products with the token table, and the choice of a token", _KERNELS, _STEP),
     "tensor-parallel communication": Explanation(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from hardware.catalogue import Machine
@@ -17,6 +17,7 @@ from perfmodel.kernels.model import Device, KernelModel, device_of
 from perfmodel.kernels.work import Kernel
 from perfmodel.operators import peak_flops, wide
 from perfmodel.serving.engine import Engine
+from perfmodel.terms import Number
 
 PRECISIONS = {
     "bf16": "bf16",
@@ -35,6 +36,9 @@ CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
 """Bytes of an element of the cache of keys and values."""
 
 MODELS: tuple[KernelModel, ...] = (gemm.MODEL, prefill.MODEL, decode.MODEL, moe.MODEL, memory.MODEL)
+
+Elsewhere = Callable[..., tuple[Number, Number]]
+"""Time of a part of a step that does not run, or not only, on the accelerators: see `perfmodel.serving.elsewhere`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Server:
         Whether the engine's release captures steps without prompts as graphs.
     overhead_factor : float
         Its overheads of steps over the engine's.
+    elsewhere : mapping of str to callable
+        Parts of a step that run, or whose weights live, outside the accelerators (`perfmodel.serving.elsewhere`).
     """
 
     architecture: Architecture
@@ -73,6 +79,7 @@ class Server:
     collectives: CollectiveModel
     captured: bool = True
     overhead_factor: float = 1.0
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
 
     @cached_property
     def form(self) -> gemm.Form:

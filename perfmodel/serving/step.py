@@ -138,10 +138,15 @@ def step(server: Server, deployment: Deployment, load: Load) -> Term:
         for child in term.children:
             summed[child.name] = summed.get(child.name, 0.0) + count * child.seconds
             bounds[child.name] = int(np.max(child.bound)) if np.ndim(child.bound) else int(child.bound)
-    shape = np.broadcast_shapes(*(np.shape(value) for value in (*summed.values(), tokens_own)))
+    held = replace(load, sequences=n, prompts=p)
+    waited = {}
+    for name, moved in server.elsewhere.items():
+        summed[name], waited[name] = moved(server, deployment, held, np.asarray(summed[name]))
+    shape = np.broadcast_shapes(*(np.shape(value) for value in (*summed.values(), *waited.values(), tokens_own)))
     children = [Term(name, np.broadcast_to(value, shape), bounds[name]) for name, value in summed.items()]
     children.append(Term("logits and sampling", np.broadcast_to(ends, shape), MEMORY))
     children.append(Term("pipeline sends", np.broadcast_to(_sends(server, deployment, tokens_own), shape), LINK))
+    children += [Term(f"{name}, elsewhere", np.broadcast_to(time, shape), LINK) for name, time in waited.items()]
     kernels_s: Number = sum((child.seconds for child in children if child.name in PARTS), 0.0)
     slower = Term("slower than kernels alone", kernels_s * (1.0 / engine.speed - 1.0), COMPUTE)
     factor = server.overhead_factor
