@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from cli.export import SUFFIXES, Cell, dimension_of
 from cli.tables import number, quantity, table, text
 from hardware.catalogue import find, names
+from hardware.facility import Facility, power_tree
 from hardware.network import Fabric
 from hardware.provenance import Provenance, Recorded, children, provenance_path
 from hardware.schema import Accelerator, Cluster, EfficiencyFamily, Node
@@ -17,13 +18,14 @@ from hardware.tiers import Domain, tier_paths
 from hardware.units import format_quantity
 from perfmodel.architecture import Architecture
 
-KINDS = ("accelerator", "node", "cluster", "efficiency")
+KINDS = ("accelerator", "node", "cluster", "efficiency", "facility")
 
 _HEADS = {
     "accelerator": ("Accelerators", ("", "16-bit peak", "memory", "bandwidth", "limit", "USD/h")),
     "node": ("Nodes", ("", "accelerators", "per link", "network")),
     "cluster": ("Clusters", ("", "nodes", "of", "fabric")),
     "efficiency": ("Efficiency of families", ("", "inherits", "widen", "kernels measured on")),
+    "facility": ("Facilities", ("", "rating", "racks", "servers", "actuators")),
 }
 _ABREAST = 4
 """Groups of layers that fit beside each other."""
@@ -47,12 +49,18 @@ def listed(kinds: Iterable[str]) -> RenderableType:
     for kind in kinds:
         title, heads = _HEADS[kind]
         rows = [_summary(find(kind, name)) for name in names(kind)]
-        numbers = {"accelerator": range(1, 6), "node": (2, 3), "cluster": (1,), "efficiency": (2,)}[kind]
+        numbers = {
+            "accelerator": range(1, 6),
+            "node": (2, 3),
+            "cluster": (1,),
+            "efficiency": (2,),
+            "facility": (1, 2, 3),
+        }[kind]
         parts.append(table(title, heads, rows, numbers=numbers))
     return Group(*parts)
 
 
-def _summary(entry: Accelerator | Node | Cluster | EfficiencyFamily) -> tuple[str, ...]:
+def _summary(entry: Accelerator | Node | Cluster | EfficiencyFamily | Facility) -> tuple[str, ...]:
     if isinstance(entry, Accelerator):
         peak = entry.peak.get("bf16") or entry.peak.get("fp16")
         price = entry.price.on_demand if entry.price else None
@@ -74,6 +82,12 @@ def _summary(entry: Accelerator | Node | Cluster | EfficiencyFamily) -> tuple[st
     if isinstance(entry, Cluster):
         node = entry.node if isinstance(entry.node, str) else entry.node.name
         return entry.name, number(entry.nodes), node, entry.fabric.type
+    if isinstance(entry, Facility):
+        tree = power_tree(entry)
+        racks = sum(tree.multiplicity[rack] for rack in tree.racks)
+        places = sum(tree.multiplicity[rack] * tree.slots[rack] for rack in tree.racks)
+        acts = ", ".join(actuator.name for actuator in entry.actuators) or "-"
+        return entry.name, format_quantity(tree.rating_w[0], "W"), number(racks), number(places), acts
     return entry.name, entry.inherits or "-", f"{entry.widen:g}" if entry.inherits else "-", entry.reference or "-"
 
 
@@ -106,7 +120,9 @@ def _rows(
         items = [(key, getattr(part, key)) for key in type(part).model_fields if key not in skipped]
         if path:  # what nobody wrote: nothing, or a default that may not even apply to this type of network
             written = part.model_fields_set
-            items = [item for item in items if item[0] in written or not (item[1] is None or isinstance(part, Fabric))]
+            items = [
+                item for item in items if item[0] in written or not (item[1] in (None, ()) or isinstance(part, Fabric))
+            ]
     elif isinstance(part, Mapping):
         items = [(str(key), value) for key, value in part.items()]
     elif isinstance(part, tuple) and any(isinstance(item, BaseModel) for item in part):

@@ -18,7 +18,9 @@ _COLUMNS = ("key", "value", "source", "date", "evidence", "note")
 
 @machines.command("list")
 def hardware_list(
-    kind: Annotated[str | None, typer.Argument(help="accelerator, node, cluster or efficiency; default: all.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="accelerator, node, cluster, efficiency or facility; default: all.")
+    ] = None,
     form: Form = None,
     output: Output = None,
     debug: Debug = False,
@@ -250,7 +252,8 @@ def schema(
     name: Annotated[
         str,
         typer.Argument(
-            help="accelerator, node, cluster, efficiency, model, train, sequence, routing, placement, fleet, kv, serve."
+            help="accelerator, node, cluster, efficiency, facility, model, train, sequence, routing, placement, fleet, "
+            "kv, serve."
         ),
     ],
     output: Output = None,
@@ -262,6 +265,7 @@ def schema(
         "node",
         "cluster",
         "efficiency",
+        "facility",
         "model",
         "train",
         "sequence",

@@ -28,6 +28,7 @@ SUFFIXES = {
     "Hz": "hz",
     "J": "j",
     "USD/h": "usd_per_hour",
+    "USD/kWh": "usd_per_kwh",
 }
 """Dimension -> ending of the header of a column in its SI unit."""
 
@@ -52,10 +53,15 @@ _DIMENSIONS = {
     "price": "USD/h",
     "power": "W",
     "attention": "flop/s",
+    "energy_price": "USD/kWh",
+    "rating": "W",
+    "cooling": "W",
+    "ride_through": "s",
+    "inverse_time": "s",
 }
 """Keys of hardware descriptions whose numbers have a dimension, or those of whose parts."""
 
-_HARDWARE = ("cluster", "node", "accelerator", "accelerators")
+_HARDWARE = ("cluster", "node", "accelerator", "accelerators", "facility")
 """Parts of a scenario that describe hardware."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from hardware.fabric import check_fabric, read_edges
+from hardware.facility import Facility, places
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.files import read_text
 from hardware.network import Fabric
@@ -20,7 +21,13 @@ from hardware.yaml_source import Source, did_you_mean, nearest, read_yaml, valid
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_FOLDERS = {"accelerator": "accelerators", "node": "nodes", "cluster": "clusters", "efficiency": "efficiency"}
+_FOLDERS = {
+    "accelerator": "accelerators",
+    "node": "nodes",
+    "cluster": "clusters",
+    "efficiency": "efficiency",
+    "facility": "facilities",
+}
 
 
 class UnknownName(KeyError):  # noqa: N818 - reads as what it says where it is caught
@@ -29,7 +36,7 @@ class UnknownName(KeyError):  # noqa: N818 - reads as what it says where it is c
     Parameters
     ----------
     kind
-        ``accelerator``, ``node``, ``cluster`` or ``efficiency``.
+        ``accelerator``, ``node``, ``cluster``, ``efficiency`` or ``facility``.
     name
         What was looked for.
     nearest
@@ -106,7 +113,7 @@ def names(kind: str) -> tuple[str, ...]:
     Parameters
     ----------
     kind
-        ``accelerator``, ``node``, ``cluster`` or ``efficiency``.
+        ``accelerator``, ``node``, ``cluster``, ``efficiency`` or ``facility``.
 
     Returns
     -------
@@ -122,13 +129,13 @@ def find(kind: str, name: str) -> Any:
     Parameters
     ----------
     kind
-        ``accelerator``, ``node``, ``cluster`` or ``efficiency``.
+        ``accelerator``, ``node``, ``cluster``, ``efficiency`` or ``facility``.
     name
         Name or alias; case, ``-``, ``_``, ``.`` and spaces do not matter.
 
     Returns
     -------
-    Accelerator, Node, Cluster or EfficiencyFamily
+    Accelerator, Node, Cluster, EfficiencyFamily or Facility
         The description, as written: a node names its accelerator, a cluster its node.
 
     Raises
@@ -177,7 +184,7 @@ def load_file(path: FilePath) -> Any:
 
     Returns
     -------
-    Accelerator, Node, Cluster or EfficiencyFamily
+    Accelerator, Node, Cluster, EfficiencyFamily or Facility
         The description, as written.
 
     Raises
@@ -205,6 +212,7 @@ def _kind(source: Source, at: Path) -> str:
         ("accelerators", "node"),
         ("peak", "accelerator"),
         ("widen", "efficiency"),
+        ("root", "facility"),
     ):
         if key in data:
             return name
@@ -241,6 +249,8 @@ def check_file(path: FilePath) -> list[Fault]:
         kind = _kind(source, ())
         if kind in ("node", "cluster"):
             resolve_cluster(source.data, path.parent, source=source)
+        elif kind == "facility":
+            resolve_facility(source.data, path.parent, source=source)
         else:
             entry = validated(MODELS[kind], source)
             if isinstance(entry, Accelerator) and entry.architecture not in names("efficiency"):
@@ -288,6 +298,62 @@ def resolve_cluster(
         message = f"{nodes} nodes are more than the {cluster.nodes} of cluster {cluster.name}"
         raise InputError([here.fault((*at[:-1], "nodes"), message)])
     return Machine(cluster, node, accelerator, nodes or cluster.nodes)
+
+
+def resolve_facility(
+    value: str | Mapping[str, Any],
+    base_dir: FilePath,
+    *,
+    source: Source | None = None,
+    at: Path = (),
+) -> tuple[Facility, dict[str, Machine]]:
+    """Find out where servers get their power.
+
+    Parameters
+    ----------
+    value
+        Name of a facility in the catalogue, path of a file, or the description itself.
+    base_dir
+        Folder that paths are relative to.
+    source, at
+        Document that holds the value, and where in it, for the faults.
+
+    Returns
+    -------
+    tuple of Facility and dict of str to Machine
+        The description, and the servers that its racks name.
+
+    Raises
+    ------
+    InputError
+        With every fault of the descriptions, each at its place.
+    """
+    where = source or Source("facility", value)
+    if isinstance(value, str):
+        facility, base_dir, where = _named(Facility, "facility", value, base_dir, where, at)
+        at = ()
+    else:
+        facility = validated(Facility, where, at)
+    servers: dict[str, Machine] = {}
+    faults: list[Fault] = []
+    for path, node in places(facility):
+        for index, name in enumerate(node.servers):
+            try:
+                if name not in servers:
+                    servers[name] = resolve_cluster(name, base_dir, 1, source=where, at=(*at, *path, "servers", index))
+            except InputError as error:
+                faults += error.faults
+    for index, actuator in enumerate(facility.actuators):
+        for name, machine in servers.items():
+            idle = machine.accelerator.power.idle
+            if actuator.power is not None and idle is not None and actuator.power.lowest < idle:
+                message = (
+                    f"{actuator.power.lowest:g} W is below the {idle:g} W that an accelerator of {name} draws idle"
+                )
+                faults.append(where.fault((*at, "actuators", index, "power", "lowest"), message))
+    if faults:
+        raise InputError(faults)
+    return facility, servers
 
 
 def _resolved(

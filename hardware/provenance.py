@@ -35,7 +35,7 @@ class Provenance(Description):
     """Title or address of the document, or how the number was measured."""
     date: Date
     """When it was read or measured: YYYY-MM or YYYY-MM-DD."""
-    evidence: Literal["data sheet", "documentation", "measured", "published", "derived", "from memory"]
+    evidence: Literal["data sheet", "documentation", "measured", "published", "derived", "from memory", "assumption"]
     """What kind of statement the number rests on."""
     note: str = ""
     """Anything a reader should know, such as how the number was derived."""

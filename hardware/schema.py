@@ -1,4 +1,4 @@
-"""What a hardware file may say: accelerators, nodes, clusters and measured efficiency.
+"""What a hardware file may say: accelerators, nodes, clusters, facilities and measured efficiency.
 
 Every quantity is a number in SI units or a text with a unit. ``python -m hardware.schema`` writes the JSON Schemas
 that editors use to ``hardware/schemas``.
@@ -13,6 +13,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema, model
 from pydantic.json_schema import GenerateJsonSchema
 
 from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
+from hardware.facility import Facility
 from hardware.faults import KeyFaultsError, Path
 from hardware.network import Collectives, Count, Nics, Numa
 from hardware.network import Fabric as Fabric
@@ -327,6 +328,7 @@ MODELS: Mapping[str, type[Description]] = {
     "node": Node,
     "cluster": Cluster,
     "efficiency": EfficiencyFamily,
+    "facility": Facility,
 }
 """Kind of hardware file -> the model that checks it."""
 
@@ -337,7 +339,7 @@ def json_schema(name: str) -> dict[str, Any]:
     Parameters
     ----------
     name
-        ``accelerator``, ``node``, ``cluster`` or ``efficiency``.
+        ``accelerator``, ``node``, ``cluster``, ``efficiency`` or ``facility``.
 
     Returns
     -------

@@ -37,6 +37,7 @@ _UNITS: dict[str, dict[str, float]] = {
     "Hz": _prefixed("Hz", _DECIMAL),
     "J": _prefixed("J", _DECIMAL | {"m": 1e-3}) | _prefixed("Wh", _DECIMAL, 3600.0),
     "USD/h": {"USD/h": 1.0},
+    "USD/kWh": {"USD/kWh": 1.0, "USD/MWh": 1e-3},
     "count": {},
 }
 """Dimension -> spelling of a unit -> its size in the dimension's SI unit (rates of data: bytes per second)."""
@@ -51,6 +52,7 @@ _DIMENSION_NAMES = {
     "Hz": "hertz",
     "J": "joules",
     "USD/h": "US dollars per hour",
+    "USD/kWh": "US dollars per kilowatt-hour",
     "count": "a count",
 }
 
@@ -64,6 +66,7 @@ _EXAMPLES = {
     "Hz": "1.83 GHz",
     "J": "3.6 MJ",
     "USD/h": "3.67 USD/h",
+    "USD/kWh": "0.08 USD/kWh",
     "count": "1024",
 }
 
@@ -77,6 +80,7 @@ _WRITTEN: dict[str, dict[str, float]] = {
     "Hz": _prefixed("Hz", _DECIMAL),
     "J": _prefixed("J", _DECIMAL),
     "USD/h": {"USD/h": 1.0},
+    "USD/kWh": {"USD/kWh": 1.0},
     "count": {"": 1.0},
 }
 """The units `format_quantity` chooses from."""
@@ -116,14 +120,14 @@ def parse_quantity(value: object, dimension: str) -> float:
     value
         A number in SI units, or a text of a number and a unit such as ``"3.35 TB/s"``.
     dimension
-        One of ``bytes``, ``bytes/s``, ``bit/s``, ``flop/s``, ``s``, ``W``, ``Hz``, ``J``, ``USD/h``, ``count``.
-        ``bytes/s`` and ``bit/s`` read the same texts; a bare number is bytes per second for both.
+        One of ``bytes``, ``bytes/s``, ``bit/s``, ``flop/s``, ``s``, ``W``, ``Hz``, ``J``, ``USD/h``, ``USD/kWh``,
+        ``count``. ``bytes/s`` and ``bit/s`` read the same texts; a bare number is bytes per second for both.
 
     Returns
     -------
     float
         The quantity in SI units: bytes, bytes per second, operations per second, seconds, watts, hertz, joules;
-        money in US dollars per hour.
+        money in US dollars, per hour or kilowatt-hour.
 
     Raises
     ------
@@ -235,5 +239,11 @@ Joules = Annotated[float, *_quantity("J", positive=False)]
 """An energy in joules."""
 UsdPerHour = Annotated[float, *_quantity("USD/h", positive=False)]
 """A price in US dollars per hour."""
+UsdPerKwh = Annotated[float, *_quantity("USD/kWh", positive=False)]
+"""A price of energy in US dollars per kilowatt-hour."""
+PositiveWatts = Annotated[float, *_quantity("W", positive=True)]
+"""A power in watts, greater than zero."""
+PositiveSeconds = Annotated[float, *_quantity("s", positive=True)]
+"""A time in seconds, greater than zero."""
 PositiveBytes = Annotated[float, *_quantity("bytes", positive=True)]
 """A size in bytes, greater than zero."""

@@ -108,7 +108,10 @@ def test_a_real_process(scenario: Path) -> None:
         (["plan", "train", "."], "cannot be read: Is a directory"),
         (["hardware", "show", "h1000"], 'did you mean "dgx-h100"'),
         (["hardware", "show", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["hardware", "list", "nodes"], 'allowed: accelerator, node, cluster, efficiency (did you mean "node"?)'),
+        (
+            ["hardware", "list", "nodes"],
+            'allowed: accelerator, node, cluster, efficiency, facility (did you mean "node"?)',
+        ),
         (["hardware", "check", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["model", "show", "llama-3.1-71b"], 'did you mean "llama-3.1-70b"'),
         (["schema", "nod"], 'did you mean "node"'),
@@ -244,7 +247,7 @@ def test_predict_needs_a_plan(scenario: Path) -> None:
 def test_hardware_list() -> None:
     table = run("hardware", "list").stdout
     assert fits(table)
-    for kind in ("accelerator", "node", "cluster", "efficiency"):
+    for kind in ("accelerator", "node", "cluster", "efficiency", "facility"):
         for name in names(kind):
             assert re.search(rf"^  {re.escape(name)}  ", table, re.MULTILINE), name
     assert re.search(r"h100-80gb-sxm +989 TFLOP/s +80 GiB +3\.35 TB/s +700 W", table)
@@ -254,7 +257,9 @@ def test_hardware_list() -> None:
     assert {"kind": "cluster", "name": "superpod-16x8"} in rows
 
 
-@pytest.mark.parametrize("name", [*names("accelerator"), *names("node"), *names("cluster"), *names("efficiency")])
+@pytest.mark.parametrize(
+    "name", [*names("accelerator"), *names("node"), *names("cluster"), *names("efficiency"), *names("facility")]
+)
 def test_everything_in_the_catalogue_can_be_shown(name: str) -> None:
     table = run("hardware", "show", name).stdout
     assert fits(table) and re.search(rf"^  name +{re.escape(name)}\b", table, re.MULTILINE)
@@ -347,7 +352,7 @@ def test_model_show_takes_files(tmp_path: Path) -> None:
     assert str(path) in said("model", "show", path)
 
 
-@pytest.mark.parametrize("name", ["accelerator", "node", "cluster", "efficiency", "model", "train"])
+@pytest.mark.parametrize("name", ["accelerator", "node", "cluster", "efficiency", "facility", "model", "train"])
 def test_schemas(name: str, scenario: Path, tmp_path: Path) -> None:
     schema = json.loads(run("schema", name).stdout)
     jsonschema.validators.validator_for(schema).check_schema(schema)

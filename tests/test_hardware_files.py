@@ -21,7 +21,7 @@ from hardware.schema import Accelerator, Cluster, Node
 from hardware.yaml_source import read_yaml
 
 HERE = Path()
-KINDS = ("accelerator", "node", "cluster", "efficiency")
+KINDS = ("accelerator", "node", "cluster", "efficiency", "facility")
 
 CHIP = """\
 kind: accelerator
@@ -199,7 +199,7 @@ def test_faults_of_a_file_and_of_what_it_names(folder: Path) -> None:
     [
         (
             "kind: clutser\n",
-            ':1:1: kind: unknown value; allowed: accelerator, node, cluster, efficiency (did you mean "cl',
+            ':1:1: kind: unknown value; allowed: accelerator, node, cluster, efficiency, facility (did you mean "cl',
         ),
         ("name: x\n", ":1:1: kind: missing"),
         ("- 1\n", ":1:1: should be a mapping"),

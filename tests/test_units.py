@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from hardware.units import Bytes, BytesPerSecond, format_quantity, parse_quantity, quantity_pattern
 
-DIMENSIONS = ["bytes", "bytes/s", "bit/s", "flop/s", "s", "W", "Hz", "J", "USD/h", "count"]
+DIMENSIONS = ["bytes", "bytes/s", "bit/s", "flop/s", "s", "W", "Hz", "J", "USD/h", "USD/kWh", "count"]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ DIMENSIONS = ["bytes", "bytes/s", "bit/s", "flop/s", "s", "W", "Hz", "J", "USD/h
         ("1.83 GHz", "Hz", 1.83e9),
         ("1 kWh", "J", 3.6e6),
         ("3.0 USD/h", "USD/h", 3),
+        ("80 USD/MWh", "USD/kWh", 0.08),
         ("12", "count", 12),
         ("  80GiB ", "bytes", 80 * 1024**3),
         ("1e3 B", "bytes", 1000),
