@@ -60,6 +60,21 @@ def test_claims_about_traffic_have_one_line_each(network):
         assert 0 <= answer.low <= answer.value <= answer.high < math.inf
 
 
+def test_claims_about_kernels_have_one_line_each(papers):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    kernels = benchmark("papers_kernels")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    found = {line["claim_id"]: line["answer"] for line in kernels.lines(claims)}
+    others = {"tokenweave-06"}  # a table of serving has it
+    assert {row["claim_id"] for row in claims if row["planner"] == "kernels"} - others == set(found)
+    for answer in filter(None, found.values()):
+        assert 0 < answer.low <= answer.value <= answer.high < math.inf
+    # 16-bit weights over a fifth of them and a bit each: 2/(0.4 + 0.125); only what moves can shrink
+    assert found["flashllm-03"].high < 2 / 0.525
+
+
 def test_compression_gains_nothing_where_nothing_is_sent(network):
     # a step of 1 s, 9 s in full or 0.5 s as signs: 10/1.5; with a tenth in full 10/(1 + 0.9 + 0.45)
     exchange = network.Exchange(1.0, 9.0, 0.5)
