@@ -30,7 +30,7 @@ from solvers.fleet_question import (
 )
 from solvers.fleet_throughput import Rates, class_throughputs, models_of, node_of
 from solvers.fleet_trace import with_classes
-from solvers.serve_scenario import slow_objectives
+from solvers.serve_faults import slow_objectives
 
 _Path = tuple[str | int, ...]
 
