@@ -130,6 +130,16 @@ SPELLINGS = {
     "tpu-v5p": ["TPU v5p"],
     "tpu-v6e": ["TPU v6e", "Trillium"],
     "gaudi3": ["Gaudi 3"],
+    "gaudi2": ["Gaudi 2"],
+    "tpu-v5e": ["TPU v5e"],
+    "mi325x": ["MI325X", "mi325x_256gb"],
+    "mi210": ["MI210"],
+    "rtx-a6000": ["RTX A6000", "A6000"],
+    "rtx-6000-ada": ["RTX 6000 Ada"],
+    "rtx-3090": ["RTX 3090", "GeForce RTX 3090"],
+    "rtx-4090": ["RTX4090", "NVIDIA GeForce RTX 4090"],
+    "rtx-5090": ["RTX 5090"],
+    "l20": ["L20"],
 }
 
 
@@ -162,7 +172,7 @@ def test_node_is_found_by_what_people_write(spelling: str, name: str) -> None:
     assert node(spelling).name == name
 
 
-@pytest.mark.parametrize("spelling", ["SM90", "SM100", "H100-120GB", "A100-64GB", "MI300A", "RTX 6000 Ada"])
+@pytest.mark.parametrize("spelling", ["SM90", "SM100", "H100-120GB", "A100-64GB", "MI300A", "RTX 5000 Ada"])
 def test_name_that_fits_nothing_is_not_matched_to_a_neighbour(spelling: str) -> None:
     with pytest.raises(UnknownName):
         find("accelerator", spelling)
@@ -198,6 +208,15 @@ TENSOR_FLOP_PER_CLOCK = {
     "b300-sxm": 8192,
     "gb300": 8192,
     "mi355x": 4096,
+    "rtx-a6000": 1024,
+    "rtx-6000-ada": 1024,
+    # GeForce boards sum in 32 bits at half that rate
+    "rtx-3090": 512,
+    "rtx-4090": 512,
+    "rtx-5090": 512,
+    "mi325x": 2048,
+    "mi300x": 2048,
+    "mi210": 1024,
 }
 
 

@@ -426,3 +426,24 @@ def test_every_family_has_its_provenance():
     found = families(moe.MODEL)
     assert set(found["hopper"]) == {"bf16", "bf16_ungated", "fp8", "fp8_block"}
     assert set(found["ampere"]) == {"bf16", "bf16_ungated"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic", "weight_bytes", "unpacked", "variant"),
+    [
+        ("bfloat16", "bf16", 2.0, False, "bf16"),
+        ("fp8", "fp8", 1.0, False, "fp8"),
+        # 4 bits and a byte for 16 or 32 elements, or 2 bytes for 128
+        ("nvfp4", "fp4", 0.5625, False, "fp4"),
+        ("w4a16_mxfp4", "bf16", 0.53125, True, "bf16"),
+        ("int4_wo", "bf16", 0.515625, True, "bf16"),
+    ],
+)
+def test_types_of_measured_rows(name, arithmetic, weight_bytes, unpacked, variant):
+    columns = "moe_dtype num_tokens hidden_size inter_size topk num_experts moe_tp_size moe_ep_size gated distribution"
+    row = pd.DataFrame([(name, 64, 2048, 768, 8, 128, 1, 1, 1, "balanced")], columns=columns.split())
+    found = moe.shapes(row)
+    assert ARITHMETIC[int(found["arithmetic"][0])] == arithmetic
+    assert found["weight_bytes"][0] == weight_bytes
+    assert bool(found["unpacked"][0]) == unpacked
+    assert list(moe.variants(row)) == [variant]

@@ -112,15 +112,28 @@ FORMS = {
     # groups of 32, a scale of one byte each (Open Compute Project, "Microscaling Formats", 2023)
     "mxfp8": Form("fp8", "fp8", 1 + 1 / 32, 1 + 1 / 32, 3 + 1 / 32),
     "int8": Form("int8", "int8", 1.0, 1.0, 3.0),
-    # 4 bits and a scale of one byte for 16
+    # 4 bits and a scale of one byte for 16; of the open format for 32
     "fp4": Form("fp4", "fp4", 0.5625, 0.5625, 2.5625),
-    # weights only: activations and arithmetic stay 16 bits; a 16-bit scale for 128 weights
+    "mxfp4": Form("fp4", "fp4", 0.5 + 1 / 32, 0.5 + 1 / 32, 2.5 + 1 / 32),
+    # weights only: activations and arithmetic stay 16 bits; a 16-bit scale for 128 weights, or 8 bits for 32
     "int8_weight": Form("bf16", "bf16", 2.0, 1 + 2 / 128, unpacked=True),
     "int4_weight": Form("bf16", "bf16", 2.0, 0.5 + 2 / 128, unpacked=True),
+    "mxfp4_weight": Form("bf16", "bf16", 2.0, 0.5 + 1 / 32, unpacked=True),
 }
 """Forms by name."""
 
-NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "w8a16": "int8_weight", "w4a16": "int4_weight"}
+NAMES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float8": "fp8",
+    "nvfp4": "fp4",
+    "int8_wo": "int8_weight",
+    "int4_wo": "int4_weight",
+    "w8a16": "int8_weight",
+    "w4a16": "int4_weight",
+    "w4a16_mxfp4": "mxfp4_weight",
+}
 """Other names of forms."""
 
 

@@ -16,12 +16,9 @@ import pandas as pd
 
 from hardware.efficiency import MoeParameters
 from perfmodel.kernels.expert_load import TILES, Load, even_load, power_law_load, random_load
-from perfmodel.kernels.gemm import ARITHMETIC, UNPACKED_PER_CLOCK, peaks
+from perfmodel.kernels.gemm import ARITHMETIC, UNPACKED_PER_CLOCK, form_of, peaks
 from perfmodel.kernels.model import Device, KernelModel
 from perfmodel.terms import COMPUTE, LATENCY, MEMORY, Array, Number
-
-WIDTH = {"bfloat16": 2.0, "bf16": 2.0, "float16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0}
-"""Bytes of an element of the weights of measured rows."""
 
 MULTIPLIED = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 """Bytes of an element of the activations as they are multiplied, by type of the arithmetic; of ``fp4`` with its scales,
@@ -119,7 +116,10 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
     columns = ("num_tokens", "topk", "num_experts", "moe_ep_size")
     T, k, E, ep = (frame[name].to_numpy(float) for name in columns)
     load = _load_of(frame["distribution"].astype(str).to_numpy(), T, k, E, ep)
-    width = frame["moe_dtype"].map(WIDTH).to_numpy(float)
+    forms = [form_of(str(name)) for name in frame["moe_dtype"]]
+    arithmetic = ["bf16" if form.arithmetic == "fp16" else form.arithmetic for form in forms]
+    multiplied = np.array([MULTIPLIED[name] for name in arithmetic])
+    width = np.array([form.weight_bytes for form in forms])
     alone = ep <= 1  # no other rank, whatever a load of less than one pair was rounded to
     return _arrays(
         load,
@@ -128,9 +128,9 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
         local=E / ep,
         gated=frame["gated"].to_numpy() == 1,
         weight_bytes=width,
-        arithmetic=np.where(width == 1.0, ARITHMETIC.index("fp8"), ARITHMETIC.index("bf16")),
-        activation_bytes=width,
-        unpacked=False,
+        arithmetic=np.array([ARITHMETIC.index(name) for name in arithmetic]),
+        activation_bytes=multiplied,
+        unpacked=width < multiplied,
         elsewhere=np.where(alone, 0.0, np.maximum(T * k - load.pairs, 0.0)),
         mixed=np.where(alone, 0.0, np.maximum(load.tokens * k - load.pairs, 0.0)),
     )
@@ -138,8 +138,8 @@ def shapes(frame: pd.DataFrame) -> dict[str, Array]:
 
 def variants(frame: pd.DataFrame) -> Array:
     """Return the variant of every row: its type; libraries run 16-bit experts without a gate in other kernels."""
-    short = frame["moe_dtype"].astype(str).str.strip().str.lower().replace({"bfloat16": "bf16", "float16": "fp16"})
-    plain = short.isin(["bf16", "fp16"]) & (frame["gated"] != 1)
+    short = frame["moe_dtype"].map(lambda name: form_of(str(name)).variant)
+    plain = (short == "bf16") & (frame["gated"] != 1)
     return np.where(plain, short + "_ungated", short).astype(object)
 
 
