@@ -303,9 +303,9 @@ def schema(
 
             return serve_schema()
         if chosen == "kv":
-            from solvers.kv_scenario import kv_schema
+            from solvers.kv import schema
 
-            return kv_schema()
+            return schema()
         if chosen == "model":
             from perfmodel.architecture import json_schema as model_schema
 

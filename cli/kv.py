@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cli.answer import Progress
     from hardware.yaml_source import Source
+    from solvers.kv_finetune_question import FinetuneScenario
     from solvers.kv_scenario import KvScenario
     from solvers.result import Result
 
@@ -31,11 +32,10 @@ def plan_kv(
 ) -> None:
     """Where weights, keys and values, and activations go, and in which batches."""
 
-    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario, Result]":
-        from solvers.kv import plan
-        from solvers.kv_scenario import load_kv
+    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario | FinetuneScenario, Result]":
+        from solvers.kv import load, plan
 
-        question = load_kv(source, scenario.parent)
+        question = load(source, scenario.parent)
         return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap))
 
     question, result, given = ask(scenario, overrides, "searching", solve)
@@ -55,11 +55,10 @@ def predict_kv(
 ) -> None:
     """What a given placement costs."""
 
-    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario, Result]":
-        from solvers.kv import predict
-        from solvers.kv_scenario import load_kv
+    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario | FinetuneScenario, Result]":
+        from solvers.kv import load, predict
 
-        question = load_kv(source, scenario.parent)
+        question = load(source, scenario.parent)
         need_plan(source, question.question.plan, "placement")
         return question, predict(question)
 
@@ -75,6 +74,10 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
     if result.plan is None:
         return render.result(result, top)
+    if "training" in result.plan:
+        from cli.kv_finetune import shown as finetune
+
+        return finetune(result, top)
     said = dict(result.prediction or {})
     tables = {key: said.pop(key, None) for key in ("memory_bytes", "utilisation", "purchases", "prefix_cache")}
     others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]

@@ -183,6 +183,15 @@ class NodePower(Description):
     """Power of all but the accelerators under load, such as 1.2 kW."""
 
 
+class Processors(Description):
+    """The processors of the host."""
+
+    cores: Count
+    """Cores of all together, such as 96."""
+    lines_in_flight: Count
+    """Cache lines of 64 bytes that a core waits for at once, such as 12."""
+
+
 def _name_or_description(value: object) -> str:
     # In brackets, so that no key of a file is taken for one of these.
     return "(description)" if isinstance(value, Mapping | BaseModel) else "(name)"
@@ -217,6 +226,8 @@ class Node(Recorded):
     """Network adapters; a node without cannot be part of a larger cluster."""
     numa: Numa | None = None
     """Processors of the host; one for all if left out."""
+    processors: Processors | None = None
+    """How fast the host's processors reach far memory; as fast as the memory is if left out."""
     collectives: Collectives | None = None
     """Measured latency of its host and constants of its links; the library's usual ones if left out."""
     tiers: tuple[Tier, ...] = ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from perfmodel.framework import StateBytes
 from perfmodel.job import Job
 from perfmodel.parameters import StageParameters, stage_weights
 from perfmodel.pipeline import Stages, in_flight_chunks
@@ -79,6 +80,27 @@ def state_bytes(dense: Number, experts: Number, per_parameter: float, shared: Ar
     )
 
 
+def passing_bytes(states: StateBytes, dense: Number, experts: Number, ends: Number, layers: Number) -> Array:
+    """Return the weights and gradients of a rank that are there while they are used, where they live elsewhere [bytes].
+
+    Parameters
+    ----------
+    states : StateBytes
+        Of the framework.
+    dense, experts, ends : float or array
+        Parameters of the rank's stage: all but routed experts, those, and embedding and output among the former.
+    layers : int or array
+        Layers of the stage.
+
+    Notes
+    -----
+    While one layer works the next one's weights arrive; embedding and output stay from forward to backward.
+    """
+    passing = states.weight_traffic + states.gradient_traffic
+    layer = (dense - ends + np.asarray(experts)) / np.maximum(layers, 1)
+    return np.asarray(ends * passing + (2 * states.weight_traffic + states.gradient_traffic) * layer)
+
+
 def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters, saved: SavedBytes) -> Memory:
     """Return the memory of the worst of the first, an inner and the last stage."""
     framework, architecture = job.framework, job.architecture
@@ -100,14 +122,11 @@ def memory_of(job: Job, plan: Plan, stages: Stages, parameters: StageParameters,
         weights = np.where(
             plan.zero_stage >= 3, states.weight, states.compute_weight if states.weight < 4 else states.weight
         )
-        # while one layer works the next is gathered; embedding and output stay gathered from forward to backward, and
-        # everything does where a pipeline gathers once
-        passing = states.weight_traffic + states.gradient_traffic
-        held = parameters.ends[number] * passing + (2 * states.weight_traffic + states.gradient_traffic) * (
-            dense - parameters.ends[number] + experts
-        ) / np.maximum(layers, 1)
+        # everything stays gathered where a pipeline gathers once
         once = (plan.pp > 1) & (not framework.reshards_in_pipeline)
-        gathered = np.where(plan.zero_stage >= 3, np.where(once, passing * (dense + np.asarray(experts)), held), 0.0)
+        every = (states.weight_traffic + states.gradient_traffic) * (dense + np.asarray(experts))
+        passing = passing_bytes(states, dense, experts, parameters.ends[number], layers)
+        gathered = np.where(plan.zero_stage >= 3, np.where(once, every, passing), 0.0)
         working = np.max(np.stack(np.broadcast_arrays(*saved.working)), axis=0)
         # attention works before the logits are there and after they are gone, so what it gathers can take their place
         at_end = np.where(is_last, logits * (framework.logit_bytes - SOFTMAX_BYTES), 0.0)

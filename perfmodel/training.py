@@ -273,10 +273,7 @@ def _optimizer(job: Job, plan: Plan, parameters: StageParameters) -> Term:
     weights cross the host link and the update streams through host memory (ZeRO-Offload, arXiv 2101.06840, section 4).
     """
     states = job.framework.states
-    dense = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.dense])
-    experts = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.experts])
-    shared = plan.zero_stage >= 1
-    held = np.where(shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts)
+    held = updated_parameters(plan, parameters)
     traffic = 2 * states.gradient + 2 * states.optimizer + states.weight
     resident = update_term("optimizer", held, traffic, job)
     if not np.any(plan.offload):
@@ -285,6 +282,16 @@ def _optimizer(job: Job, plan: Plan, parameters: StageParameters) -> Term:
     moved = held * (states.gradient_traffic + states.weight_traffic) / host_link
     updated = held * traffic / host_memory
     return replace(resident, seconds=np.where(plan.offload == 1, np.maximum(moved, updated), resident.seconds))
+
+
+def updated_parameters(plan: Plan, parameters: StageParameters) -> Array:
+    """Return how many parameters a rank of the largest stage updates."""
+    dense = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.dense])
+    experts = np.maximum.reduce([np.broadcast_to(value, plan.pp.shape) for value in parameters.experts])
+    shared = plan.zero_stage >= 1
+    return np.asarray(
+        np.where(shared, dense / (plan.dp * plan.cp) + experts / (plan.stage_ranks / plan.ep), dense + experts)
+    )
 
 
 def host_rates(job: Job) -> tuple[float, float]:

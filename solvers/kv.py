@@ -1,18 +1,51 @@
-"""Where the state of a model lives: one planner for each kind of workload."""
+"""Where the state of a model lives: one planner for each kind of workload.
+
+source = hardware.catalogue.read_file("scenario.yaml")
+result = solvers.kv.plan(solvers.kv.load(source, Path(".")))
+"""
 
 from __future__ import annotations
 
-from solvers import kv_serve
-from solvers.kv_scenario import KvScenario
+from pathlib import Path
+from typing import Any
+
+from hardware.yaml_source import Source
+from solvers import kv_finetune, kv_serve
+from solvers.kv_finetune_question import FinetuneQuestion, FinetuneScenario, is_finetune, load_finetune
+from solvers.kv_scenario import KvScenario, kv_schema, load_kv
 from solvers.result import Result
 
 
-def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = None, gap: float | None = None) -> Result:
+def load(source: Source, base_dir: Path) -> KvScenario | FinetuneScenario:
+    """Check a scenario.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    base_dir : Path
+        Folder that paths in it are relative to.
+
+    Raises
+    ------
+    InputError
+        With every fault that was found.
+    """
+    return load_finetune(source, base_dir) if is_finetune(source) else load_kv(source, base_dir)
+
+
+def plan(
+    scenario: KvScenario | FinetuneScenario,
+    *,
+    top: int = 5,
+    time_limit_s: float | None = None,
+    gap: float | None = None,
+) -> Result:
     """Find the best plan.
 
     Parameters
     ----------
-    scenario : KvScenario
+    scenario : KvScenario or FinetuneScenario
         The question.
     top : int
         How many alternatives to list.
@@ -21,9 +54,21 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     gap : float
         Relative distance from the bound at which the search may stop; None for a proof.
     """
+    if isinstance(scenario, FinetuneScenario):
+        return kv_finetune.plan(scenario, top=top, time_limit_s=time_limit_s, gap=gap)
     return kv_serve.plan(scenario, top=top, time_limit_s=time_limit_s, gap=gap)
 
 
-def predict(scenario: KvScenario) -> Result:
+def predict(scenario: KvScenario | FinetuneScenario) -> Result:
     """Cost the plan that a scenario gives."""
+    if isinstance(scenario, FinetuneScenario):
+        return kv_finetune.predict(scenario)
     return kv_serve.predict(scenario)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of both kinds of scenario."""
+    finetune = FinetuneQuestion.model_json_schema()
+    serve = kv_schema()
+    definitions = serve.pop("$defs", {}) | finetune.pop("$defs", {})
+    return {"anyOf": [serve, finetune], "$defs": definitions}

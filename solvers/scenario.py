@@ -238,7 +238,7 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
     faults += _objective_faults(question, machine, source)
     given = None
     if question.plan is not None:
-        row = _plan_row(question.plan, ranks)
+        row = plan_row(question.plan, ranks)
         given = plan_from_rows([row])
         faults += [source.fault(("plan", *path), message) for path, message in plan_faults(found, row)]
     if faults:
@@ -266,7 +266,8 @@ def usd_per_hour(machine: Machine) -> float | None:
     return None
 
 
-def _plan_row(plan: TrainPlan, ranks: int) -> dict[str, Any]:
+def plan_row(plan: TrainPlan, ranks: int) -> dict[str, Any]:
+    """Return a plan by public names with its data-parallel size: what is left of the ranks where it does not say."""
     row = dict(DEFAULTS) | plan.model_dump()
     if row["dp"] is None:
         row["dp"] = max(ranks // (plan.tp * plan.pp * plan.cp), 1)

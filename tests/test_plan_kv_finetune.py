@@ -1,0 +1,251 @@
+"""Where the states of training go: an independent checker, closed forms, properties, faults."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from typer.testing import CliRunner
+
+from cli.app import app
+from hardware.faults import InputError
+from hardware.tiers import tier_paths
+from hardware.yaml_source import read_yaml
+from perfmodel.kv_equations import interleaved_update, ranked_placement
+from solvers.kv import load
+from solvers.kv_finetune import place, plan, predict, spread
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "kv-finetune-128k.yaml"
+STATES = ("momentum", "variance", "master_weights", "master_gradients")
+GIB = 2**30
+
+
+def run(*words):
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def asked(**changes):
+    """A small fine-tune on one accelerator with host memory and cards."""
+    scenario = {
+        "kind": "kv",
+        "cluster": {
+            "kind": "node",
+            "name": "one",
+            "accelerators": {"type": "h100-80gb-sxm", "count": 1},
+            "links": [{"name": "pcie", "type": "pcie", "bandwidth": "50 GB/s"}],
+            "tiers": [
+                tier("ddr", "128 GiB", "200 GB/s", "90 ns"),
+                tier("cxl", "128 GiB", "40 GB/s", "250 ns") | {"count": 2},
+            ],
+        },
+        "model": "llama-2-7b",
+        "workload": {"kind": "finetune", "seq_len": 4096, "global_batch": 4},
+        "search": {"recompute": ["full"], "micro_batch": [1, 4]},
+    } | changes
+    return load(read_yaml(json.dumps(scenario), "x.yaml"), Path())
+
+
+def tier(name, capacity, rate, latency):
+    return {"name": name, "capacity": capacity, "read": rate, "write": rate, "latency": latency, "link": "pcie"}
+
+
+def check(answer):
+    """Count the example's bytes afresh, and hold them against sizes and rates.
+
+    Llama-2-13B: 13.016e9 parameters, 40 layers of 5,120; two H100, a link of 63 GB/s from each to the host, 300 GB/s of
+    host memory, two cards of 50 GB/s reads and 45 GB/s writes.
+    """
+    plan, said = answer["plan"], answer["prediction"]
+    tiers = ("hbm", "ddr", "cxl")
+    at = {thing: {name: found.get(name, 0.0) for name in tiers} for thing, found in plan["placement"].items()}
+    for shares in at.values():
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+    parameters = 13_015_864_320
+    sizes = dict.fromkeys(STATES, 4 * parameters) | {"weights": 2 * parameters, "gradients": 2 * parameters}
+    sizes["activations"] = 2 * 5_120 * 40 * 131_072  # the inputs of the layers
+    assert plan["training"]["recompute"] == "full"
+    for name, room in (("hbm", 160 * GIB), ("ddr", 256 * GIB), ("cxl", 256 * GIB)):
+        assert sum(at[thing][name] * size for thing, size in sizes.items()) <= room * (1 + 1e-6), name
+    parts = answer["breakdown"]["children"]
+    assert sum(part["seconds"] for part in parts) == pytest.approx(said["step_time_s"], rel=1e-9)
+    # the update: what is brought crosses the links and returns; of every tier each state is touched at least once
+    update_s = next(part["seconds"] for part in parts if part["name"].startswith("optimizer"))
+    link = 2 * 63.015e9
+    brought = plan["interleaved"]
+    hosted = 1 - at["momentum"]["hbm"] - brought
+    assert hosted == pytest.approx(said["updated_by"]["host"], abs=1e-9)
+    assert brought * 16 * parameters / link <= update_s * (1 + 1e-3)
+    assert brought * 12 * parameters / link <= update_s * (1 + 1e-3)
+    for name, read, write in (("ddr", 300e9, 300e9), ("cxl", 100e9, 90e9)):
+        least = sum(at[thing][name] * 4 * parameters / read for thing in STATES)
+        least += sum(at[thing][name] * 4 * parameters / write for thing in STATES[:3])
+        assert least <= update_s * (1 + 1e-3), name
+    # the passes: activations leave and return, weights come three times, gradients leave once
+    passes_s = said["step_time_s"] - update_s
+    elsewhere = {thing: (1 - at[thing]["hbm"]) * sizes[thing] for thing in ("weights", "gradients", "activations")}
+    assert (3 * elsewhere["weights"] + elsewhere["activations"]) / link <= passes_s
+    assert (elsewhere["gradients"] + elsewhere["activations"]) / link <= passes_s
+    assert passes_s >= 6 * 12.7e9 * 131_072 / (2 * 989e12)  # products alone, at the peak of both
+
+
+def test_example_with_and_without_cards(tmp_path):
+    saved = tmp_path / "plan.json"
+    run("plan", "kv", str(EXAMPLE), "--format", "json", "-o", str(saved))
+    answer = json.loads(saved.read_text())
+    assert answer["status"] == "optimal"
+    check(answer)
+    for other in answer["alternatives"]:
+        assert other["prediction"]["step_time_s"] >= answer["objective"]["value"] * (1 - 1e-9)
+    assert {entry["constraint"] for entry in answer["binding"]} >= {"capacity[hbm]", "rate[ddr]", "rate[cxl]"}
+    again = json.loads(run("predict", "kv", str(saved), "--format", "json"))
+    assert again["prediction"]["step_time_s"] == pytest.approx(answer["prediction"]["step_time_s"], rel=1e-6)
+    without = json.loads(run("plan", "kv", str(EXAMPLE), "--set", "search.tiers=[hbm, ddr]", "--format", "json"))
+    check(without)
+    assert without["objective"]["value"] > answer["objective"]["value"]
+    bought = {one["tier"]: one for one in without["prediction"]["purchases"]}
+    assert bought["cxl"]["then"] >= answer["objective"]["value"]  # one card brings no more than two
+    assert "Shares by tier" in run("predict", "kv", str(saved))
+    assert "step_time_s" in run("predict", "kv", str(saved), "--format", "csv").splitlines()[0]
+
+
+def test_shadow_prices_are_what_a_little_more_brings():
+    base = json.loads(run("plan", "kv", str(EXAMPLE), "--format", "json"))
+    prices = {entry["constraint"]: entry["shadow_price"] for entry in base["binding"]}
+    value = base["objective"]["value"]
+    for constraint, change, amount in (
+        ("rate[ddr]", {"read": "301 GB/s", "write": "301 GB/s"}, 1.0),
+        ("rate[cxl]", {"read": "50.5 GB/s", "write": "45.45 GB/s"}, 1.0),  # of two cards together
+    ):
+        name = constraint[5:-1]
+        words = [word for key, text in change.items() for word in ("--set", f"cluster.tiers.{name}.{key}={text}")]
+        more = json.loads(run("plan", "kv", str(EXAMPLE), *words, "--format", "json"))
+        assert value - more["objective"]["value"] == pytest.approx(amount * prices[constraint], rel=0.02)
+
+
+def all_in(name, **others):
+    """Everything in one tier but for what is said."""
+    found = {thing: {name: 1.0} for thing in (*STATES, "gradients", "activations", "weights")}
+    return found | others
+
+
+def test_interleaving_is_that_of_deep_optimizer_states():
+    """arXiv 2410.21316: every k-th subgroup on the accelerator, k = 1 + max(u_g, x) / u_c, where both ends balance."""
+    scenario = asked(
+        cluster={
+            "kind": "node",
+            "name": "slow-host",
+            "accelerators": {"type": "h100-80gb-sxm", "count": 1},
+            "links": [{"name": "pcie", "type": "pcie", "bandwidth": "50 GB/s"}],
+            "processors": {"cores": 8, "lines_in_flight": 10},
+            "tiers": [tier("ddr", "512 GiB", "2 TB/s", "100 ns")],
+        },
+        search={"recompute": ["full"], "micro_batch": [1]},
+    )
+    (layout,) = [one for one in scenario.layouts() if one.plan.zero_stage[0] == 0]
+    totals = all_in("ddr", weights={"hbm": 1.0}, activations={"hbm": 1.0})
+    placed = place(layout, totals=totals)
+    parameters = layout.parameters
+    host_s = parameters * 4 * 8 / (8 * 10 * 64 / 100e-9)  # Adam touches 32 bytes, 51.2 GB/s of lines under way
+    x_s = parameters * 16 / 50e9
+    k, update_s = interleaved_update(1.0, host_s, 0.0, x_s, 0.0)
+    # the weights that the host makes cross too, 2 bytes of each: a little fewer subgroups are brought
+    assert 1 / placed.updates["interleaved"] == pytest.approx(k, rel=0.1)
+    assert placed.phase_s["update"] == pytest.approx(update_s, rel=0.1)
+    shares = np.linspace(0, 1, 100_001)
+    exact = np.maximum(host_s * (1 - shares), x_s * shares + parameters * 2 * (1 - shares) / 50e9)
+    assert placed.phase_s["update"] == pytest.approx(exact.min(), rel=1e-4)
+    alone = place(layout, totals=totals, interleaved=0.0)
+    assert alone.phase_s["update"] == pytest.approx(host_s, rel=1e-9)
+
+
+def test_tiers_are_filled_no_worse_than_by_rank_or_page_by_page():
+    scenario = asked()
+    for layout in scenario.layouts():
+        best = place(layout, interleaved=0.0)
+        totals = spread(best, {"ddr": 1.0, "cxl": 2.0})
+        assert place(layout, totals=totals, interleaved=0.0).step_time_s >= best.step_time_s * (1 - 1e-7)
+        left = {thing: 1 - best.totals[thing].get("hbm", 0.0) for thing in best.totals}
+        things = list(left)
+        sizes = [left[thing] * layout.size_bytes(thing, "ddr") for thing in things]
+        touched = [
+            {"master_gradients": 5, "weights": 4, "gradients": 2, "activations": 2}.get(thing, 2) for thing in things
+        ]
+        shares = ranked_placement(sizes, touched, [128 * GIB, 256 * GIB], [200e9, 80e9])
+        ranked = {
+            thing: {"hbm": 1 - left[thing], "ddr": left[thing] * row[0], "cxl": left[thing] * row[1]}
+            for thing, row in zip(things, shares, strict=True)
+        }
+        assert place(layout, totals=ranked, interleaved=0.0).step_time_s >= best.step_time_s * (1 - 1e-7)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    which=some.sampled_from(["ddr", "cxl", "pcie"]),
+    factor=some.floats(1.0, 3.0),
+    room=some.floats(1.0, 2.0),
+)
+def test_more_of_anything_never_slows(which, factor, room):
+    scenario = asked(search={"recompute": ["full"], "micro_batch": [4]})
+    node = scenario.job.machine.node
+    faster = [
+        one.model_copy(
+            update={"read": one.read * factor, "write": one.write * factor, "capacity": one.capacity * room}
+            if one.name == which
+            else {}
+        )
+        for one in node.tiers
+    ]
+    links = [
+        one.model_copy(update={"bandwidth": one.bandwidth * factor} if one.name == which else {}) for one in node.links
+    ]
+    more = tier_paths(node.model_copy(update={"tiers": tuple(faster), "links": tuple(links)}))
+    (before,), (after,) = scenario.layouts(), scenario.layouts(paths=more)
+    assert place(after).step_time_s <= place(before).step_time_s * (1 + 1e-6)
+
+
+def test_what_does_not_fit_is_said_with_the_fewest_bytes():
+    answer = plan(asked(workload={"kind": "finetune", "seq_len": 4096}, search={"tiers": ["hbm"]}))
+    assert answer.status == "infeasible"
+    (missing,) = answer.relaxation
+    # 16-bit weights and gradients and four states: 20 bytes for each of 6.74e9 parameters, and more for activations
+    assert missing["constraint"] == "capacity[hbm]"
+    assert missing["needed"] > 20 * 6.7e9
+
+
+def placement(**changes):
+    return {"placement": all_in("ddr", activations={"hbm": 1.0}) | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"plan": placement(momentum={"ddr": 0.5})}, "add up to 1"),
+        ({"plan": placement(momentum={"hbm": 0.5, "ddr": 0.5})}, "should be that of momentum"),
+        ({"plan": placement(weights={"nvme": 1.0})}, "no such tier"),
+        ({"plan": placement() | {"training": {"pp": 2}}}, "no pipeline stages"),
+        ({"plan": {"placement": {"momentum": {"ddr": 1.0}}}}, "variance is missing"),
+        ({"search": {"tiers": ["ddr"]}}, "hbm is missing"),
+        ({"framework": "deepsped"}, "deepspeed"),
+        ({"objective": "cost_usd_per_hour"}, "needs a price"),
+        ({"model": "gpt-2", "workload": {"kind": "finetune", "seq_len": 4096}}, "learned positions"),
+    ],
+)
+def test_faults_are_located(changes, said):
+    with pytest.raises(InputError) as error:
+        asked(**changes)
+    assert said in str(error.value)
+    assert "x.yaml:1:" in str(error.value)
+
+
+def test_given_placement_that_does_not_fit():
+    answer = predict(asked(plan=placement() | {"placement": all_in("hbm")}))
+    assert answer.status == "infeasible"
+    (missing,) = answer.relaxation
+    assert (missing["constraint"], missing["needed"] > 20 * 6.7e9) == ("capacity[hbm]", True)
+    answer = predict(asked(plan=placement(weights={"hbm": 1.0})))
+    assert [one["constraint"] for one in answer.relaxation] == []
+    assert answer.status == "feasible"
