@@ -28,6 +28,12 @@ def relative_clock(dynamic_share: Number, voltage_floor: float) -> Array:
     )
 
 
+def dynamic_share(clock: Number, voltage_floor: Number) -> Array:
+    """Return the dynamic power at a clock over that at the highest, f max(f, v)^2: the inverse of `relative_clock`."""
+    relative = np.asarray(clock, float)
+    return np.asarray(relative * np.maximum(relative, voltage_floor) ** 2)
+
+
 def capped_speed(
     power_w: Number, limit_w: Number, highest_w: Number, throttle: Throttle, compute_share: Number = 1.0
 ) -> Array:

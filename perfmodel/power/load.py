@@ -1,0 +1,314 @@
+"""Power of servers over time: read from a file, or synthesised from recorded requests, a profile of days and bursts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hardware.faults import Fault, InputError
+from perfmodel.power.served import ServerStatistics
+from perfmodel.requests import DAY_S
+from perfmodel.table_files import pieces
+from perfmodel.terms import Array, Number
+
+WEEK_S = 7 * DAY_S
+CHUNK_S = 3600
+"""Seconds of power in memory at once."""
+
+WINDOWS_S = (1, 2, 5, 10, 20, 40, 60, 120, 300)
+"""Lengths of time over which the variance of counts of requests tells bursts."""
+TIMES_S = (2.0, 20.0, 200.0, 2000.0)
+"""Times over which parts of bursts forget."""
+
+_PIECE = 2**16
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class PowerSeries:
+    """Power at equal steps of time.
+
+    Parameters
+    ----------
+    step_s : float
+        Length of a step [s].
+    watts : array, shape (profiles, steps)
+        Mean power over each step [W].
+    synthesised : bool
+        Whether it was made up from requests and a profile, not measured.
+    """
+
+    step_s: float
+    watts: Array
+    synthesised: bool = False
+
+    def averaged(self, step_s: float) -> PowerSeries:
+        """Return the means over longer steps; a rest at the end is left out."""
+        whole = round(step_s / self.step_s)
+        if whole < 1 or abs(whole * self.step_s - step_s) > 1e-6 * step_s:
+            raise ValueError(f"{step_s:g} s is no multiple of {self.step_s:g} s")
+        count = self.watts.shape[1] // whole
+        means = self.watts[:, : count * whole].reshape(len(self.watts), count, whole).mean(axis=2)
+        return replace(self, step_s=step_s, watts=means)
+
+
+def read_power(path: Path, latency_s: float = 0.0) -> tuple[PowerSeries, tuple[Fault, ...]]:
+    """Read a series of power from a CSV with the columns ``time_s,power_w``.
+
+    Parameters
+    ----------
+    path : Path
+        The file, plain or .gz.
+    latency_s : float
+        Latency of the actuator that is to react to this power [s].
+
+    Returns
+    -------
+    PowerSeries, tuple of Fault
+        The series, and warnings: one that is sampled more slowly than the actuator reacts has peaks between its rows.
+
+    Raises
+    ------
+    InputError
+        Cells that are no numbers, power below 0, time that does not rise, gaps in it, fewer than two rows; each with
+        its line.
+    """
+    times: list[float] = []
+    watts: list[float] = []
+    lines: list[int] = []
+    faults: list[Fault] = []
+    for piece in pieces(path, ("time_s", "power_w"), _PIECE):
+        for row, (time, power) in enumerate(zip(*piece.cells, strict=True)):
+            numbers = []
+            for column, (name, cell) in enumerate((("time_s", time), ("power_w", power))):
+                number = _number(cell)
+                if not np.isfinite(number) or (column == 1 and number < 0):
+                    allowed = "a number" if column == 0 else "a number of 0 or more"
+                    place = (piece.line + row, piece.column_of(row, column))
+                    faults.append(Fault(str(path), *place, name, f"should be {allowed} [got {str(cell)[:40]!r}]"))
+                numbers.append(number)
+            times.append(numbers[0])
+            watts.append(numbers[1])
+            lines.append(piece.line + row)
+    if not faults:
+        faults = _uneven(path, np.array(times), lines)
+    if faults:
+        more = len(faults) - _SHOWN
+        shown = faults[:_SHOWN] + ([Fault(str(path), 0, 0, "", f"and {more:,} more faults")] if more > 0 else [])
+        raise InputError(shown)
+    step_s = float(np.median(np.diff(times)))
+    warnings = []
+    if latency_s and step_s > latency_s:
+        message = f"sampled every {step_s:g} s, more slowly than the {latency_s:g} s of the actuator: peaks are missed"
+        warnings.append(Fault(str(path), 1, 1, "time_s", message))
+    return PowerSeries(step_s, np.array([watts])), tuple(warnings)
+
+
+def _uneven(path: Path, times: Array, lines: Sequence[int]) -> list[Fault]:
+    """Return where time does not go on in equal steps."""
+    if len(times) < 2:
+        return [Fault(str(path), 1, 1, "time_s", f"a series needs two rows at least [got {len(times)}]")]
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    faults = []
+    for at in np.flatnonzero((steps <= 0) | (np.abs(steps - usual) > 0.5 * max(usual, 0.0))).tolist():
+        now, before = times[at + 1], times[at]
+        if steps[at] <= 0:
+            message = f"time does not rise: {before:g} s stands before it [got {now:g}]"
+        elif steps[at] > usual:
+            message = f"a gap of {steps[at]:g} s after {before:g} s, where rows are {usual:g} s apart [got {now:g}]"
+        else:
+            message = f"{steps[at]:g} s after {before:g} s, where rows are {usual:g} s apart [got {now:g}]"
+        faults.append(Fault(str(path), lines[at + 1], 1, "time_s", message))
+    return faults
+
+
+def _number(cell: object) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return float("nan")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How many requests come at which time of day and week, over the most: a cosine, less at weekends.
+
+    Parameters
+    ----------
+    trough : float
+        Requests at the quietest time of day over those at the busiest [1].
+    peak_hour : float
+        The busiest time of day [h].
+    weekend : float
+        Requests on the last two of seven days over those of the other five [1].
+    """
+
+    trough: float = 0.5
+    peak_hour: float = 14.0
+    weekend: float = 0.8
+
+    def load(self, time_s: Number) -> Array:
+        """Return the requests at a time, counted from the midnight on which a week begins, over the most [1]."""
+        time = np.asarray(time_s, float)
+        phase = 2.0 * np.pi * (time / DAY_S - self.peak_hour / 24.0)
+        day = self.trough + (1.0 - self.trough) * (1.0 + np.cos(phase)) / 2.0
+        return np.asarray(day * np.where(time % WEEK_S >= 5 * DAY_S, self.weekend, 1.0))
+
+
+@dataclass(frozen=True)
+class Bursts:
+    """How the rate of a service's requests varies around its mean, beyond chance: factors that forget over time.
+
+    Parameters
+    ----------
+    times_s : tuple of float
+        Time over which each forgets [s].
+    variances : tuple of float
+        Variance of each factor around 1 [1].
+    """
+
+    times_s: tuple[float, ...]
+    variances: tuple[float, ...]
+
+    @property
+    def log_variances(self) -> Array:
+        """Variance of the logarithm of each factor [1]."""
+        return np.asarray(np.log1p(np.asarray(self.variances, float)))
+
+    def scaled(self, factor: float) -> Bursts:
+        """Return bursts of so many times the standard deviation."""
+        return replace(self, variances=tuple(factor**2 * one for one in self.variances))
+
+
+def bursts_of(arrival_s: Array) -> Bursts:
+    """Return the bursts of recorded arrivals.
+
+    Parameters
+    ----------
+    arrival_s : array, shape (requests,)
+        Times, ascending from 0 [s].
+
+    Notes
+    -----
+    Counts in windows w have a variance above that of chance, their mean; over the squared mean it is that of the rate
+    averaged over w, to which a part that forgets over T contributes v 2 (T/w)^2 (w/T - 1 + e^(-w/T)). The v of
+    `TIMES_S` are non-negative least squares over `WINDOWS_S`.
+    """
+    from scipy.optimize import nnls
+
+    times = np.asarray(arrival_s, float)
+    windows = [window for window in WINDOWS_S if times[-1] >= 10 * window]
+    if not windows:
+        raise ValueError("bursts need requests of 10 s at least")
+    excess = []
+    for window in windows:
+        counts = np.bincount((times // window).astype(int))[: int(times[-1] // window)]
+        excess.append((counts.var() - counts.mean()) / counts.mean() ** 2)
+    over = np.array(windows, float)[:, None] / np.array(TIMES_S)
+    averaged = 2.0 / over**2 * (over - 1.0 + np.exp(-over))
+    found, _ = nnls(averaged, np.maximum(excess, 0.0))
+    kept = found > 0
+    return Bursts(tuple(np.array(TIMES_S)[kept].tolist()), tuple(found[kept].tolist()))
+
+
+def burst_factors(bursts: Bursts, random: np.random.Generator) -> Iterator[Array]:
+    """Yield factors of a rate, second by second, `CHUNK_S` at a time and without end: log-normal, of mean 1."""
+    from scipy.signal import lfilter
+
+    keep = np.exp(-1.0 / np.asarray(bursts.times_s, float))
+    spread = np.sqrt(bursts.log_variances)
+    last = [np.array([value]) for value in keep * random.standard_normal(len(keep))]
+    while True:
+        logs = np.full(CHUNK_S, -float(np.sum(spread**2)) / 2.0)
+        for part, (kept, deviation) in enumerate(zip(keep, spread, strict=True)):
+            noise = np.sqrt(1.0 - kept**2) * random.standard_normal(CHUNK_S)
+            values, last[part] = lfilter([1.0], [1.0, -kept], noise, zi=last[part])
+            logs = logs + deviation * values
+        yield np.exp(logs)
+
+
+@dataclass(frozen=True)
+class PoolLoad:
+    """Requests of a pool over time, and what its servers draw for them.
+
+    Parameters
+    ----------
+    statistics : ServerStatistics
+        Power of one of its servers against its load.
+    peak_load : float
+        Mean load of a server at the busiest time of the profile [1].
+    profile : Profile
+        Of days and weeks.
+    bursts : Bursts
+        Of the service, which all servers of the pool have in common.
+    """
+
+    statistics: ServerStatistics
+    peak_load: float
+    profile: Profile
+    bursts: Bursts
+
+
+def demands(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int, seed: int) -> Iterator[Array]:
+    """Yield what groups of servers draw without caps, second by second, some time at a time [W].
+
+    Parameters
+    ----------
+    loads : sequence of PoolLoad
+        Of each pool.
+    pool, servers : array of int, shape (groups,)
+        Each group's pool, and how many servers it has.
+    seconds : int
+        How long.
+    seed : int
+        Fixes the bursts and what servers do on their own.
+
+    Yields
+    ------
+    array of float32, shape (steps, groups)
+
+    Notes
+    -----
+    Servers of a pool share its bursts; what one does on its own, requests and their lengths by chance, adds up over a
+    group to a normal deviation: a part of one second, and one that forgets exponentially.
+    """
+    from scipy.signal import lfilter
+
+    of_pool, count = np.asarray(pool), np.asarray(servers, np.float32)
+    random = np.random.default_rng([seed, 0])
+    factors = [burst_factors(one.bursts, np.random.default_rng([seed, 1, n])) for n, one in enumerate(loads)]
+    groups = [np.flatnonzero(of_pool == number) for number in range(len(loads))]
+    keep = [np.float32(np.exp(-1.0 / one.statistics.time_s)) for one in loads]
+    last: list[Array] = [
+        (kept * random.standard_normal((1, len(own)))).astype(np.float32)
+        for kept, own in zip(keep, groups, strict=True)
+    ]
+    for begin in range(0, seconds, CHUNK_S):
+        steps = min(CHUNK_S, seconds - begin)
+        power = np.empty((steps, len(of_pool)), np.float32)
+        for number, one in enumerate(loads):
+            own = groups[number]
+            load = one.peak_load * one.profile.load(begin + np.arange(steps)) * next(factors[number])[:steps]
+            mean = one.statistics.mean(load).astype(np.float32)
+            fast, slow = (np.sqrt(part).astype(np.float32) for part in one.statistics.variance(load))
+            noise = random.standard_normal((steps, len(own)), np.float32)
+            noise *= np.sqrt(1 - keep[number] ** 2)
+            own_w, last[number] = lfilter(
+                np.ones(1, np.float32), np.array([1, -keep[number]], np.float32), noise, axis=0, zi=last[number]
+            )
+            own_w *= slow[:, None]
+            own_w += fast[:, None] * random.standard_normal((steps, len(own)), np.float32)
+            own_w *= np.sqrt(count[own])
+            own_w += mean[:, None] * count[own]
+            lowest, highest = one.statistics.mean_w[0], one.statistics.mean_w.max()
+            power[:, own] = np.clip(own_w, lowest * count[own], highest * count[own])
+        yield power
+
+
+def synthesised(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int, seed: int) -> PowerSeries:
+    """Return what groups of servers draw without caps as one series (see `demands`)."""
+    return PowerSeries(1.0, np.concatenate(list(demands(loads, pool, servers, seconds, seed))).T, True)
