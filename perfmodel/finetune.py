@@ -17,13 +17,15 @@ All of it is linear in the shares of a placement. Bytes are those of all acceler
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hardware.schema import Node
 from hardware.tiers import HBM, NICS, TierPath
+from perfmodel.architecture import Architecture
 from perfmodel.intervals import spread
 from perfmodel.job import Job
 from perfmodel.kernels.model import Z90
@@ -123,6 +125,24 @@ class Finetune:
         """Tokens of a step."""
         return self.job.global_batch * self.job.seq_len
 
+    @property
+    def kept_bytes(self) -> float:
+        """What has to stay with the accelerators [bytes]."""
+        kept = self.fixed_bytes + (1 - self.most_activations if self.paths else 1.0) * self.activations_bytes
+        return kept + (0.0 if self.streams_weights and self.paths else self.weights_bytes)
+
+    @property
+    def held_bytes(self) -> float:
+        """All that is held somewhere; a byte takes a byte wherever it is [bytes]."""
+        states = self.parameters * (MASTER_BYTES * len(STATES) + ELEMENT_BYTES)
+        return self.fixed_bytes + self.activations_bytes + self.weights_bytes + states
+
+    @property
+    def fits(self) -> bool:
+        """Whether some placement fits: what must stay in the accelerators, and all of it in all memories."""
+        room = self.room_bytes + sum(path.capacity_bytes for path in self.paths)
+        return self.kept_bytes <= self.room_bytes and self.held_bytes <= room
+
     def size_bytes(self, thing: str, tier: str) -> float:
         """Return what all of an object takes in a tier [bytes]."""
         if thing == "activations":
@@ -198,6 +218,25 @@ def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...]) -> list[Finetu
         Finetune(job, plans.taken(slice(number, number + 1)), paths, *(float(column[number]) for column in columns))
         for number in range(count)
     ]
+
+
+def deeper(architecture: Architecture, repetitions: int) -> Architecture:
+    """Return a model of the same layers with so many repetitions of their pattern; those at the front stay."""
+    first = 1 if architecture.leading else 0
+    pattern = math.gcd(*(group.count for group in architecture.layers[first:]))
+    groups = [
+        group if number < first else replace(group, count=group.count // pattern * repetitions)
+        for number, group in enumerate(architecture.layers)
+    ]
+    return replace(architecture, layers=tuple(groups))
+
+
+def of_depth(architecture: Architecture, layers: int) -> Architecture | None:
+    """Return a model of the same layers with so many of them; None where their pattern does not repeat so."""
+    one = deeper(architecture, 1).depth
+    two = deeper(architecture, 2).depth
+    repetitions, rest = divmod(layers - one, two - one)
+    return deeper(architecture, repetitions + 1) if repetitions >= 0 and not rest else None
 
 
 def resource_times(asked: Finetune) -> dict[str, dict[str, Row]]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from hardware.tiers import HBM, TierPath, tier_paths
+from hardware.tiers import HBM
 from perfmodel import terms
-from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes, step_interval_of, step_tree
+from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes, of_depth, step_interval_of, step_tree
 from perfmodel.plan import plan_to_dict
 from perfmodel.provenance import provenance
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.kv_finetune_place import Placed, Totals, missing_bytes, place
 from solvers.kv_finetune_question import SENSES, FinetuneScenario
+from solvers.kv_finetune_search import (
+    best,
+    cost_usd_per_hour,
+    next_larger,
+    shortest,
+    unlimited,
+    value,
+    with_count,
+    with_one_more,
+)
 from solvers.result import Objective, Result
-from solvers.scenario import usd_per_hour
 
 GIB = 2.0**30
 _GB = 1e9
@@ -49,38 +57,34 @@ def plan(
     """
     began = time.perf_counter()
     until = None if time_limit_s is None else began + time_limit_s
-    layouts = scenario.layouts()
-    found, bound = search(layouts, scenario, until, gap, most=max(top, 0) + 1)
-    common = _common(scenario) | {"candidates": len(layouts)}
-    if not found:
-        spent = time.perf_counter() - began
-        if bound is not None:
-            return Result(
-                status="time_limit",
-                objective=_objective(scenario, None),
-                best_bound=_value(scenario, layouts[0], bound),
-                solve_time_s=spent,
-                **common,
-            )
-        return _infeasible(scenario, [missing_bytes(asked) for asked in layouts], common, began)
-    best = found[0]
-    value = _value(scenario, best.asked, best.step_time_s)
-    reached = 0.0 if bound is None else relative_gap(value, _value(scenario, best.asked, bound))
+    answer = best(scenario, until=until, gap=gap, most=max(top, 0) + 1)
+    common = _common(scenario) | {"candidates": answer.seen}
+    if not answer.found:
+        if answer.bound is None:
+            return _infeasible(scenario, answer.missing, common, began)
+        return Result(
+            status="time_limit",
+            objective=_objective(scenario, None),
+            best_bound=answer.bound,
+            solve_time_s=time.perf_counter() - began,
+            **common,
+        )
+    placed = answer.found[0]
+    reached = value(scenario, placed)
+    bound = reached if answer.bound is None else answer.bound
+    distance = relative_gap(reached, bound)
     return Result(
-        status="optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit",
-        objective=_objective(scenario, value),
-        best_bound=value if bound is None else _value(scenario, best.asked, bound),
-        gap=reached,
+        status="optimal" if distance <= OPTIMAL_GAP else "feasible" if gap and distance <= gap else "time_limit",
+        objective=_objective(scenario, reached),
+        best_bound=bound,
+        gap=distance,
         solve_time_s=time.perf_counter() - began,
-        plan=_plan(best),
-        prediction=_prediction(scenario, best)
-        | {"others": _others(scenario, best), "purchases": _purchases(scenario, best)},
-        breakdown=terms.to_dict(step_tree(best.asked, best.resource_s)),
-        binding=list(_binding(scenario, best)),
-        alternatives=[
-            {"plan": _plan(other), "prediction": _prediction(scenario, other)} for other in found[1 : top + 1]
-        ],
-        baseline=_baseline(scenario, best),
+        plan=_plan(placed),
+        prediction=_prediction(placed) | {"others": _others(placed), "purchases": _purchases(scenario, placed)},
+        breakdown=terms.to_dict(step_tree(placed.asked, placed.resource_s)),
+        binding=list(_binding(scenario, placed)),
+        alternatives=[{"plan": _plan(other), "prediction": _prediction(other)} for other in answer.found[1 : top + 1]],
+        baseline=_baseline(scenario, placed),
         **common,
     )
 
@@ -102,13 +106,13 @@ def predict(scenario: FinetuneScenario) -> Result:
     common = _common(scenario) | {"candidates": 1}
     asked, totals, placed = given(scenario)
     if placed is None:
-        return _infeasible(scenario, [missing_bytes(asked, totals)], common, began)
+        return _infeasible(scenario, [asked], common, began, totals)
     return Result(
         status="feasible",
-        objective=_objective(scenario, _value(scenario, asked, placed.step_time_s)),
+        objective=_objective(scenario, value(scenario, placed)),
         solve_time_s=time.perf_counter() - began,
         plan=_plan(placed),
-        prediction=_prediction(scenario, placed),
+        prediction=_prediction(placed),
         breakdown=terms.to_dict(step_tree(placed.asked, placed.resource_s)),
         binding=list(_binding(scenario, placed)),
         **common,
@@ -119,8 +123,14 @@ def given(scenario: FinetuneScenario) -> tuple[Finetune, Totals, Placed | None]:
     """Return the layout that a scenario gives, its shares by tier, and the placement if it fits."""
     if scenario.question.plan is None or scenario.plan is None:
         raise ValueError("the scenario gives no plan")
-    (asked,) = finetunes(scenario.job, scenario.plan, scenario.paths)
     wanted = scenario.question.plan
+    work = scenario.job
+    architecture = work.architecture if wanted.layers is None else of_depth(work.architecture, wanted.layers)
+    assert architecture is not None  # the question was refused with a number of layers that cannot be
+    work = replace(work, architecture=architecture, seq_len=wanted.seq_len or work.seq_len)
+    counts = wanted.devices or {}
+    paths = tuple(with_count(path, counts.get(path.name, path.tier.count)) for path in scenario.paths)
+    (asked,) = finetunes(work, scenario.plan, paths)
     resident = wanted.placement["momentum"].get(HBM, 0.0)
     totals: dict[str, dict[str, float]] = {}
     for thing, shares in wanted.placement.items():  # what is written adds up to one but for rounding
@@ -133,54 +143,10 @@ def given(scenario: FinetuneScenario) -> tuple[Finetune, Totals, Placed | None]:
     return asked, totals, place(asked, interleaved=wanted.interleaved, totals=totals)
 
 
-def search(
-    layouts: Iterable[Finetune],
-    scenario: FinetuneScenario,
-    until: float | None = None,
-    gap: float | None = None,
-    *,
-    most: int = 1,
-) -> tuple[list[Placed], float | None]:
-    """Return the best placements of different layouts, and what nothing left out can beat; None where all were seen.
-
-    Notes
-    -----
-    Layouts come in the order of their passes alone, which no placement shortens, until none can be better.
-    """
-    found: list[Placed] = []
-    interleaved = None if scenario.question.search.interleaved else 0.0
-    for asked in sorted(layouts, key=lambda one: one.compute_s):
-        best = found[0].step_time_s if found else np.inf
-        if len(found) >= most and asked.compute_s >= found[-1].step_time_s:
-            break
-        if asked.compute_s >= best and until is not None and time.perf_counter() > until:
-            break
-        if until is not None and time.perf_counter() > until:
-            return found, asked.compute_s
-        if gap and found and relative_gap(best, asked.compute_s) <= gap:
-            return found, min(asked.compute_s, best)
-        placed = place(asked, interleaved=interleaved) if may_fit(asked) else None
-        if placed is not None:
-            found = sorted([*found, placed], key=lambda one: one.step_time_s)[:most]
-    return found, None
-
-
-def may_fit(asked: Finetune) -> bool:
-    """Tell whether what must stay with the accelerators fits there."""
-    kept = asked.fixed_bytes + (1 - asked.most_activations) * asked.activations_bytes
-    if not (asked.streams_weights and asked.paths):
-        kept += asked.weights_bytes
-    return kept <= asked.room_bytes
-
-
 def _objective(scenario: FinetuneScenario, value: float | None) -> Objective:
     name = scenario.question.objective
     sense, unit = SENSES[name]
     return Objective(name, value, unit, sense)
-
-
-def _value(scenario: FinetuneScenario, asked: Finetune, step_time_s: float) -> float:
-    return step_time_s if scenario.question.objective == "step_time_s" else asked.tokens / step_time_s
 
 
 def _common(scenario: FinetuneScenario) -> dict[str, Any]:
@@ -197,14 +163,17 @@ def _plan(placed: Placed) -> dict[str, Any]:
         "training": plan_to_dict(placed.asked.plan),
         "placement": written,
         "interleaved": updates["interleaved"],
+        "devices": {path.name: path.tier.count for path in placed.asked.paths},
+        "seq_len": placed.asked.job.seq_len,
+        "layers": placed.asked.job.architecture.depth,
     }
 
 
-def _prediction(scenario: FinetuneScenario, placed: Placed) -> dict[str, Any]:
+def _prediction(placed: Placed) -> dict[str, Any]:
     asked, seconds = placed.asked, placed.step_time_s
     low, high = step_interval_of(asked, placed.resource_s)
     updates = placed.updates
-    tokens = asked.tokens
+    tokens, hourly = asked.tokens, cost_usd_per_hour(asked.job, asked.paths)
     elsewhere = updates["interleaved"] + updates["host"]
     return {
         "step_time_s": seconds,
@@ -213,7 +182,7 @@ def _prediction(scenario: FinetuneScenario, placed: Placed) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds,
         "tokens_per_s_p10": tokens / (seconds * high),
         "tokens_per_s_p90": tokens / (seconds * low),
-        "parameters": asked.parameters,
+        "parameters": asked.job.architecture.parameters,
         "micro_batches": asked.micro_batches,
         "updated_by": updates,
         "interleave_every": elsewhere / updates["interleaved"] if updates["interleaved"] > _ROUND else None,
@@ -223,16 +192,22 @@ def _prediction(scenario: FinetuneScenario, placed: Placed) -> dict[str, Any]:
             phase: {name: spent / placed.phase_s[phase] for name, spent in times.items() if spent > 0}
             for phase, times in placed.resource_s.items()
         },
-        "cost_usd_per_hour": usd_per_hour(asked.job.machine),
+        "cost_usd_per_hour": hourly,
+        "cost_usd_per_million_tokens": hourly and hourly / 3600 * seconds / tokens * 1e6,
     }
 
 
 def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, Any]]:
-    """Yield what holds the step back, with what a GiB, or a GB/s of a tier or link, more would bring."""
-    seconds = placed.step_time_s
-    step = scenario.question.objective == "step_time_s"
-    per_second = 1.0 if step else placed.asked.tokens / seconds**2
-    unit = "s" if step else "tokens/s"
+    """Yield what holds the plan back, with what a GiB, or a GB/s of a tier or link, more would bring."""
+    if scenario.question.objective in ("max_params", "max_context_tokens"):
+        yield from _full(scenario, placed)
+        return
+    seconds, tokens = placed.step_time_s, placed.asked.tokens
+    per_second, unit = 1.0, "s"
+    if scenario.question.objective == "tokens_per_s":
+        per_second, unit = tokens / seconds**2, "tokens/s"
+    elif scenario.question.objective == "cost_usd_per_million_tokens":
+        per_second, unit = value(scenario, placed) / seconds, "USD"
     for name, (room, used) in placed.memory_bytes.items():
         price = placed.memory_prices.get(name, 0.0)
         if used >= room * (1 - _BINDS) or price * room > _BINDS * seconds:
@@ -260,24 +235,48 @@ def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, A
         }
 
 
-def _others(scenario: FinetuneScenario, best: Placed) -> list[dict[str, Any]]:
+def _full(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, Any]]:
+    """Yield the memories that keep the same layout from the next larger size, with what a GiB more would allow."""
+    asked = placed.asked
+    larger = next_larger(scenario, asked)
+    if larger is None or larger.fits:
+        return
+    unit = SENSES[scenario.question.objective][1]
+    step = abs(value(scenario, replace(placed, asked=larger)) - value(scenario, placed))
+    rooms = placed.memory_bytes
+    if larger.kept_bytes > larger.room_bytes:
+        names, slack, more = [HBM], asked.room_bytes - asked.kept_bytes, larger.kept_bytes - asked.kept_bytes
+    else:
+        names, more = list(rooms), larger.held_bytes - asked.held_bytes
+        slack = sum(room for room, _ in rooms.values()) - asked.held_bytes
+    for name in names:
+        yield {
+            "constraint": f"capacity[{name}]",
+            "slack": slack,
+            "unit": "bytes",
+            "shadow_price": step / more * GIB,
+            "shadow_price_unit": f"{unit}/GiB",
+        }
+
+
+def _others(placed: Placed) -> list[dict[str, Any]]:
     """Return what simpler placements of the same layout take."""
-    asked = best.asked
+    asked = placed.asked
     entries: list[tuple[str, Placed | None]] = []
     devices = {path.name: float(path.tier.count) for path in asked.paths if path.tier.via is None}
     ways = (("interleaved page by page over all devices", False), ("the fastest tier first", True))
     for name, ordered in ways if len(devices) > 1 else ():
-        totals = spread(best, devices, ordered=ordered)
+        totals = spread(placed, devices, ordered=ordered)
         fits = totals is not None
-        brought = best.updates["interleaved"]
+        brought = placed.updates["interleaved"]
         entries.append((name, place(asked, totals=totals, interleaved=brought) if fits else None))
-    if best.updates["interleaved"] > _ROUND:
+    if placed.updates["interleaved"] > _ROUND:
         entries.append(("the host alone updates what lives elsewhere", place(asked, interleaved=0.0)))
     return [
         {
             "placement": name,
             "step_time_s": None if one is None else one.step_time_s,
-            "gain": None if one is None else one.step_time_s / best.step_time_s,
+            "gain": None if one is None else one.step_time_s / placed.step_time_s,
             "update_s": None if one is None else one.phase_s["update"],
         }
         for name, one in entries
@@ -326,7 +325,7 @@ def spread(placed: Placed, weights: dict[str, float], *, ordered: bool = False) 
     }
 
 
-def _purchases(scenario: FinetuneScenario, best: Placed) -> list[dict[str, Any]]:
+def _purchases(scenario: FinetuneScenario, placed: Placed) -> list[dict[str, Any]]:
     """Return what one more device of each tier brings, the most first; the whole search is made again."""
     node = scenario.job.machine.node
     found = []
@@ -334,16 +333,16 @@ def _purchases(scenario: FinetuneScenario, best: Placed) -> list[dict[str, Any]]
         paths = with_one_more(scenario, number)
         if paths is None:
             continue
-        others, _ = search(scenario.layouts(paths=paths), scenario)
-        seconds = min(one.step_time_s for one in (*others, best))
-        value = _value(scenario, best.asked, seconds)
-        gain = abs(value - _value(scenario, best.asked, best.step_time_s))
+        others = best(scenario, paths=paths).found
+        now = value(scenario, placed)
+        reached = max([value(scenario, one) for one in others], key=lambda found: abs(found - now), default=now)
+        gain = abs(reached - now)
         found.append(
             {
                 "purchase": f"one more {tier.name} of {tier.capacity / GIB:,.0f} GiB",
                 "tier": tier.name,
                 "capacity_bytes": tier.capacity,
-                "then": value,
+                "then": reached,
                 "gain": gain,
                 "gain_per_gib": gain / (tier.capacity / GIB),
                 "price_usd_per_hour": tier.price.on_demand if tier.price else None,
@@ -352,20 +351,7 @@ def _purchases(scenario: FinetuneScenario, best: Placed) -> list[dict[str, Any]]
     return sorted(found, key=lambda one: -float(one["gain"]))
 
 
-def with_one_more(scenario: FinetuneScenario, number: int) -> tuple[TierPath, ...] | None:
-    """Return the tiers with one more device of one; the first of one that may not be used so far."""
-    node = scenario.job.machine.node
-    tier = node.tiers[number]
-    names = {path.name for path in scenario.paths}
-    count = tier.count + 1 if tier.name in names else 1
-    if tier.via is not None and tier.via not in names:
-        return None
-    tiers = (*node.tiers[:number], tier.model_copy(update={"count": count}), *node.tiers[number + 1 :])
-    changed = node.model_copy(update={"tiers": tiers})
-    return tuple(path for path in tier_paths(changed) if path.name in names | {tier.name})
-
-
-def _baseline(scenario: FinetuneScenario, best: Placed) -> dict[str, Any] | None:
+def _baseline(scenario: FinetuneScenario, found: Placed) -> dict[str, Any] | None:
     """Return what runs today beside the best."""
     if scenario.question.plan is None:
         return None
@@ -374,33 +360,43 @@ def _baseline(scenario: FinetuneScenario, best: Placed) -> dict[str, Any] | None
         return None
     return {
         "plan": _plan(placed),
-        "prediction": _prediction(scenario, placed),
-        "gain": placed.step_time_s / best.step_time_s,
+        "prediction": _prediction(placed),
+        "gain": placed.step_time_s / found.step_time_s,
     }
 
 
 def _infeasible(
     scenario: FinetuneScenario,
-    missing: Sequence[dict[str, tuple[float, float]]],
+    layouts: Sequence[Finetune],
     common: dict[str, Any],
     began: float,
+    totals: Totals | None = None,
 ) -> Result:
-    """Return why there is no plan: the fewest bytes that are missing for a layout."""
-    fewest = min(
-        missing,
-        key=lambda small: sum((10 if name == HBM else 1) * (now[1] - now[0]) for name, now in small.items()),
-        default={},
-    )
-    relaxation = [
-        {"constraint": f"capacity[{name}]", "now": room, "needed": used, "unit": "bytes"}
-        for name, (room, used) in fewest.items()
-    ]
-    reason = f"{' and '.join(fewest)} too small" if fewest else "no layout fits the accelerators and the batch"
+    """Return why there is no plan: the fewest bytes that are missing, or the shortest step that can be met."""
+    limit = scenario.question.slo.step_time
+    fitting = [] if totals else [asked for asked in layouts if asked.fits]
+    if fitting and limit is not None:
+        reached = shortest(fitting, unlimited(scenario))[0][0].step_time_s
+        reason = "no layout that fits is within the limit"
+        relaxation = [{"constraint": "slo.step_time", "now": limit, "needed": reached, "unit": "s"}]
+    else:
+        missing = (missing_bytes(asked, totals) for asked in layouts)
+        fewest = min(missing, key=_weight, default={})
+        reason = f"{' and '.join(fewest)} too small" if fewest else "no layout fits the accelerators and the batch"
+        relaxation = [
+            {"constraint": f"capacity[{name}]", "now": room, "needed": used, "unit": "bytes"}
+            for name, (room, used) in fewest.items()
+        ]
     return Result(
         status="infeasible",
         objective=_objective(scenario, None),
         solve_time_s=time.perf_counter() - began,
-        why_not=[{"reason": reason, "candidates": len(missing), "nearest": None}],
+        why_not=[{"reason": reason, "candidates": len(layouts), "nearest": None}],
         relaxation=relaxation,
         **common,
     )
+
+
+def _weight(missing: Mapping[str, tuple[float, float]]) -> float:
+    """Return missing bytes, those of accelerators, which cannot be bought alone, ten times."""
+    return sum((10 if name == HBM else 1) * (needed - room) for name, (room, needed) in missing.items())

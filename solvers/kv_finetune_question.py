@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from hardware.tiers import HBM, TierPath, tier_paths
 from hardware.units import Seconds
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture, trainable
-from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes
+from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes, of_depth
 from perfmodel.framework import Framework, frameworks
 from perfmodel.job import Job, job
 from perfmodel.plan import FIELDS, Plan, plan_from_rows
@@ -30,8 +30,8 @@ SENSES: dict[str, tuple[Literal["min", "max"], str]] = {
     "tokens_per_s": ("max", "1/s"),
     "cost_usd_per_hour": ("min", "USD/h"),
     "cost_usd_per_million_tokens": ("min", "USD"),
-    "max_params": ("max", "1"),
-    "max_context_tokens": ("max", "1"),
+    "max_params": ("max", "parameters"),
+    "max_context_tokens": ("max", "tokens"),
 }
 """Objective -> its sense and unit."""
 
@@ -91,6 +91,12 @@ class FinetunePlan(_Strict):
     """Shares of each object by tier, which add up to one."""
     interleaved: Share | None = None
     """Share of the parameters that accelerators update while their states live elsewhere; the best if left out."""
+    devices: dict[str, Size] | None = None
+    """Devices of each tier; all that the node has if left out."""
+    seq_len: Size | None = None
+    """Tokens of a sequence; the workload's if left out."""
+    layers: Size | None = None
+    """Layers of the model; its own if left out."""
 
 
 class FinetuneQuestion(_Strict):
@@ -164,14 +170,6 @@ class FinetuneScenario:
         shared = (plans.zero_stage >= 2) | (plans.dp * plans.cp == 1)
         return finetunes(asked, plans.taken(np.flatnonzero(shared)), self.paths if paths is None else paths)
 
-    def with_work(self, *, architecture: Architecture | None = None, seq_len: int | None = None) -> Job:
-        """Return the job for another model or another length of sequences."""
-        return replace(
-            self.job,
-            architecture=architecture or self.job.architecture,
-            seq_len=self.job.seq_len if seq_len is None else seq_len,
-        )
-
 
 def is_finetune(source: Source) -> bool:
     """Tell whether a question of where state lives is about training."""
@@ -230,7 +228,7 @@ def load_finetune(source: Source, base_dir: FilePath) -> FinetuneScenario:
         row = plan_row(question.plan.training, work.ranks)
         given = plan_from_rows([{name: row[name] for name in FIELDS}])
         faults += [source.fault(("plan", "training", *path), message) for path, message in plan_faults(work, row)]
-        faults += [source.fault(path, message) for path, message in _plan_faults(question, machine, given)]
+        faults += [source.fault(path, message) for path, message in _plan_faults(question, work, given)]
         if faults:
             raise InputError(faults)
     wanted = question.search.tiers
@@ -284,10 +282,10 @@ def tier_faults(wanted: tuple[str, ...] | None, machine: Machine) -> Iterator[_F
             yield ("search", "tiers"), f"{tier.name} is reached via {tier.via}, which is not among them"
 
 
-def _plan_faults(question: FinetuneQuestion, machine: Machine, given: Plan) -> Iterable[_Found]:
+def _plan_faults(question: FinetuneQuestion, work: Job, given: Plan) -> Iterable[_Found]:
     plan = question.plan
     assert plan is not None
-    allowed = [HBM, *(tier.name for tier in machine.node.tiers)]
+    allowed = [HBM, *(tier.name for tier in work.machine.node.tiers)]
     if question.search.tiers is not None:
         allowed = [name for name in allowed if name in question.search.tiers]
     if plan.training.pp > 1:
@@ -296,6 +294,12 @@ def _plan_faults(question: FinetuneQuestion, machine: Machine, given: Plan) -> I
         yield ("plan", "training", "offload"), "placement says what lives elsewhere; leave it out"
     if given.zero_stage[0] < 2 and given.dp[0] * given.cp[0] > 1:
         yield ("plan", "training", "zero_stage"), "should be 2 or 3: states are shared out over data-parallel ranks"
+    for name in plan.devices or {}:
+        if name not in allowed[1:]:
+            yield ("plan", "devices", name), f"no such tier; {did_you_mean(name, allowed[1:])}"
+    if plan.layers is not None and of_depth(work.architecture, plan.layers) is None:
+        message = f"{work.architecture.name} cannot have so many layers: their pattern does not repeat so"
+        yield ("plan", "layers"), f"{message} [got {plan.layers}]"
     for thing in OBJECTS:
         if thing not in plan.placement:
             yield ("plan", "placement"), f"{thing} is missing"

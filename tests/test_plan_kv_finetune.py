@@ -249,3 +249,89 @@ def test_given_placement_that_does_not_fit():
     answer = predict(asked(plan=placement(weights={"hbm": 1.0})))
     assert [one["constraint"] for one in answer.relaxation] == []
     assert answer.status == "feasible"
+
+
+@settings(max_examples=25, deadline=None)
+@given(room=some.floats(0.05, 1.5), tokens=some.sampled_from([4096, 16384, 65536]))
+def test_what_fits_is_what_can_be_placed(room, tokens):
+    scenario = asked(workload={"kind": "finetune", "seq_len": tokens}, search={"micro_batch": [1]})
+    node = scenario.job.machine.node
+    tiers = tuple(one.model_copy(update={"capacity": one.capacity * room}) for one in node.tiers)
+    paths = tier_paths(node.model_copy(update={"tiers": tiers}))
+    for layout in scenario.layouts(paths=paths):
+        assert layout.fits == (place(layout) is not None)
+
+
+def test_largest_context_and_model_are_the_last_that_fit():
+    for objective, unit in (("max_context_tokens", 1024), ("max_params", None)):
+        answer = plan(asked(objective=objective, workload={"kind": "finetune", "seq_len": 4096}))
+        assert answer.status == "optimal"
+        chosen = answer.plan
+        scenario = asked(workload={"kind": "finetune", "seq_len": chosen["seq_len"]})
+        if unit:
+            assert answer.objective.value == chosen["seq_len"]
+            assert any(place(layout) for layout in scenario.layouts())
+            longer = asked(workload={"kind": "finetune", "seq_len": chosen["seq_len"] + unit})
+            assert not any(place(layout) for layout in longer.layouts())
+        else:
+            # a layer of Llama-2-7B: 4 h^2 for attention, 3 h f for the feed-forward part, two norms
+            layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+            assert answer.objective.value == 2 * 32000 * 4096 + 4096 + chosen["layers"] * layer
+            memory = (80 + 3 * 128) * GIB
+            assert 20 * answer.objective.value < memory < 20 * (answer.objective.value + 20 * layer) + 30 * GIB
+        price = answer.binding[0]["shadow_price"]
+        assert price > 0
+        again = predict(asked(objective=objective, workload={"kind": "finetune", "seq_len": 4096}, plan=chosen))
+        assert again.objective.value == answer.objective.value
+        assert again.prediction["step_time_s"] == pytest.approx(answer.prediction["step_time_s"], rel=1e-6)
+
+
+def priced(**changes):
+    cards = tier("cxl", "128 GiB", "40 GB/s", "250 ns") | {"count": 4, "price": {"on_demand": "0.5 USD/h"}}
+    node = {
+        "kind": "node",
+        "name": "one",
+        "accelerators": {"type": "h100-80gb-sxm", "count": 1},
+        "links": [{"name": "pcie", "type": "pcie", "bandwidth": "50 GB/s"}],
+        "tiers": [tier("ddr", "32 GiB", "200 GB/s", "90 ns"), cards],
+        "price": {"on_demand": "4 USD/h"},
+    }
+    return asked(cluster=node, **changes)
+
+
+def test_fewest_cards_that_do():
+    cheap = plan(priced(objective="cost_usd_per_hour"))
+    assert cheap.status == "optimal"
+    cards = cheap.plan["devices"]["cxl"]
+    assert cheap.objective.value == 4 + 0.5 * cards
+    # 20 bytes for each of 6.74e9 parameters, 125.5 GiB beside activations: 80 GiB and 32 GiB do not hold them, one card
+    # more does
+    assert cards == 1
+    best = plan(priced(objective="step_time_s"))
+    assert best.prediction["cost_usd_per_hour"] == 6.0
+    assert best.objective.value < cheap.prediction["step_time_s"]
+    per_token = plan(priced(objective="cost_usd_per_million_tokens"))
+    tokens = 4 * 4096
+    costs = []
+    for count in range(1, 5):
+        few = priced(search={"recompute": ["full"], "micro_batch": [1, 4]})
+        node = few.job.machine.node
+        tiers = (node.tiers[0], node.tiers[1].model_copy(update={"count": count}))
+        paths = tier_paths(node.model_copy(update={"tiers": tiers}))
+        seconds = min(place(layout).step_time_s for layout in few.layouts(paths=paths) if layout.fits)
+        costs.append((4 + 0.5 * count) / 3600 * seconds / tokens * 1e6)
+    assert per_token.objective.value == pytest.approx(min(costs), rel=1e-6)
+
+
+def test_limit_of_time():
+    free = plan(priced(objective="cost_usd_per_hour"))
+    best = plan(priced(objective="step_time_s"))
+    between = (free.prediction["step_time_s"] + best.objective.value) / 2
+    held = plan(priced(objective="cost_usd_per_hour", slo={"step_time": between}))
+    assert held.prediction["step_time_s"] <= between
+    assert held.objective.value > free.objective.value
+    none = plan(priced(slo={"step_time": best.objective.value / 2}))
+    assert none.status == "infeasible"
+    (limit,) = none.relaxation
+    assert limit["constraint"] == "slo.step_time"
+    assert limit["needed"] == pytest.approx(best.objective.value, rel=1e-6)
