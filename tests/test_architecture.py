@@ -89,6 +89,52 @@ PUBLISHED = {
     "gpt-2-xl": 1_557_611_200,
     # Model card of EleutherAI/gpt-neox-20b, n_parameters: 44 (12 * 6144^2 + 13 * 6144) + 2 * 50432 * 6144 + 2 * 6144
     "gpt-neox-20b": 20_554_567_680,
+    # Weight files on Hugging Face, as the organisation of each model publishes them.
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama-30b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-4-scout": 107_769_861_120,  # without the image encoder
+    "codellama-34b": 33_743_970_304,
+    "deepseek-coder-33b": 33_342_991_360,
+    "deepseek-v2-lite": 15_706_484_224,
+    "yi-34b": 34_388_917_248,
+    "solar-10.7b": 10_731_524_096,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-small-24b": 23_572_403_200,
+    "mistral-large-2": 122_610_069_504,
+    "qwen1.5-110b": 111_209_914_368,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-coder-480b-a35b": 480_154_875_392,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,  # without the image encoder, here and below
+    "gemma-3-12b": 12_187_325_040 - 416_866_032 - 4_424_832,
+    "phi-3-mini": 3_821_079_552,
+    "phi-3-medium": 13_960_238_080,
+    "phi-4": 14_659_507_200,
+    "olmo-2-7b": 7_298_617_344,
+    # With the prediction module: a layer, its token table and output projection, a product that joins two vectors
+    # (2 * 5120 * 5120) and three norms.
+    "glm-4.5": 358_337_791_296 - 5_539_962_272,
+    "falcon-40b": 41_303_293_952,
+    "starcoder2-15b": 15_957_889_024,
+    "dbrx": 131_596_523_520,
+    "gpt-2-medium": 354_823_168,
+    "gpt-2-large": 774_030_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-1.3b": 1_315_758_080,
     # 70 (12 * 14336^2 + 13 * 14336) + 250880 * 14336 + 4 * 14336
     "bloom-176b": 176_247_271_424,
     # Weight files of Qwen/Qwen3.5-397B-A17B, 403,397,928,944, without image encoder, 456,010,480, and the prediction
@@ -127,6 +173,19 @@ ROUNDED = {
     "deepseek-v3-without-mtp": (671, 1),
     "gemma-3-27b": (27, 1),  # arXiv 2503.19786, table 1; to the unit below
     "mpt-30b": (29.95, 0.02),  # card of mosaicml/mpt-30b, which cuts digits off
+    "gpt-3-1.3b": (1.32, 0.01),  # arXiv 2005.14165, table D.1, here and below
+    "gpt-3-2.7b": (2.65, 0.01),
+    "gpt-3-6.7b": (6.66, 0.01),
+    "gpt-3-13b": (12.85, 0.02),
+    "nemotron-4-15b": (15.6, 0.1),  # arXiv 2402.16819, section 2
+    "nemotron-4-340b": (341, 1),  # arXiv 2406.11704
+    "llama-4-maverick": (400, 2),  # its card
+    "glm-4.5-air": (106, 2),  # its card
+    "granite-3.1-8b": (8.17, 0.01),  # its card
+    "command-r-plus": (104, 1),  # its card
+    "falcon-7b": (7, 1),  # their cards
+    "falcon-180b": (180, 2),
+    "grok-1": (314, 4),  # its release; the count of the sizes is half a percent higher
     "opt-6.7b": (6.7, 2),
     "opt-13b": (13, 1),  # arXiv 2205.01068, table 1, here and below
     "opt-30b": (30, 1),
@@ -690,7 +749,8 @@ def test_every_name_and_alias_means_one_model():
     aliases = yaml.safe_load((MODELS / "aliases.yaml").read_text())
     assert set(aliases) <= set(architecture_names())
     words = [*architecture_names(), *(alias for names in aliases.values() for alias in names)]
-    plain = [word.casefold().translate(str.maketrans("", "", "-_. ")) for word in words]
+    # points in numbers count: opt-1.3b and opt-13b
+    plain = [word.casefold().translate(str.maketrans("", "", "-_ ")) for word in words]
     assert len(plain) == len(set(plain))
     for name, others in aliases.items():
         assert all(bundled_architecture(alias) is bundled_architecture(name) for alias in others)
@@ -861,6 +921,53 @@ def test_parameters_of_the_measured_models():
         assert round(from_columns(*columns).parameters / 1e9, digits[row.source_key]) == pytest.approx(
             round(row.params_b, digits[row.source_key])
         )
+
+
+def test_points_in_numbers_are_part_of_a_name():
+    assert load("opt-1.3b").depth == 24
+    assert load("opt-13b").depth == 40
+    assert load("gpt-1.3b").name == "gpt-3-1.3b"
+    with pytest.raises(InputError):
+        load("opt-17.5b")
+    with pytest.raises(InputError):
+        load("llama-2-1.3b")
+    # left out where nothing else is meant
+    assert load("llama31-8b").name == load("llama-3-1-8b").name == "llama-3.1-8b"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", "qwen3-235b-a22b"),
+        ("google/gemma-3-12b-it", "gemma-3-12b"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "llama-3.1-70b"),
+    ],
+)
+def test_a_model_is_found_by_its_name_on_hugging_face(written, name):
+    assert load(written).name == name
+
+
+def test_a_file_goes_before_a_name_on_hugging_face(tmp_path):
+    folder = tmp_path / "google" / "gemma-3-12b-it"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text((MODELS / "qwen3-8b.json").read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_architecture("google/gemma-3-12b-it", tmp_path).hidden == 4096
+
+
+def test_layers_of_llama_4():
+    scout, maverick = load("llama-4-scout"), load("llama-4-maverick")
+    # of 48 layers, every fourth sees all tokens; in Maverick every second has experts
+    assert sum(group.count for group in scout.layers if group.attention.window == 0) == 12
+    assert sum(group.count for group in maverick.layers if group.feed_forward.experts) == 24
+    # weights are tied to nothing: 17 B active of either (its card)
+    for model in (scout, maverick):
+        idle = sum(
+            group.count * (group.feed_forward.experts - 1) * 3 * model.hidden * group.feed_forward.expert_width
+            for group in model.layers
+            if group.feed_forward.experts
+        )
+        assert (model.parameters - idle) / 1e9 == pytest.approx(17, abs=0.5)
 
 
 def test_measured_models_that_are_not_covered():

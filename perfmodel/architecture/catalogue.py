@@ -1,5 +1,6 @@
 """Finding a model: by its name among the bundled ones, or in a file."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path as FilePath
@@ -13,6 +14,8 @@ from perfmodel.architecture.description import ModelDescription, from_descriptio
 from perfmodel.architecture.shapes import Architecture
 
 _LISTS = ("aliases.yaml", "not-covered.yaml")
+_TUNED = re.compile(r"[-_ ](instruct|chat|it|base|hf|thinking|fp8|bf16|nvfp4|fp4|mxfp4|awq|gptq|2507)$", re.IGNORECASE)
+"""Ends of names of models that were tuned or rounded, whose sizes are those of the model without it."""
 
 
 @lru_cache
@@ -23,12 +26,28 @@ def _files() -> Mapping[str, str]:
 
 
 @lru_cache
-def _names() -> Mapping[str, str]:
-    """Map each name and alias, as names are compared, to the name of the bundled model."""
-    known = {normalised(name): name for name in _files()}
-    for name, aliases in read_bundled("aliases.yaml").data.items():
-        known.update((normalised(alias), name) for alias in aliases)
+def _names() -> Mapping[str, Mapping[str, str]]:
+    """Map each name and alias, as names are compared, to the bundled models by the points in their numbers."""
+    known: dict[str, dict[str, str]] = {}
+    aliases = read_bundled("aliases.yaml").data
+    for model in _files():
+        for name in (model, *aliases.get(model, ())):
+            known.setdefault(normalised(name), {})[_pointed(name)] = model
     return known
+
+
+def _pointed(name: str) -> str:
+    """Write a name as names are compared, but with the points in its numbers: opt-1.3b is not opt-13b."""
+    return re.sub(r"(?<!\d)\.|\.(?!\d)", "", name.casefold().translate(str.maketrans("", "", "-_ ")))
+
+
+def _named(name: str) -> str | None:
+    """Return the bundled model of a name: with the same points, or where none are written with any."""
+    found = _names().get(normalised(name), {})
+    pointed = _pointed(name)
+    if pointed in found or "." in pointed:
+        return found.get(pointed)
+    return next(iter(found.values())) if len(set(found.values())) == 1 else None
 
 
 def architecture_names() -> tuple[str, ...]:
@@ -48,14 +67,19 @@ def bundled_architecture(name: str) -> Architecture | None:
     Parameters
     ----------
     name
-        A name or an alias; case, ``-``, ``_``, ``.`` and spaces do not matter.
+        A name or an alias; case, ``-``, ``_``, ``.`` and spaces do not matter. Its organisation on Hugging Face may
+        stand before it, and what says that it was tuned or rounded after it (``-Instruct``, ``-FP8``).
 
     Returns
     -------
     Architecture or None
         The model; None if there is none of this name.
     """
-    found = _names().get(normalised(name))
+    left = name.rpartition("/")[2] if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else name
+    found = _named(left)
+    while not found and (shorter := _TUNED.sub("", left)) != left:
+        left = shorter
+        found = _named(left)
     return _bundled(found) if found else None
 
 
@@ -93,10 +117,10 @@ def load_architecture(
     """
     if not isinstance(value, str):
         return _from_source(source, "model", at) if source else _from_source(Source("model", value), "model")
-    bundled = bundled_architecture(value)
+    path = base_dir / value
+    bundled = None if "/" in value and path.exists() else bundled_architecture(value)
     if bundled:
         return bundled
-    path = base_dir / value
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
@@ -153,6 +177,6 @@ def _unknown(name: str, source: Source, at: Path) -> InputError:
     if reason:
         return ModelNotCovered(source.fault(at, f'"{name}": {reason}'))
     near = _names().get(nearest(normalised(name), _names()) or "")
-    hint = f' (did you mean "{near}"?)' if near else ""
+    hint = f' (did you mean "{next(iter(near.values()))}"?)' if near else ""
     message = f'"{name}" is neither a bundled model nor a file{hint}; "perfmodel model list" shows the bundled ones'
     return InputError([source.fault(at, message)])

@@ -17,6 +17,7 @@ from perfmodel.architecture.plain import PLAIN_READERS
 from perfmodel.architecture.shapes import Architecture, Attention, FeedForward, LayerGroup
 
 _MODULES = "the number of prediction modules"
+_LEADING = "the number of leading layers without experts"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Traits:
     attention_bias: bool = False
     qk_norm: bool = False
     qk_norm_heads: bool = False  # whether every head has weights of its own in it
+    qk_norm_field: str = ""  # the field that says whether there is one
     sinks: bool = False
     norms: int = 2
     tied: bool = False
@@ -57,11 +59,16 @@ class _Traits:
     head_dim_given: bool = False
     window: str = "none"  # "all" layers, the "tail" from max_window_layers on, or all but the last of each "period"
     period: int = 0
+    window_field: str = "sliding_window"
     experts: str = ""  # the field that counts the routed experts
     expert_width: str = "intermediate_size"
+    expert_step: str = "decoder_sparse_step"  # the field that says every how many layers one has experts
     expert_bias: bool = False
+    leading: str = ""  # the field that counts the leading layers without experts
+    dense_width: str = "intermediate_size"  # of layers without experts
     router_bias: bool = False
     shared_width: str = ""  # the field that gives the inner width of the shared expert
+    shared_count: str = ""  # the field that counts shared experts as wide as the others
     shared_gate: bool = False
     output_gate: bool = False
     interval: str = ""  # the field that says every how many layers one is not linear attention
@@ -70,6 +77,7 @@ class _Traits:
 
 
 _QWEN3 = _Traits(qk_norm=True, head_dim_given=True, window="tail")
+_QWEN3_MOE = replace(_QWEN3, experts="num_experts", expert_width="moe_intermediate_size")
 _QWEN3_NEXT = _Traits(
     qk_norm=True,
     head_dim_given=True,
@@ -87,13 +95,9 @@ _GATED: dict[str, _Traits] = {
     "mixtral": _Traits(bias_qkv=False, bias_out=False, window="all", experts="num_local_experts"),
     "qwen2": _Traits(bias_qkv=True, bias_out=False, window="tail"),
     "qwen3": _QWEN3,
-    "qwen3_moe": _Traits(
-        qk_norm=True,
-        head_dim_given=True,
-        window="tail",
-        experts="num_experts",
-        expert_width="moe_intermediate_size",
-    ),
+    "qwen3_moe": _QWEN3_MOE,
+    "qwen3_vl_text": _QWEN3,
+    "qwen3_vl_moe_text": _QWEN3_MOE,
     "qwen3_next": _QWEN3_NEXT,
     "qwen3_5_moe_text": _QWEN3_NEXT,
     "qwen3_5_text": replace(_QWEN3_NEXT, experts="", shared_gate=False),
@@ -114,6 +118,31 @@ _GATED: dict[str, _Traits] = {
             "head_dim": 256,
             "max_position_embeddings": 131072,
         },
+    ),
+    "phi3": _Traits(bias_qkv=False, bias_out=False, window="all"),
+    "granite": _Traits(tied=True),
+    "olmo2": _Traits(qk_norm=True, qk_norm_heads=True),
+    "glm4_moe": _Traits(
+        bias_out=False,
+        qk_norm_field="use_qk_norm",
+        head_dim_given=True,
+        experts="n_routed_experts",
+        expert_width="moe_intermediate_size",
+        leading="first_k_dense_replace",
+        router_bias=True,
+        shared_count="n_shared_experts",
+        modules="num_nextn_predict_layers",
+    ),
+    # Its queries and keys are normalised without weights; of four layers three see chunks of the text.
+    "llama4_text": _Traits(
+        head_dim_given=True,
+        window="period",
+        period=4,
+        window_field="attention_chunk_size",
+        experts="num_local_experts",
+        expert_step="interleave_moe_layer_step",
+        dense_width="intermediate_size_mlp",
+        shared_width="intermediate_size",
     ),
     "internlm": _Traits(kv_heads_given=False, bias_field="bias", attention_bias=True),
     "minimax_m2": _Traits(
@@ -157,7 +186,8 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
     bias = fields.flag(traits.bias_field, traits.attention_bias)
     norms = traits.norms * hidden
     linear = _linear_attention(fields) if traits.interval else None
-    head_norms = head_dim * (heads + kv_heads if traits.qk_norm_heads else 2) if traits.qk_norm else 0
+    qk_norm = fields.flag(traits.qk_norm_field, False) if traits.qk_norm_field else traits.qk_norm
+    head_norms = head_dim * (heads + kv_heads if traits.qk_norm_heads else 2) if qk_norm else 0
     layers = []
     for window, feed_forward in zip(
         _windows(fields, traits, depth), _feed_forwards(fields, traits, depth), strict=True
@@ -173,7 +203,7 @@ def _gated_decoder(fields: Fields, name: str, traits: _Traits) -> Architecture:
             v_head_dim=head_dim,
             bias_qkv=bias if traits.bias_qkv is None else traits.bias_qkv,
             bias_out=bias if traits.bias_out is None else traits.bias_out,
-            qk_norm=traits.qk_norm,
+            qk_norm=qk_norm,
             sinks=traits.sinks,
             window=window or 0,
             output_gate=traits.output_gate,
@@ -226,7 +256,7 @@ def _windows(fields: Fields, traits: _Traits, depth: int) -> list[int | None]:
             return [None if kind == "linear_attention" else 0 for kind in kinds]
         slides = [kind == "sliding_attention" for kind in kinds]
     elif traits.window == "all":
-        slides = [fields.value("sliding_window") is not None] * depth
+        slides = [fields.value(traits.window_field) is not None] * depth
     elif traits.window == "tail" and fields.flag("use_sliding_window", False):
         first = fields.integer("max_window_layers", "the number of leading layers that see all tokens", least=0)
         slides = [index >= first for index in range(depth)]
@@ -235,7 +265,7 @@ def _windows(fields: Fields, traits: _Traits, depth: int) -> list[int | None]:
         slides = [(index + 1) % period != 0 for index in range(depth)]
     else:
         slides = [False] * depth
-    window = fields.size("sliding_window", "window") if any(slides) else 0
+    window = fields.size(traits.window_field, "window") if any(slides) else 0
     return [window if slide else 0 for slide in slides]
 
 
@@ -251,11 +281,7 @@ def _feed_forwards(fields: Fields, traits: _Traits, depth: int) -> list[FeedForw
         experts_per_token=fields.size("num_experts_per_tok", "experts_per_token"),
         expert_width=fields.size(traits.expert_width, "expert_width"),
         router_bias=traits.router_bias,
-        shared_width=(
-            fields.integer(traits.shared_width, "the inner width of the shared expert", 0, least=0)
-            if traits.shared_width
-            else 0
-        ),
+        shared_width=_shared_width(fields, traits),
         shared_gate=traits.shared_gate,
     )
     _check_experts(fields, "num_experts_per_tok", mixture)
@@ -263,12 +289,22 @@ def _feed_forwards(fields: Fields, traits: _Traits, depth: int) -> list[FeedForw
     if not isinstance(dense_layers, list):
         fields.fault("mlp_only_layers", f"should list the layers without experts [got {dense_layers!r}]")
         dense_layers = []
-    step = fields.integer("decoder_sparse_step", "every how many layers one has experts", 1)
-    sparse = [index not in dense_layers and (index + 1) % step == 0 for index in range(depth)]
+    step = fields.integer(traits.expert_step, "every how many layers one has experts", 1)
+    leading = fields.integer(traits.leading, _LEADING, 0, least=0) if traits.leading else 0
+    sparse = [index not in dense_layers and index >= leading and (index + 1) % step == 0 for index in range(depth)]
     if all(sparse):
         return [mixture] * depth
-    dense = FeedForward(fields.size("intermediate_size", "width"), gated=True)
+    dense = FeedForward(fields.size(traits.dense_width, "width"), gated=True)
     return [mixture if here else dense for here in sparse]
+
+
+def _shared_width(fields: Fields, traits: _Traits) -> int:
+    if traits.shared_count:
+        count = fields.integer(traits.shared_count, "the number of shared experts", 0, least=0)
+        return count * fields.size(traits.expert_width, "expert_width")
+    if traits.shared_width:
+        return fields.integer(traits.shared_width, "the inner width of the shared expert", 0, least=0)
+    return 0
 
 
 def _check_experts(fields: Fields, key: str, mixture: FeedForward) -> None:
@@ -305,7 +341,7 @@ def _deepseek(fields: Fields, name: str) -> Architecture:
         router_bias=corrected,
     )
     _check_experts(fields, "num_experts_per_tok", mixture)
-    leading = fields.integer("first_k_dense_replace", "the number of leading layers without experts", 0, least=0)
+    leading = fields.integer("first_k_dense_replace", _LEADING, 0, least=0)
     step = fields.integer("moe_layer_freq", "every how many layers one has experts", 1)
     dense = FeedForward(fields.size("intermediate_size", "width"), gated=True)
     norms = 2 * hidden + attention.q_lora_rank + attention.kv_lora_rank
