@@ -189,7 +189,9 @@ def _rest(prediction: "Mapping[str, Any]") -> "dict[str, Any]":
 
 def _short(plan: "Mapping[str, Any]") -> "dict[str, Any]":
     """Write each pool of a plan in a few words."""
-    short = {key: _pool(value) if key in ("prefill", "decode") and value else value for key, value in plan.items()}
+    plain = {"layered_prefill": False, "overlap": "none", "prefill_share": 0}
+    told = {key: value for key, value in plan.items() if key not in plain or value != plain[key]}
+    short = {key: _pool(value) if key in ("prefill", "decode") and value else value for key, value in told.items()}
     for number, group in enumerate(short.pop("groups", None) or (), start=1):
         does = {"both": "", "prefill": "prompts, ", "decode": "tokens, "}[group["phase"]]
         types = f"{group['precision_weights']}, {100 * group['share']:.3g} %"

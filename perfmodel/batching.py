@@ -287,8 +287,9 @@ def open_loop(
     full = steps(law, requests, limits, most, None)
     alone = law.seconds(0.0, prompt, 0.0, prompt * requests.pairs_per_token)
     whole = np.maximum(budget // prompt, 1.0)
-    together = law.seconds(0.0, whole * prompt, 0.0, whole * prompt * requests.pairs_per_token)
-    capacity = np.where(decodes, most / (w * full.decode_s), whole / together)
+    held = budget / prompt if limits.mode == "chunked" else whole  # prompts are cut where the step is full
+    together = law.seconds(0.0, held * prompt, 0.0, held * prompt * requests.pairs_per_token)
+    capacity = np.where(decodes, most / (w * full.decode_s), held / together)
     load = rate / capacity
     mean_decoding, n = _solve(law, requests, limits, rate, most, full.decode_s)
     mean_decoding, n = np.where(decodes, mean_decoding, 0.0), np.where(decodes, n, 0.0)

@@ -13,6 +13,7 @@ from perfmodel.operators import peak_flops
 from perfmodel.serving.latency import STATISTICS, Latency, Pool, handoff_s
 from perfmodel.serving.law import mixed_load
 from perfmodel.serving.server import PRECISIONS, Server
+from perfmodel.serving.split import PHASES, phase_server
 from perfmodel.serving.spread import factors, step_spread
 from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
@@ -97,6 +98,9 @@ def plan_dict(case: Case) -> dict[str, Any]:
         "precision_kv": server.precision_kv,
         "draft_tokens": int(case.speculation.drafted),
         "disaggregated": case.disaggregated,
+        "layered_prefill": server.layered,
+        "overlap": server.overlap,
+        "prefill_share": case.prefill_share or 0,
     }
     if case.disaggregated:
         return shared | {"prefill": _pool(case.prompts), "decode": _pool(case.tokens)}
@@ -217,10 +221,12 @@ def phase_spreads(case: Case, running: float = 1.0) -> dict[str, float]:
 def _steps(case: Case, running: float) -> tuple[Term, Term]:
     """Return a step with a prompt, and one in which sequences decode."""
     demand, drafts = case.scenario.demand, case.speculation
-    beside = running if case.server.engine.batching != "prefill_first" and not case.disaggregated else 0.0
+    alone = case.server.engine.batching == "prefill_first" or case.disaggregated or case.prefill_share
+    beside = 0.0 if alone else running
     piece = min(demand.computed_tokens, max(case.prompts.token_budget - beside, 1.0))
-    prompt = step(case.server, case.prompts.deployment, mixed_load(demand, drafts, beside, piece))
-    tokens = step(case.server, case.tokens.deployment, mixed_load(demand, drafts, running, 0.0))
+    servers = [phase_server(case.server, case.prefill_share, phase) for phase in PHASES]
+    prompt = step(servers[0], case.prompts.deployment, mixed_load(demand, drafts, beside, piece))
+    tokens = step(servers[1], case.tokens.deployment, mixed_load(demand, drafts, running, 0.0))
     return at(prompt, 0), at(tokens, 0)
 
 

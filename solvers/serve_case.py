@@ -11,9 +11,10 @@ import numpy as np
 from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.serving.capacity import Capacity, capacity
-from perfmodel.serving.latency import Latency, Pool, apart, looped, pool, slots, slower, together
+from perfmodel.serving.latency import Latency, Pool, apart, looped, pool, slots, slower
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, prompt_load, seconds
 from perfmodel.serving.server import Server
+from perfmodel.serving.split import unified, unified_pools
 from perfmodel.serving.step import Deployment
 from perfmodel.terms import Array, Number
 from solvers.serve_question import ServePlan, ServePool
@@ -79,6 +80,8 @@ class Case:
     sending_s, transfer_s : float
         Time that the keys and values of a prompt are on the way to the other pool [s], and what of it is left when the
         prompt is computed [s].
+    prefill_share : float
+        Share of the units that compute prompts beside the others; 0 where phases take turns.
     """
 
     scenario: ServeScenario
@@ -88,6 +91,7 @@ class Case:
     tokens: Instances
     sending_s: float = 0.0
     transfer_s: float = 0.0
+    prefill_share: float = 0.0
 
     @property
     def disaggregated(self) -> bool:
@@ -119,16 +123,21 @@ class Case:
     def pools(self) -> tuple[Pool, Pool]:
         """Return the instances that compute prompts, and those that compute the tokens that follow."""
         if not self.disaggregated:
-            both = self.pool(self.tokens, "both")
-            return both, both
+            part = self.tokens
+            limits = (part.slots, part.token_budget)
+            demand, share = self.scenario.demand, self.prefill_share
+            return unified_pools(self.server, part.deployment, demand, limits, self.speculation, share)
         return self.pool(self.prompts, "prompts"), self.pool(self.tokens, "tokens")
 
     def latency(self, pools: tuple[Pool, Pool], rate: Number, factor: float = 1.0) -> Latency:
         """Return what requests see at a rate of all replicas [1/s], with steps so many times as long."""
-        first, after = (slower(one, factor) for one in pools) if factor != 1.0 else pools
         demand = self.scenario.demand
+        first, after = pools
+        if factor != 1.0:
+            first = slower(first, factor)
+            after = first if pools[0] is pools[1] else slower(after, factor)
         if not self.disaggregated:
-            return together(self.server, after, demand, self.speculation, rate, self.tokens.replicas)
+            return unified(self.server, (first, after), demand, self.speculation, rate, self.tokens.replicas)
         replicas = (self.prompts.replicas, self.tokens.replicas)
         sent = (self.sending_s, self.transfer_s)
         return apart(self.server, first, after, demand, self.speculation, rate, replicas, sent)
@@ -143,7 +152,7 @@ class Case:
         rate, latency = answered(
             self.scenario,
             lambda rate: self.latency(pools, rate, factor),
-            None if self.disaggregated else loop,
+            None if self.disaggregated or self.prefill_share else loop,
             self.tokens.slots * self.tokens.replicas,
         )
         return float(rate), latency
@@ -151,11 +160,11 @@ class Case:
 
 def case_of(scenario: ServeScenario, plan: ServePlan) -> Case:
     """Return a plan with what it needs to be costed."""
-    server = scenario.server(plan.precision_weights, plan.precision_kv)
+    server = scenario.server(plan.precision_weights, plan.precision_kv, plan.layered_prefill, plan.overlap)
     speculation = scenario.speculation(plan.draft_tokens)
     if not plan.disaggregated:
         both = instances(scenario, server, speculation, plan)
-        return Case(scenario, server, speculation, both, both)
+        return Case(scenario, server, speculation, both, both, prefill_share=plan.prefill_share)
     assert plan.prefill is not None and plan.decode is not None
     prompts = instances(scenario, server, speculation, plan.prefill, prompts_only=True)
     tokens = instances(scenario, server, speculation, plan.decode)
@@ -206,7 +215,8 @@ def held(
         Bytes that an accelerator has beyond what it has.
     """
     demand = replace(scenario.demand, output_tokens=1.0, output_scv=0.0) if prompts_only else scenario.demand
-    memory = capacity(server, deployment, budget)
+    # whole prompts lie in a layer where they advance by layers
+    memory = capacity(server, deployment, np.maximum(budget, demand.computed_tokens) if server.layered else budget)
     tokens = memory.cache_tokens
     if more_memory:
         tokens = tokens * (1 + more_memory / np.maximum(memory.cache, 1.0))

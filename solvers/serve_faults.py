@@ -20,7 +20,13 @@ from solvers.serve_question import (
     ServeQuestion,
     ServeSlo,
     ServeTrace,
+    arrangements,
 )
+
+ARRANGED = ("disaggregated", "layered_prefill", "prefill_share", "overlap")
+"""Fields of a plan, and of what is searched, that say how steps are arranged."""
+
+ALONE = ", ".join(ARRANGED[:3])
 
 _Path = tuple[str | int, ...]
 
@@ -68,6 +74,29 @@ def question_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
                 yield ("plan", name), "missing; a disaggregated plan has a pool for each phase"
             if given and not plan.disaggregated:
                 yield ("plan", name), "a pool of one phase belongs to a disaggregated plan; set plan.disaggregated"
+    yield from _arrangement_faults(question)
+
+
+def _arrangement_faults(question: ServeQuestion) -> Iterable[tuple[_Path, str]]:
+    """Yield what does not go together of how steps are arranged."""
+    plan, search = question.plan, question.search
+    chosen = {name: getattr(plan, name) for name in ARRANGED if plan is not None}
+    if sum(map(bool, (value for name, value in chosen.items() if name != "overlap"))) > 1:
+        yield ("plan",), f"only one of {ALONE} can be: prompts are computed elsewhere, by layers or side by side"
+    if not any(True for _ in arrangements(search)):
+        yield ("search",), f"no plan is left: of {ALONE} only one can be"
+    plain = {name: type(search).model_fields[name].default for name in ARRANGED if name != "disaggregated"}
+    if search.mixed or question.also:
+        for name, default in plain.items():
+            if getattr(search, name) != default:
+                yield (
+                    ("search", name),
+                    "plans of several layouts or clusters take steps as the engine does; leave it out",
+                )
+    if plan is not None and plan.groups:
+        for name in plain:
+            if chosen[name] != type(plan).model_fields[name].default:
+                yield ("plan", name), "groups take steps as the engine does; leave it out"
 
 
 def machine_faults(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,19 @@ POOL = ("tp", "pp", "dp", "ep", "replicas", "max_num_seqs", "max_num_batched_tok
 
 @dataclass(frozen=True)
 class Family:
-    """What candidates of a table share."""
+    """What candidates of a table share: model with its types and steps, drafts, pools, units of prompts."""
 
     server: Server
     speculation: Speculation
     disaggregated: bool
+    prefill_share: float = 0.0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others of a question."""
+        server = self.server
+        types = (server.precision_weights, server.precision_kv, server.layered, server.overlap)
+        return (*types, self.speculation.drafted, self.disaggregated, self.prefill_share)
 
 
 @dataclass

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from hardware.units import Seconds, UsdPerHour
+from perfmodel.serving.overlap import Overlap
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Tokens = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UnitsShare = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Precision = Literal["bf16", "fp16", "fp8", "fp8_block", "int8", "fp4", "nvfp4", "int8_wo", "int4_wo"]
 CachePrecision = Literal["bf16", "fp16", "fp8", "int8"]
 ServeObjective = Literal[
@@ -192,8 +195,27 @@ class ServeSearch(_Strict):
     """Tokens drafted a step; 0 is no speculation."""
     disaggregated: tuple[bool, ...] = Field((False, True), min_length=1)
     """Whether prompts are computed by instances of their own."""
+    layered_prefill: tuple[bool, ...] = Field((False,), min_length=1)
+    """Whether prompts advance by groups of layers, whole, instead of by pieces."""
+    overlap: tuple[Overlap, ...] = Field(("none",), min_length=1)
+    """What of a step's two halves runs side by side."""
+    prefill_share: tuple[UnitsShare, ...] = Field((0.0,), min_length=1)
+    """Shares of every accelerator's compute units that compute prompts beside the others; 0: phases take turns."""
     mixed: bool = False
     """Whether instances may be of several layouts; where further clusters are named they always may."""
+
+
+def arrangements(search: ServeSearch) -> Iterator[tuple[bool, bool, Overlap, float]]:
+    """Yield pools of their own, layered prefill, overlap and units of prompts; of the first three no two at once.
+
+    Prompts that share no step with running sequences have no pieces to save.
+    """
+    for disaggregated, layered, share in dict.fromkeys(
+        product(search.disaggregated, search.layered_prefill, search.prefill_share)
+    ):
+        if disaggregated + layered + bool(share) <= 1:
+            for overlap in dict.fromkeys(search.overlap):
+                yield disaggregated, layered, overlap, share
 
 
 class ServePool(_Strict):
@@ -255,6 +277,12 @@ class ServePlan(_Strict):
     """Tokens drafted a step; 0 is no speculation."""
     disaggregated: bool = False
     """Whether prompts are computed by instances of their own; then the pools say the rest."""
+    layered_prefill: bool = False
+    """Whether prompts advance by groups of layers, whole, instead of by pieces: fewer readings of experts' weights."""
+    overlap: Overlap = "none"
+    """What of a step's two halves runs side by side: `communication` with kernels, or `operators` of all kinds."""
+    prefill_share: UnitsShare = 0.0
+    """Share of every accelerator's compute units that computes prompts beside the others; 0: phases take turns."""
     prefill: ServePool | None = None
     """Instances that compute prompts."""
     decode: ServePool | None = None

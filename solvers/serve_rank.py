@@ -42,9 +42,8 @@ class Place:
     @property
     def layout(self) -> tuple[Any, ...]:
         """What tells it from candidates that differ in limits and replicas alone."""
-        server, drafted = self.family.server, self.family.speculation.drafted
         columns = [tuple(pool[:4, self.row].tolist()) for pool in self.found.pools]
-        return server.precision_weights, server.precision_kv, drafted, *columns
+        return *self.family.key, *columns
 
     def time_s(self, name: str) -> float:
         """Return one of its times [s]."""
@@ -95,6 +94,9 @@ def plan_at(place: Place) -> ServePlan:
         "precision_kv": family.server.precision_kv,
         "draft_tokens": int(family.speculation.drafted),
         "disaggregated": family.disaggregated,
+        "layered_prefill": family.server.layered,
+        "overlap": family.server.overlap,
+        "prefill_share": family.prefill_share,
     }
     if family.disaggregated:
         prefill, decode = (pool_of(pool[:, place.row]) for pool in pools)

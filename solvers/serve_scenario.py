@@ -25,6 +25,7 @@ from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.requests import RequestList, moments
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, Speculation
+from perfmodel.serving.overlap import Overlap
 from perfmodel.serving.server import Server, server
 from solvers.scenario import usd_per_hour
 from solvers.serve_faults import group_faults, has, machine_faults, question_faults, slow_objectives
@@ -115,9 +116,21 @@ class ServeScenario:
         """Whether all requests are there at once."""
         return self.question.workload.arrivals == "offline"
 
-    def server(self, precision_weights: str, precision_kv: str | None) -> Server:
-        """Return model, machine and engine with weights and cache of some types."""
-        return _server(self.architecture, self.machine, self.engine, precision_weights, precision_kv)
+    def server(
+        self, precision_weights: str, precision_kv: str | None, layered: bool = False, overlap: Overlap = "none"
+    ) -> Server:
+        """Return model, machine and engine with weights and cache of some types, and steps of some kind.
+
+        Parameters
+        ----------
+        layered : bool
+            Whether prompts advance by layers; they share steps with running sequences then, whatever the engine does.
+        overlap : str
+            What runs beside what in a step.
+        """
+        found = _server(self.architecture, self.machine, self.engine, precision_weights, precision_kv)
+        engine = found.engine.model_copy(update={"batching": "chunked"}) if layered else found.engine
+        return replace(found, engine=engine, layered=layered, overlap=overlap)
 
     def speculation(self, drafted: Any) -> Speculation:
         """Return the speculation of a plan that drafts so many tokens."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.serving.latency import Latency, looped, picked, pool, together
+from perfmodel.serving.latency import Latency, looped, picked
+from perfmodel.serving.split import unified, unified_pools
 from perfmodel.terms import Array
 from solvers.serve_case import answered, held
 from solvers.serve_found import Family, Searched, found_of
 from solvers.serve_pairs import pairs
+from solvers.serve_question import arrangements
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_space import Layouts, drafts, layouts, limits, precisions, replica_counts
 
@@ -43,12 +45,11 @@ def search(
     """
     result = Searched()
     for weights, cache in precisions(scenario.question.search):
-        server = scenario.server(weights, cache)
-        for drafted in drafts(scenario):
-            speculation = scenario.speculation(drafted)
-            for disaggregated in dict.fromkeys(scenario.question.search.disaggregated):
-                family = Family(server, speculation, disaggregated)
-                if only is not None and not _same(family, only):
+        for disaggregated, layered, overlap, share in arrangements(scenario.question.search):
+            server = scenario.server(weights, cache, layered, overlap)
+            for drafted in drafts(scenario):
+                family = Family(server, scenario.speculation(drafted), disaggregated, share)
+                if only is not None and family.key != only.key:
                     continue
                 if deadline is not None and time.perf_counter() > deadline and result.candidates:
                     result.complete, result.stopped = False, True
@@ -58,14 +59,6 @@ def search(
                 else:
                     _singles(scenario, family, result, more_memory)
     return result
-
-
-def _same(one: Family, other: Family) -> bool:
-    def key(family: Family) -> tuple[Any, ...]:
-        server = family.server
-        return server.precision_weights, server.precision_kv, family.speculation.drafted, family.disaggregated
-
-    return key(one) == key(other)
 
 
 def _blocks(count: int, each: int) -> Iterator[slice]:
@@ -107,22 +100,16 @@ def _single_block(
     result.without_room += int(np.prod(shape) - fits.sum())
     if not fits.any():
         return
-    instances = pool(
-        server,
-        spread,
-        scenario.demand,
-        max_batch=np.maximum(running, 1.0),
-        token_budget=tokens * spread.dp,
-        speculation=speculation,
-    )
+    limits_ = (np.maximum(running, 1.0), tokens * spread.dp)
+    pools_ = unified_pools(server, spread, scenario.demand, limits_, speculation, family.prefill_share)
 
     def at(rate: Any) -> Latency:
-        return together(server, instances, scenario.demand, speculation, rate, replicas)
+        return unified(server, pools_, scenario.demand, speculation, rate, replicas)
 
     def loop(clients: Any) -> Latency:
-        return looped(server, instances, scenario.demand, speculation, clients, replicas)
+        return looped(server, pools_[1], scenario.demand, speculation, clients, replicas)
 
-    rate, latency = answered(scenario, at, loop, running * replicas, shape)
+    rate, latency = answered(scenario, at, None if family.prefill_share else loop, running * replicas, shape)
     kept = fits & latency.stable & (rate > 0)
     result.overloaded += int((fits & ~kept).sum())
     columns = [group.tp, group.pp, group.dp, group.ep]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from perfmodel.requests import gamma_arrivals, histogram_lengths, lognormal_lengths
 from perfmodel.serving.latency import PERCENTILES, handoff_s, received_s
 from perfmodel.serving.law import NO_SPECULATION, scaled, tabulated
+from perfmodel.serving.split import lengthening, phase_server
 from perfmodel.serving.spread import factors
 from perfmodel.simulated_engine import Engine
 from perfmodel.simulation import Simulated, simulate, simulate_closed, simulate_disaggregated
@@ -120,8 +121,12 @@ def engine_of(case: Case, part: Instances, phase: str, factor: float) -> Engine:
     demand = case.scenario.demand
     speculation = case.speculation if phase != "prompts" else NO_SPECULATION
     counted = demand.context_tokens - demand.cached_tokens
+    server = phase_server(case.server, case.prefill_share, phase)
+    if case.prefill_share:
+        slow = lengthening(case.server, part.deployment, demand, case.speculation, case.prefill_share)
+        factor = factor * float(slow[phase])
     law = tabulated(
-        case.server,
+        server,
         part.deployment,
         demand,
         sequences=0.0 if phase == "prompts" else float(part.max_num_seqs * part.deployment.dp),
@@ -147,8 +152,8 @@ def _run(
     count = len(asked.arrival_s)
     before_s = received_s(case.server)
     after_s = 0.0
-    if case.disaggregated:
-        after_s = case.transfer_s + handoff_s(case.server)
+    if case.disaggregated or case.prefill_share:
+        after_s = case.transfer_s + handoff_s(case.server) if case.disaggregated else 0.0
         first = engine_of(case, case.prompts, "prompts", factor)
         after = engine_of(case, case.tokens, "tokens", factor)
         pools = (case.prompts.replicas, case.tokens.replicas)

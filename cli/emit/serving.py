@@ -24,6 +24,16 @@ LONGER = 1e-4
 BLOCK_TOKENS = 128
 """Tokens of the largest cache block of an engine: the emitted model length takes whole blocks."""
 
+ARRANGED = {
+    "layered_prefill": "prompts of a released engine advance by pieces through all layers",
+    "overlap": "released engines take steps in one under tensor parallelism",
+    "prefill_share": "phases of a released engine take turns on all compute units",
+}
+"""Fields of a plan that no engine has an option for, and what it does instead."""
+
+PLAIN = (None, False, "none", 0)
+"""Their values where steps are as the engine takes them."""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -167,7 +177,7 @@ def serving_of(result: Result, question: ServeScenario) -> Serving:
     if result.plan is None or result.prediction is None or result.kind != "serve":
         raise ValueError("only a plan of serving can be launched")
     parts = _parts(ServePlan.model_validate(result.plan), question)
-    missing: list[str] = []
+    missing = [f"{name}: {told}" for name, told in ARRANGED.items() if result.plan.get(name) not in PLAIN]
     machines = {kind.machine.accelerator.name: kind.machine for *_, kind in parts}
     stands: dict[int, list[tuple[Place, ...]]] = {}
     before = 0

@@ -17,6 +17,7 @@ from perfmodel.kernels.model import Device, KernelModel, device_of
 from perfmodel.kernels.work import Kernel
 from perfmodel.operators import peak_flops, wide
 from perfmodel.serving.engine import Engine
+from perfmodel.serving.overlap import Overlap
 from perfmodel.terms import Number
 
 PRECISIONS = {
@@ -65,6 +66,13 @@ class Server:
         Whether the engine's release captures steps without prompts as graphs.
     overhead_factor : float
         Its overheads of steps over the engine's.
+    layered : bool
+        Whether prompts advance by groups of layers, whole, instead of by pieces through all layers (layered prefill,
+        arXiv 2510.08055).
+    overlap : str
+        What runs beside what in a step (`perfmodel.serving.overlap`).
+    units_share, bandwidth_share : float
+        Shares of every accelerator's compute units, with their arithmetic, and of its memory's bandwidth that it has.
     elsewhere : mapping of str to callable
         Parts of a step that run, or whose weights live, outside the accelerators (`perfmodel.serving.elsewhere`).
     """
@@ -79,6 +87,10 @@ class Server:
     collectives: CollectiveModel
     captured: bool = True
     overhead_factor: float = 1.0
+    layered: bool = False
+    overlap: Overlap = "none"
+    units_share: float = 1.0
+    bandwidth_share: float = 1.0
     elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
 
     @cached_property
@@ -88,8 +100,16 @@ class Server:
 
     @cached_property
     def device(self) -> Device:
-        """The accelerator as kernel models know it."""
-        return device_of(self.machine.accelerator)
+        """The accelerator, or its part, as kernel models know it."""
+        whole = device_of(self.machine.accelerator)
+        if self.units_share == self.bandwidth_share == 1.0:
+            return whole
+        return replace(
+            whole,
+            peak={name: peak * self.units_share for name, peak in whole.peak.items()},
+            units=max(round(whole.units * self.units_share), 1),
+            bandwidth=whole.bandwidth * self.bandwidth_share,
+        )
 
     @property
     def cache_bytes(self) -> float:

@@ -26,6 +26,7 @@ from perfmodel.operators import (
     feed_forward_operators,
     wide,
 )
+from perfmodel.serving.overlap import NOTHING, Spent, overlapped
 from perfmodel.serving.server import Server, decode_variant
 from perfmodel.terms import COMPUTE, HOST, LINK, MEMORY, Array, Number, Term, total
 
@@ -38,6 +39,9 @@ PARTS = (
     "logits and sampling",
 )
 """Leaves of a step that are kernels."""
+
+BOUND_OF = dict.fromkeys(PARTS, MEMORY) | {"attention of prompts": COMPUTE}
+"""What mostly holds each of them back; what is no kernel waits for links."""
 
 EXPERT_ARITHMETIC = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp4": "fp4"}
 """Arithmetic of the products -> that of the experts' kernels."""
@@ -114,65 +118,124 @@ def step(server: Server, deployment: Deployment, load: Load) -> Term:
     where there is any: the busiest sets the time.
     """
     architecture, engine = server.architecture, server.engine
+    share: Number = 1.0
+    if server.layered:
+        load, share = by_layers(load)
     n, p = (np.asarray(value, float) / deployment.pp for value in (load.sequences, load.prompts))
     n_own, p_own = (
         np.where(value > 0, np.maximum(value / deployment.dp, np.minimum(value, 1.0)), 0.0) for value in (n, p)
     )
     s, c = np.asarray(load.prompt_tokens, float), np.asarray(load.prompt_cached, float)
-    tokens_own = np.maximum(n_own + p_own * s, 1e-9)
-    tokens_all = np.maximum(n + p * s, 1e-9)
-    layers: list[tuple[float, Term]] = []
-    depth = 0
-    for layer in architecture.layers:
-        layers.append(
-            (
-                layer.count,
-                _layer(server, deployment, layer, (n_own, load.context, p_own, s, c), (tokens_own, tokens_all)),
-            )
-        )
-        depth += layer.count
-    ends = _ends(server, deployment, n_own + p_own * load.finished)
-    summed: dict[str, Number] = {}
-    bounds: dict[str, int] = {}
-    for count, term in layers:
-        for child in term.children:
-            summed[child.name] = summed.get(child.name, 0.0) + count * child.seconds
-            bounds[child.name] = int(np.max(child.bound)) if np.ndim(child.bound) else int(child.bound)
+    depth = architecture.depth
+    asked = _Asked(n_own, load.context, p_own, s, c, n + p * s)
     held = replace(load, sequences=n, prompts=p)
-    waited = {}
-    for name, moved in server.elsewhere.items():
-        summed[name], waited[name] = moved(server, deployment, held, np.asarray(summed[name]))
-    shape = np.broadcast_shapes(*(np.shape(value) for value in (*summed.values(), *waited.values(), tokens_own)))
-    children = [Term(name, np.broadcast_to(value, shape), bounds[name]) for name, value in summed.items()]
+    summed, hidden = _all_layers(server, deployment, asked, held)
+    sent = _sends(server, deployment, asked.own)
+    run: Number = depth
+    if server.layered:  # the other layers hold the running sequences alone
+        rest = replace(asked, prompts=np.zeros_like(p_own), everyones=n)
+        others, behind = _all_layers(server, deployment, rest, replace(held, prompts=0.0))
+        more = np.where(n > 0, 1.0 - share, 0.0)
+        summed = {name: share * summed[name] + more * others[name] for name in summed}
+        hidden = {name: share * hidden[name] + more * behind[name] for name in hidden}
+        sent = share * sent + more * _sends(server, deployment, rest.own)
+        run = depth * (share + more)
+    ends = _ends(server, deployment, n_own + p_own * load.finished)
+    shape = np.broadcast_shapes(*(np.shape(value) for value in (*summed.values(), asked.own)))
+    children = [
+        Term(
+            name,
+            np.broadcast_to(value, shape),
+            BOUND_OF.get(name, LINK),
+            hidden_seconds=np.broadcast_to(hidden.get(name, 0.0), shape),
+        )
+        for name, value in summed.items()
+    ]
     children.append(Term("logits and sampling", np.broadcast_to(ends, shape), MEMORY))
-    children.append(Term("pipeline sends", np.broadcast_to(_sends(server, deployment, tokens_own), shape), LINK))
-    children += [Term(f"{name}, elsewhere", np.broadcast_to(time, shape), LINK) for name, time in waited.items()]
+    children.append(Term("pipeline sends", np.broadcast_to(sent, shape), LINK))
     kernels_s: Number = sum((child.seconds for child in children if child.name in PARTS), 0.0)
     slower = Term("slower than kernels alone", kernels_s * (1.0 / engine.speed - 1.0), COMPUTE)
     factor = server.overhead_factor
     done_s: Number = sum((child.seconds for child in children), slower.seconds)
-    launches_s = np.where((p > 0) | (not server.captured), factor * engine.eager_overhead * depth, 0.0)
+    launched = np.where(p > 0, depth * share, 0.0) if server.captured else run
+    launches_s = factor * engine.eager_overhead * launched
     host = [
         Term("step overhead", np.broadcast_to(factor * engine.step_overhead, shape), HOST),
-        Term("layer overhead", np.broadcast_to(factor * engine.layer_overhead * depth, shape), HOST),
+        Term("layer overhead", np.broadcast_to(factor * engine.layer_overhead * run, shape), HOST),
         Term("sequence overhead", np.broadcast_to(factor * engine.sequence_overhead * (n_own + p_own), shape), HOST),
         Term("kernel launches by the host", np.broadcast_to(np.maximum(launches_s - done_s, 0.0), shape), HOST),
     ]
     return total("step", [*children, slower, *host])
 
 
-def _layer(
-    server: Server,
-    deployment: Deployment,
-    layer: LayerGroup,
-    asked: tuple[Array, Number, Array, Array, Array],
-    tokens: tuple[Array, Array],
-) -> Term:
+def by_layers(load: Load) -> tuple[Load, Array]:
+    """Return a step that takes whole prompts through a part of the layers in the place of pieces through all.
+
+    Parameters
+    ----------
+    load : Load
+        With the mean piece of prompts, a share `finished` of each; `prompt_cached` is the mean over its pieces.
+
+    Returns
+    -------
+    tuple of Load and array
+        The prompts, and the share of the layers that they pass.
+    """
+    share = np.asarray(load.finished, float)
+    whole = load.prompt_tokens / share
+    before = np.maximum(load.prompt_cached - (whole - load.prompt_tokens) / 2, 0.0)
+    return replace(load, prompt_tokens=whole, prompt_cached=before), share
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a rank's layers are asked: n, k, p, s and c of `Load`, and the tokens of all ranks."""
+
+    sequences: Array
+    context: Number
+    prompts: Array
+    tokens: Array
+    cached: Array
+    everyones: Number
+
+    @property
+    def own(self) -> Array:
+        """Tokens of the rank."""
+        return np.asarray(np.maximum(self.sequences + self.prompts * self.tokens, 1e-9))
+
+    @property
+    def half(self) -> _Asked:
+        """Half of the sequences and of every prompt, the mean of a first half and a second, which attends to it."""
+        cached = self.cached + self.tokens / 4
+        return replace(
+            self, sequences=self.sequences / 2, tokens=self.tokens / 2, cached=cached, everyones=self.everyones / 2
+        )
+
+
+def _all_layers(
+    server: Server, deployment: Deployment, asked: _Asked, held: Load
+) -> tuple[dict[str, Number], dict[str, Number]]:
+    """Return the time that each part of the layers adds to a step, and the time that it is hidden."""
+    depth, kind = server.architecture.depth, server.overlap
+    whole, halves = NOTHING, NOTHING
+    for layer in server.architecture.layers:
+        whole = whole.plus(_layer(server, deployment, layer, asked), layer.count)
+        if kind != "none":
+            halves = halves.plus(_layer(server, deployment, layer, asked.half), 2 * layer.count)
+    seconds: dict[str, Number] = whole.alone
+    hidden: dict[str, Number] = {}
+    if kind != "none":
+        seconds, hidden = overlapped(kind, whole, halves, depth, server.engine.speed)
+    for name, moved in server.elsewhere.items():
+        seconds[name], seconds[f"{name}, elsewhere"] = moved(server, deployment, held, np.asarray(seconds[name]))
+    return seconds, hidden
+
+
+def _layer(server: Server, deployment: Deployment, layer: LayerGroup, asked: _Asked) -> Spent:
     """Return the time of one layer by part."""
     architecture, form = server.architecture, server.form
     attention, feed_forward = layer.attention, layer.feed_forward
-    n, _, p, s, _ = asked
-    own, everyones = tokens
+    n, p, s, own = asked.sequences, asked.prompts, asked.tokens, asked.own
     tp, ways = np.asarray(deployment.tp, float), np.asarray(deployment.tp, float) * deployment.dp
     shape = Shape(own, 1.0, own, tp, 1, 1, 1, 1)
     feed = feed_forward_operators(feed_forward, architecture.hidden, shape, norm=False, dropout=False, form=form)
@@ -192,7 +255,7 @@ def _layer(
     if feed_forward.experts:
         ep = np.asarray(deployment.ep, float)
         sizes = moe.shapes_of(
-            everyones * deployment.imbalance,
+            np.maximum(asked.everyones, 1e-9) * deployment.imbalance,
             hidden=architecture.hidden,
             inner=feed_forward.expert_width,
             top_k=feed_forward.experts_per_token,
@@ -204,20 +267,21 @@ def _layer(
             arithmetic=EXPERT_ARITHMETIC[form.arithmetic],
         )
         works.append(("experts", Work(f"moe.{form.variant}", sizes, times=1.0 / server.engine.expert_speed)))
-    found = _timed(server, [work for _, work in works])
-    seconds: dict[str, Number] = dict.fromkeys(PARTS, 0.0)
-    for (part, _), (time, _) in zip(works, found, strict=True):
+    compute: dict[str, Number] = dict.fromkeys(PARTS[:-1], 0.0)
+    memory: dict[str, Number] = dict.fromkeys(PARTS[:-1], 0.0)
+    for (part, _), (time, bound) in zip(works, _timed(server, [work for _, work in works]), strict=True):
         if part == "attention of prompts":
             time = np.where(p > 0, time, 0.0)
         if part == "attention over the cache":
             time = np.where(n > 0, time, 0.0)
-        seconds[part] = seconds[part] + time
-    terms = [Term(part, seconds[part], COMPUTE if part in ("attention of prompts",) else MEMORY) for part in PARTS[:-1]]
-    terms += [
-        Term("tensor-parallel communication", _tensor(server, deployment, layer, own), LINK),
-        Term("expert communication", _experts(server, deployment, layer, own), LINK),
-    ]
-    return total("layer", terms)
+        of_compute = np.where(bound == COMPUTE, time, 0.0)
+        compute[part] = compute[part] + of_compute
+        memory[part] = memory[part] + (time - of_compute)
+    link = {
+        "tensor-parallel communication": _tensor(server, deployment, layer, own),
+        "expert communication": _experts(server, deployment, layer, own),
+    }
+    return Spent(compute, memory, link)
 
 
 def some(amount: Number) -> Array:
@@ -225,25 +289,22 @@ def some(amount: Number) -> Array:
     return np.asarray(np.maximum(np.asarray(amount, float), 1e-9))
 
 
-def _softmax_attention(
-    server: Server, attention: Attention, asked: tuple[Array, Number, Array, Array, Array], tp: Array
-) -> list[tuple[str, Work]]:
+def _softmax_attention(server: Server, attention: Attention, asked: _Asked, tp: Array) -> list[tuple[str, Work]]:
     """Return attention of prompts among themselves and over their cached tokens, and of new tokens over the cache."""
-    n, k, p, s, c = asked
     element = wide(server.form).activation_bytes
     prompts = prefill.shapes_of(
         attention,
-        some(p),
-        some(s),
-        cached_tokens=c,
+        some(asked.prompts),
+        some(asked.tokens),
+        cached_tokens=asked.cached,
         tp=tp,
         query_bytes=element,
         cache_bytes=element,
     )
     cached = decode.shapes_of(
         attention,
-        some(n),
-        some(k),
+        some(asked.sequences),
+        some(asked.context),
         tp=tp,
         query_bytes=element,
         cache_bytes=server.cache_bytes,
