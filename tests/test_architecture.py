@@ -185,6 +185,7 @@ ROUNDED = {
     "command-r-plus": (104, 1),  # its card
     "falcon-7b": (7, 1),  # their cards
     "falcon-180b": (180, 2),
+    "moonlight-16b-a3b": (16, 1),  # arXiv 2502.16982
     "grok-1": (314, 4),  # its release; the count of the sizes is half a percent higher
     "opt-6.7b": (6.7, 2),
     "opt-13b": (13, 1),  # arXiv 2205.01068, table 1, here and below
