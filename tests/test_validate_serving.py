@@ -53,6 +53,15 @@ def test_a_precision_that_the_device_lacks_is_said(tmp_path: Path) -> None:
     assert "no fp8 peak" in lines["skipped"].iloc[0]
 
 
+def test_four_bits_are_unpacked_where_nothing_multiplies_them(tmp_path: Path) -> None:
+    changes = [{"precision_weights": name, "model": "llama3.1-70b", "gpus": 4, "tp": 4} for name in ("fp4", "bf16")]
+    _, lines = validate([_file(tmp_path, *changes)])
+    tokens = lines[lines["metric"] == "tpot_ms_mean"]["predicted"].to_numpy()
+    # weights alone: 141 GB or 37 GB over 4 x 3.35 TB/s are 10.5 or 2.8 ms
+    assert tokens[0] < tokens[1] - 4
+    assert tokens[0] > 2.8
+
+
 def test_other_files_are_skipped_with_the_columns_they_lack(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")

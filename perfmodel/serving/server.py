@@ -28,6 +28,9 @@ PRECISIONS = {
     "int8": "int8",
     "fp4": "fp4",
     "nvfp4": "fp4",
+    "mxfp4": "mxfp4",
+    "mxfp4_wo": "mxfp4_weight",
+    "int4": "int4_weight",
     "int8_wo": "int8_weight",
     "int4_wo": "int4_weight",
 }

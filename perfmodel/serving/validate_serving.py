@@ -17,9 +17,10 @@ import pandas as pd
 
 from hardware.catalogue import Machine, UnknownName
 from hardware.faults import InputError
-from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.architecture import Architecture, ModelNotCovered, load_architecture
 from perfmodel.batching import Limits, Requests
 from perfmodel.batching_runs import offline, static_batch
+from perfmodel.kernels import gemm
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, tabulated
@@ -298,12 +299,15 @@ def _server(case: Case, gpus: int, known: Mapping[str, Engine], described: Seque
         raise RowError(f"unknown precision {case.precision_weights!r}")
     architecture = _architecture(case.model)
     machine = machine_of(case.gpu, gpus, None, None, described)
+    precision = case.precision_weights
+    if gemm.FORMS[PRECISIONS[precision]].arithmetic == "fp4" and "fp4" not in machine.accelerator.peak:
+        precision = "mxfp4_wo"  # engines unpack 4-bit weights where nothing multiplies them as they are
     try:
         return server(
             architecture,
             machine,
             known[engine.name],
-            precision_weights=case.precision_weights,
+            precision_weights=precision,
             precision_kv=case.precision_kv or None,
             release=case.release,
         )
@@ -314,6 +318,8 @@ def _server(case: Case, gpus: int, known: Mapping[str, Engine], described: Seque
 def _architecture(model: str) -> Architecture:
     try:
         return load_architecture(model, Path())
+    except ModelNotCovered as error:
+        raise RowError(f"model {error.reason}") from error
     except InputError as error:
         raise RowError(f"unknown model {model!r}") from error
 
