@@ -258,13 +258,16 @@ def _systems(row: dict[str, Any]) -> dict[str, Any]:
     ranks, nodes = int(row["ranks"]), int(row["nodes"])
     if ranks % nodes:
         return {"skipped": "ranks are not spread evenly over the nodes"}
+    fabric, rate = _text(row, "fabric").lower(), _number(row, "nic_GBps_per_gpu") * 1e9
+    # trays of one NVLink domain are one node of the catalogue, whose ranks need no adapters
+    one_domain = nodes > 1 and not rate and "nvl" in fabric
     case = Case(
         tuple(name for name in (_text(row, "system"), _text(row, "gpu")) if name),
         operation,
         ranks,
-        ranks // nodes,
-        _number(row, "nic_GBps_per_gpu") * 1e9 if nodes > 1 else 0.0,
-        _text(row, "fabric").lower() if nodes > 1 else "",
+        0 if one_domain else ranks // nodes,
+        rate if nodes > 1 else 0.0,
+        fabric if nodes > 1 and not one_domain else "",
     )
     hosts = tuple(name for name in (_text(row, "source_id"), *case.names) if name)
     return _found(case, hosts, row["size_bytes"], row, "time_us")

@@ -136,6 +136,7 @@ SPELLINGS = {
     "mi210": ["MI210"],
     "rtx-a6000": ["RTX A6000", "A6000"],
     "rtx-6000-ada": ["RTX 6000 Ada"],
+    "rtx-2080-ti": ["RTX 2080 Ti"],
     "rtx-3090": ["RTX 3090", "GeForce RTX 3090"],
     "rtx-4090": ["RTX4090", "NVIDIA GeForce RTX 4090"],
     "rtx-5090": ["RTX 5090"],
@@ -211,6 +212,7 @@ TENSOR_FLOP_PER_CLOCK = {
     "rtx-a6000": 1024,
     "rtx-6000-ada": 1024,
     # GeForce boards sum in 32 bits at half that rate
+    "rtx-2080-ti": 512,
     "rtx-3090": 512,
     "rtx-4090": 512,
     "rtx-5090": 512,

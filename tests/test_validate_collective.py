@@ -116,6 +116,16 @@ def test_a_system_runs_on_the_network_that_its_rows_state(tmp_path: Path) -> Non
     assert rows["predicted"][0] == pytest.approx(float(all_reduce(group(slow, 16, 1), 2.0**20, MODEL)) * 1e6, rel=1e-6)
 
 
+def test_trays_of_one_nvlink_domain_are_one_node(tmp_path: Path) -> None:
+    trays = {"system": "GB200 NVL72", "gpu": "GB200", "gpus_per_node": 4, "nodes": 9, "ranks": 36, "fabric": "NVLink5"}
+    rates = [SYSTEM | trays | {"nic_GBps_per_gpu": rate, "size_bytes": 2**28} for rate in (None, 50)]
+    _, rows, _ = check(table(tmp_path / "a.csv", *rates))
+    inside, outside = rows["predicted"]
+    # 2 (n-1)/n S over 900 GB/s is 580 us; over adapters of 50 GB/s, four to a tray, 2.6 ms
+    assert 580 < inside < 1200
+    assert outside > 2600
+
+
 def test_ranks_that_fill_no_node(tmp_path: Path) -> None:
     # one rank on each of two nodes: no link inside a node is crossed
     _, rows, _ = check(table(tmp_path / "a.csv", SYSTEM | {"ranks": 2, "collective": "send_recv"}))
