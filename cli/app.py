@@ -34,7 +34,7 @@ from cli.options import (
     readable,
 )
 from cli.placement import plan_placement, predict_placement
-from cli.power import validate_power
+from cli.power import plan_power, predict_power, validate_power
 from cli.program import Program
 from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
@@ -225,6 +225,8 @@ plans.command("kv")(plan_kv)
 predictions.command("kv")(predict_kv)
 plans.command("placement")(plan_placement)
 predictions.command("placement")(predict_placement)
+plans.command("power")(plan_power)
+predictions.command("power")(predict_power)
 plans.command("routing")(plan_routing)
 predictions.command("routing")(predict_routing)
 plans.command("sequence")(plan_sequence)

@@ -253,7 +253,7 @@ def schema(
         str,
         typer.Argument(
             help="accelerator, node, cluster, efficiency, facility, model, train, sequence, routing, placement, fleet, "
-            "kv, serve."
+            "kv, serve, power."
         ),
     ],
     output: Output = None,
@@ -274,6 +274,7 @@ def schema(
         "fleet",
         "serve",
         "kv",
+        "power",
     )
     chosen = one_of("schema", name, known)
 
@@ -302,6 +303,10 @@ def schema(
             from solvers.serve_scenario import serve_schema
 
             return serve_schema()
+        if chosen == "power":
+            from solvers.power_scenario import power_schema
+
+            return power_schema()
         if chosen == "kv":
             from solvers.kv import schema
 

@@ -1,13 +1,136 @@
-"""Commands about power: predictions against measured watts."""
-
-from __future__ import annotations
+"""Commands about power: servers below limits, and predictions against measured watts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import By, Debug, Form, LeaveOut, Machines, Output, Rows, Where, readable
+from cli.answer import ask, need_plan, stop_at, write_result
+from cli.options import (
+    By,
+    Debug,
+    Form,
+    Gap,
+    LeaveOut,
+    Machines,
+    Output,
+    Overrides,
+    Rows,
+    Scenario,
+    TimeLimit,
+    Top,
+    Where,
+    readable,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rich.console import RenderableType
+
+    from cli.answer import Progress
+    from hardware.yaml_source import Source
+    from solvers.power_scenario import PowerScenario
+    from solvers.result import Result
+
+# Everything slow to import is imported by the command that needs it.
+
+
+def plan_power(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    time_limit: TimeLimit = None,
+    gap: Gap = 1e-4,
+    debug: Debug = False,
+) -> None:
+    """How many servers fit below the limits of a facility, and where."""
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[PowerScenario, Result]":
+        from solvers.power import plan
+        from solvers.power_scenario import load_power
+
+        question = load_power(source, scenario.parent)
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap))
+
+    question, result, given = ask(scenario, overrides, "searching", solve)
+    warn(question.warnings)
+    write_result(result, given, form, output, lambda: _shown(result, top))
+
+
+def predict_power(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    form: Form = None,
+    output: Output = None,
+    top: Top = 5,
+    debug: Debug = False,
+) -> None:
+    """What given servers draw, node by node, and whether that meets the limits."""
+
+    def solve(source: "Source", progress: "Progress") -> "tuple[PowerScenario, Result]":
+        from solvers.power import predict
+        from solvers.power_scenario import load_power
+
+        question = load_power(source, scenario.parent)
+        need_plan(source, question.question.plan, "servers")
+        return question, predict(question)
+
+    question, result, given = ask(scenario, overrides, "predicting", solve)
+    warn(question.warnings)
+    write_result(result, given, form, output, lambda: _shown(result, top))
+
+
+def _shown(result: "Result", top: int) -> "RenderableType":
+    from dataclasses import replace
+
+    from cli import render
+
+    if result.plan is None:
+        return render.result(result, top)
+    others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]
+    said = {key: value for key, value in (result.prediction or {}).items() if key != "by_node"}
+    shown = replace(result, plan=_brief(result.plan), prediction=said, alternatives=others)
+    return render.result(shown, top, _nodes(result.plan, (result.prediction or {})["by_node"]))
+
+
+def _brief(plan: "Mapping[str, Any]") -> "dict[str, Any]":
+    return {key: value for key, value in plan.items() if key != "by_node" and value is not None}
+
+
+_NODES = 12
+"""Nodes that the table shows."""
+
+
+def _nodes(plan: "Mapping[str, Any]", by_node: "Mapping[str, Any]") -> "RenderableType":
+    """Show the plan, where servers stand, and what the nodes draw."""
+    from rich.console import Group
+
+    from cli.tables import quantity, table, text
+
+    brief = [(key, quantity(key, value)) for key, value in _brief(plan).items()]
+    racks = [(text(name), quantity("", servers)) for name, servers in list(plan["by_node"].items())[:_NODES]]
+    left = len(plan["by_node"]) - len(racks)
+    ordered = sorted(by_node.items(), key=lambda item: -(item[1]["rule_w"] / item[1]["limit_w"]))[:_NODES]
+    rows = [
+        (
+            text(name),
+            str(node["servers"]),
+            *(quantity("w_w", node[key]) for key in ("p50_w", "p99_w", "rule_w", "limit_w")),
+        )
+        for name, node in ordered
+    ]
+    more = f" ({left} more with --format json)" if left else ""
+    fullest = f"Power, the fullest {len(rows)} of {len(by_node)}" if len(by_node) > len(rows) else "Power"
+    return Group(
+        table("Plan", ("", ""), brief, numbers=()),
+        table(f"Servers in each rack{more}", ("", ""), racks, numbers=()),
+        table(fullest, ("", "servers", "P50", "P99", "by the rule", "limit"), rows),
+    )
 
 
 def validate_power(

@@ -1,0 +1,246 @@
+"""How many servers fit below the limits of a facility, by each rule, and how far from the most that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solvers.backend import OPTIMAL_GAP, relative_gap
+from solvers.power_answer import (
+    binding,
+    common,
+    missing,
+    objective,
+    plan_dict,
+    prediction,
+)
+from solvers.power_case import Case, Integers
+from solvers.power_given import given_placement
+from solvers.power_place import place, towards, trimmed
+from solvers.power_relaxed import Relaxed, relax
+from solvers.power_rules import Rule, rules_of
+from solvers.power_scenario import PowerScenario
+from solvers.result import Result
+
+TIME_LIMIT_S = 20.0
+"""How long to search, where nothing else is said [s]."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rule allows.
+
+    Parameters
+    ----------
+    method : str
+        The rule.
+    rules : tuple of Rule
+        The same as watts.
+    relaxed : Relaxed or None
+        The linear relaxation; None if servers that are needed do not fit.
+    placed : array of int, shape (racks, workloads), or None
+        Servers in each rack.
+    value : float or None
+        Objective of these.
+    bound : float or None
+        What no placement beats.
+    """
+
+    method: str
+    rules: tuple[Rule, ...]
+    relaxed: Relaxed | None
+    placed: Integers | None
+    value: float | None
+    bound: float | None
+
+
+def plan(
+    scenario: PowerScenario, *, top: int = 5, time_limit_s: float | None = None, gap: float | None = None
+) -> Result:
+    """Find the most servers, the most goodput or the least cost below all limits, by each rule asked for.
+
+    Parameters
+    ----------
+    scenario : PowerScenario
+        The question.
+    top : int
+        How many alternatives to list: the other rules' plans.
+    time_limit_s : float
+        Wall time of the search of all rules; `TIME_LIMIT_S` if left out [s].
+    gap : float
+        Relative distance from the bound at which the search may stop; None for a proof.
+
+    Returns
+    -------
+    Result
+        ``optimal`` within the rule that does best, ``feasible`` (it meets `gap`), ``time_limit`` with the bound and gap
+        reached, or ``infeasible`` with the node that lacks watts.
+    """
+    began = time.perf_counter()
+    case = scenario.case
+    limit_s = TIME_LIMIT_S if time_limit_s is None else time_limit_s
+    methods = scenario.methods
+    found = []
+    for number, method in enumerate(methods):
+        left = began + limit_s - time.perf_counter()
+        found.append(best_by(case, method, time.perf_counter() + left / (len(methods) - number)))
+    reached = [one for one in found if one.placed is not None]
+    if not reached:
+        why, relaxation = missing(case, found[0].rules, began + limit_s)
+        return Result(
+            status="infeasible",
+            objective=objective(scenario, None),
+            solve_time_s=time.perf_counter() - began,
+            why_not=why,
+            relaxation=relaxation,
+            **common(scenario),
+        )
+    sign = 1.0 if case.sense == "max" else -1.0
+    reached.sort(key=lambda one: -sign * (one.value or 0.0))
+    best = reached[0]
+    assert best.placed is not None and best.value is not None and best.bound is not None
+    solved_s = time.perf_counter() - began
+    distance = relative_gap(best.value, best.bound)
+    met = gap is not None and distance <= gap
+    return Result(
+        status="optimal" if distance <= OPTIMAL_GAP else "feasible" if met else "time_limit",
+        objective=objective(scenario, best.value),
+        best_bound=best.bound,
+        gap=distance,
+        solve_time_s=solved_s,
+        plan=plan_dict(case, best.placed, best.method, best.rules),
+        prediction=prediction(scenario, best.placed, best.rules),
+        binding=binding(case, best.placed, best.rules, best.relaxed),
+        alternatives=[
+            {
+                "plan": plan_dict(case, one.placed, one.method, one.rules),
+                "prediction": prediction(scenario, one.placed, one.rules),
+            }
+            for one in reached[1 : top + 1]
+            if one.placed is not None
+        ],
+        baseline=_baseline(scenario, best.value),
+        **common(scenario),
+    )
+
+
+def best_by(case: Case, method: str, until: float) -> Found:
+    """Find the best placement by one rule.
+
+    Parameters
+    ----------
+    case : Case
+        The question.
+    method : str
+        The rule.
+    until : float
+        When to stop, on `time.perf_counter` [s].
+    """
+    rules = rules_of(case, method)
+    relaxed = relax(case, rules, until)
+    if relaxed is None:
+        return Found(method, rules, None, None, None, None)
+    placed = place(case, rules, relaxed)
+    if case.share is not None:
+        placed, bound = _by_shares(case, rules, relaxed, placed, until)
+    else:
+        bound = relaxed.value
+    if (placed.sum(axis=0) < case.least).any():
+        return Found(method, rules, relaxed, None, None, None)
+    value = float(case.value @ placed.sum(axis=0))
+    if case.sense == "max":
+        bound = max(value, np.floor(bound + 1e-6) if (case.value == 1).all() else bound)
+    else:
+        bound = min(value, max(bound, float(case.value @ case.least)))
+    return Found(method, rules, relaxed, placed, value, float(bound))
+
+
+def _by_shares(
+    case: Case, rules: Sequence[Rule], relaxed: Relaxed, placed: Integers, until: float
+) -> tuple[Integers, float]:
+    """Return the placement of the most servers divided by shares, and the bound.
+
+    Notes
+    -----
+    The relaxation divides parts of servers; whole ones may do better by a few, so that its bound is what proves more
+    to be impossible: the first number of whole servers whose own relaxation has no answer.
+    """
+    servers = int(placed.sum())
+    known = int(np.floor(relaxed.counts.sum() + 1e-6))
+    most = max(known, servers)
+    while True:
+        exact = case.apportioned(most + 1)
+        if (exact > case.most).any() or relax(case, rules, until, exact=exact) is None:
+            break
+        most += 1
+    for more in range(most, servers, -1):
+        own = relax(case, rules, until, exact=case.apportioned(more)) if more - servers <= 3 else None
+        if own is None:
+            continue
+        tried = towards(case, rules, place(case, rules, own), case.apportioned(more))
+        if tried is not None:
+            return trimmed(tried, case.apportioned(more)), float(case.value @ case.apportioned(most))
+    return placed, float(case.value @ case.apportioned(most))
+
+
+def predict(scenario: PowerScenario) -> Result:
+    """Cost the placement that a scenario gives.
+
+    Parameters
+    ----------
+    scenario : PowerScenario
+        The question with its plan.
+
+    Returns
+    -------
+    Result
+        ``feasible``, or ``infeasible`` with the nodes whose limits it exceeds.
+
+    Raises
+    ------
+    InputError
+        The plan names racks or workloads that there are not, or more servers than fit a rack.
+    ValueError
+        The scenario gives no plan.
+    """
+    began = time.perf_counter()
+    given = given_placement(scenario)
+    if given.placed is None:
+        return Result(
+            status="infeasible",
+            objective=objective(scenario, None),
+            solve_time_s=time.perf_counter() - began,
+            why_not=given.why,
+            relaxation=given.relaxation,
+            **common(scenario),
+        )
+    value = float(scenario.case.value @ given.placed.sum(axis=0))
+    return Result(
+        status="feasible",
+        objective=objective(scenario, value),
+        solve_time_s=time.perf_counter() - began,
+        plan=plan_dict(scenario.case, given.placed, given.method, given.rules),
+        prediction=prediction(scenario, given.placed, given.rules),
+        binding=binding(scenario.case, given.placed, given.rules),
+        **common(scenario),
+    )
+
+
+def _baseline(scenario: PowerScenario, best: float) -> dict[str, Any] | None:
+    """Return what runs today beside the best."""
+    if scenario.question.plan is None:
+        return None
+    given = given_placement(scenario)
+    if given.placed is None:
+        return None
+    value = float(scenario.case.value @ given.placed.sum(axis=0))
+    better = best / value if scenario.case.sense == "max" else value / best
+    return {
+        "plan": plan_dict(scenario.case, given.placed, given.method, given.rules),
+        "prediction": prediction(scenario, given.placed, given.rules),
+        "gain": better if value and best else None,
+    }

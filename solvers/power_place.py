@@ -1,0 +1,197 @@
+"""Whole servers in racks: from the relaxation down, then up again as far as every node allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.power_case import Booleans, Case, Integers
+from solvers.power_relaxed import Relaxed
+from solvers.power_rules import Rule
+
+_HALVINGS = 24
+
+
+def allowed(case: Case, rules: Sequence[Rule], placed: Integers) -> Booleans:
+    """Tell for every node whether the servers below it meet all rules.
+
+    Parameters
+    ----------
+    case : Case
+        The question.
+    rules : sequence of Rule
+        What every node has to meet.
+    placed : array of int, shape (racks, workloads)
+        Servers in each rack.
+    """
+    totals, nodes = case.site.totals(placed), np.arange(len(case.site.name))
+    return np.asarray(np.logical_and.reduce([rule.allows(totals, nodes) for rule in rules]))
+
+
+def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed) -> Integers:
+    """Return whole servers in racks, near the relaxation's.
+
+    Parameters
+    ----------
+    case : Case
+        The question.
+    rules : sequence of Rule
+        What every node has to meet.
+    relaxed : Relaxed
+        The optimum of the relaxation.
+
+    Returns
+    -------
+    array of int, shape (racks, workloads)
+        Servers in each rack; with shares, as many of each workload as their sum is divided into.
+    """
+    site = case.site
+    racks = site.pool[site.racks]
+    average = relaxed.by_pool[racks] / np.bincount(site.pool)[racks][:, None]
+    placed = _rounded_down(case, rules, average)
+    if case.share is None:
+        order = np.argsort(-case.value / np.maximum(case.quantile_w, 1e-9), kind="stable")
+        goals = [case.least, np.floor(relaxed.counts + 1e-6).astype(np.int64), case.most]
+        for goal in goals if case.sense == "max" else goals[:1]:
+            for kind in order.tolist():
+                placed, _ = filled(case, rules, placed, kind, int(goal[kind] - placed[:, kind].sum()))
+        return placed
+    servers = _whole_shares(case, placed)
+    step = max(1, (int(relaxed.counts.sum() + 1e-6) - servers) // 4)
+    while step:
+        tried = towards(case, rules, placed, case.apportioned(servers + step))
+        if tried is None:
+            step //= 2
+            continue
+        placed, servers = tried, servers + step
+        if (placed.sum(axis=0) > case.most).any():
+            break
+    return trimmed(placed, case.apportioned(servers))
+
+
+def towards(case: Case, rules: Sequence[Rule], placed: Integers, goal: Integers) -> Integers | None:
+    """Return a placement with so many servers of each workload at least, grown from another; None if it does not."""
+    if (goal > case.most).any():
+        return None
+    for kind in np.argsort(-case.max_w, kind="stable").tolist():
+        missing = int(goal[kind] - placed[:, kind].sum())
+        placed, added = filled(case, rules, placed, kind, missing)
+        if added < missing:
+            return None
+    return placed
+
+
+def _whole_shares(case: Case, placed: Integers) -> int:
+    """Return the most servers whose shares do not exceed those placed."""
+    counts = placed.sum(axis=0)
+    low, high = 0, int(counts.sum())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (case.apportioned(middle) <= counts).all():
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def trimmed(placed: Integers, goal: Integers) -> Integers:
+    """Return a placement without the servers beyond a goal, taken from the last racks."""
+    placed = placed.copy()
+    for kind, surplus in enumerate((placed.sum(axis=0) - goal).tolist()):
+        for rack in range(len(placed) - 1, -1, -1):
+            if surplus <= 0:
+                break
+            taken = min(surplus, int(placed[rack, kind]))
+            placed[rack, kind] -= taken
+            surplus -= taken
+    return placed
+
+
+def _rounded_down(case: Case, rules: Sequence[Rule], average: Array) -> Integers:
+    """Return the largest part of the relaxation that is allowed once it is rounded down."""
+    whole = np.floor(average + 1e-6).astype(np.int64)
+    if allowed(case, rules, whole).all():
+        return whole
+    low, high, best = 0.0, 1.0, np.zeros_like(whole)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        whole = np.floor(middle * average + 1e-6).astype(np.int64)
+        if allowed(case, rules, whole).all():
+            low, best = middle, whole
+        else:
+            high = middle
+    return best
+
+
+def filled(case: Case, rules: Sequence[Rule], placed: Integers, kind: int, wanted: int) -> tuple[Integers, int]:
+    """Add servers of one workload wherever every node allows it.
+
+    Parameters
+    ----------
+    case, rules
+        As of `place`.
+    placed : array of int, shape (racks, workloads)
+        Servers in each rack.
+    kind : int
+        The workload.
+    wanted : int
+        Servers to add at most.
+
+    Returns
+    -------
+    tuple of array and int
+        The new placement and how many were added: as many as fit beside those that stand, since what fits below a
+        node is the lesser of its own room and the sum of its children's.
+    """
+    if wanted <= 0:
+        return placed, 0
+    site = case.site
+    room = np.zeros(len(site.name), np.int64)
+    totals = site.totals(placed)
+    free = np.where(site.fits[site.racks, kind], site.slots[site.racks] - placed.sum(axis=1), 0)
+    room[site.racks] = free
+    for node in range(len(room) - 1, 0, -1):
+        room[site.parent[node]] += room[node]
+    room = np.minimum(room, wanted)
+    open_ = np.flatnonzero(room > 0)
+    room[open_] = _headroom(case, rules, totals, kind, open_, room[open_])
+    children: list[list[int]] = [[] for _ in room]
+    for node in range(len(room) - 1, 0, -1):
+        children[site.parent[node]].append(node)
+    for node in range(len(room) - 1, -1, -1):
+        if children[node]:
+            room[node] = min(room[node], int(room[children[node]].sum()))
+    given = np.zeros_like(room)
+    given[0] = min(room[0], wanted)
+    for node in range(len(room)):
+        if given[node] and children[node]:
+            below = np.array(children[node])
+            part = room[below] * given[node] // max(int(room[below].sum()), 1)
+            left = int(given[node] - part.sum())
+            for child in np.argsort(part - room[below], kind="stable").tolist():
+                more = min(left, int(room[below[child]] - part[child]), 1)
+                part[child] += more
+                left -= more
+            given[below] = part
+    placed = placed.copy()
+    placed[:, kind] += given[site.racks]
+    return placed, int(given[0])
+
+
+def _headroom(
+    case: Case, rules: Sequence[Rule], totals: Integers, kind: int, nodes: Integers, most: Integers
+) -> Integers:
+    """Return how many servers of a workload each node takes beside those below it, on its own."""
+    low, high = np.zeros(len(nodes), np.int64), most.copy()
+    while True:
+        unsure = np.flatnonzero(low < high)
+        if not len(unsure):
+            return low
+        middle = (low[unsure] + high[unsure] + 1) // 2
+        counts = totals[nodes[unsure]].copy()
+        counts[:, kind] += middle
+        fits = np.logical_and.reduce([rule.allows(counts, nodes[unsure]) for rule in rules])
+        low[unsure] = np.where(fits, middle, low[unsure])
+        high[unsure] = np.where(fits, high[unsure], middle - 1)

@@ -1,0 +1,189 @@
+"""The linear relaxation of how many servers fit: what no placement beats, and what limits are worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.terms import Array
+from solvers.backend import solve
+from solvers.power_case import Case, Integers
+from solvers.power_rules import Rule
+
+_ROUNDS = 40
+"""Rounds of cuts; any number leaves a valid bound."""
+_TOLERANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """The optimum of the relaxation.
+
+    Parameters
+    ----------
+    value : float
+        Objective that no placement beats.
+    counts : array, shape (workloads,)
+        Servers of each workload, not whole.
+    by_pool : array, shape (pools, workloads)
+        Servers below all nodes of each pool.
+    shadow : dict of (int, int) to float
+        Rule and pool -> objective for one more watt at each node of the pool [1/W].
+    missing_w : dict of (int, int) to float
+        Rule and pool -> watts by which each node's limit is exceeded [W]; all zero unless servers that are needed do
+        not fit.
+    """
+
+    value: float
+    counts: Array
+    by_pool: Array
+    shadow: dict[tuple[int, int], float]
+    missing_w: dict[tuple[int, int], float]
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Nodes that are alike, as one: the first of them stands for all."""
+
+    first: Integers
+    size: Integers
+    parent: Integers
+
+    @classmethod
+    def of(cls, case: Case) -> _Pools:
+        number, first, size = np.unique(case.site.pool, return_index=True, return_counts=True)
+        above = case.site.parent[first]
+        parent = np.where(above >= 0, case.site.pool[above], -1)
+        assert (number == np.arange(len(number))).all()
+        return cls(first, size, parent)
+
+
+def relax(
+    case: Case, rules: Sequence[Rule], until: float, *, exact: Integers | None = None, elastic: bool = False
+) -> Relaxed | None:
+    """Solve the relaxation.
+
+    Parameters
+    ----------
+    case : Case
+        The question.
+    rules : sequence of Rule
+        What every node has to meet.
+    until : float
+        When to stop adding cuts, on `time.perf_counter` [s].
+    exact : array of int, shape (workloads,)
+        Servers of each workload, if they are given.
+    elastic : bool
+        Whether limits may be exceeded: then the watts that are missing in all are least.
+
+    Returns
+    -------
+    Relaxed or None
+        None if servers that are needed do not fit.
+
+    Notes
+    -----
+    Nodes that are alike are one with the mean of their servers: every rule's limits are convex cuts, so that the mean
+    of allowed numbers meets them. Cuts are added where they are not met until none is.
+    """
+    pools = _Pools.of(case)
+    kinds = range(len(case.workloads))
+    cuts: list[tuple[int, int, Array]] = []
+    found = None
+    for _ in range(_ROUNDS):
+        answer = _solve(case, rules, pools, cuts, exact, elastic)
+        if answer is None:
+            return None
+        found = answer
+        added = False
+        average = found.by_pool / pools.size[:, None]
+        busy = np.flatnonzero(average.sum(axis=1) > 0)
+        for number, rule in enumerate(rules):
+            limits = rule.limit_w[pools.first[busy]]
+            coefficients = rule.safe_cuts(average[busy], limits)
+            extra = np.array([found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()])
+            over = (coefficients * average[busy]).sum(axis=1) > (limits + extra) * (1 + _TOLERANCE)
+            for place in np.flatnonzero(over).tolist():
+                cuts.append((number, int(busy[place]), coefficients[place]))
+                added = True
+        if not added or time.perf_counter() > until:
+            break
+    assert found is not None and len(kinds) == len(found.counts)
+    return found
+
+
+def _solve(
+    case: Case,
+    rules: Sequence[Rule],
+    pools: _Pools,
+    cuts: Sequence[tuple[int, int, Array]],
+    exact: Integers | None,
+    elastic: bool,
+) -> Relaxed | None:
+    import pulp
+
+    kinds = range(len(case.workloads))
+    site = case.site
+    problem = pulp.LpProblem("power", pulp.LpMaximize if case.sense == "max" and not elastic else pulp.LpMinimize)
+    held: list[list[pulp.LpAffineExpression]] = [[pulp.LpAffineExpression() for _ in kinds] for _ in pools.first]
+    racks: dict[tuple[int, int], pulp.LpVariable] = {}
+    for pool, first in enumerate(pools.first.tolist()):
+        if site.slots[first] == 0:
+            continue
+        for kind in kinds:
+            if site.fits[first, kind]:
+                racks[pool, kind] = problem.add_variable(f"n_{pool}_{kind}", 0)
+        own = [racks[pool, kind] for kind in kinds if (pool, kind) in racks]
+        if own:
+            problem += pulp.lpSum(own) <= int(site.slots[first] * pools.size[pool]), f"slots_{pool}"
+    for (pool, kind), variable in racks.items():
+        at = pool
+        while at >= 0:
+            held[at][kind] += variable
+            at = int(pools.parent[at])
+    total = held[0]
+    if exact is not None:
+        for kind in kinds:
+            problem += total[kind] == int(exact[kind]), f"exact_{kind}"
+    else:
+        for kind in kinds:
+            if case.least[kind] > 0:
+                problem += total[kind] >= int(case.least[kind]), f"least_{kind}"
+            if case.most[kind] < site.slots.sum():
+                problem += total[kind] <= int(case.most[kind]), f"most_{kind}"
+        if case.share is not None:
+            every = pulp.lpSum(total)
+            for kind in kinds[1:]:
+                problem += total[kind] == float(case.share[kind]) * every, f"share_{kind}"
+    over: dict[tuple[int, int], pulp.LpVariable] = {}
+    for number, (rule, pool, coefficients) in enumerate(cuts):
+        limit = float(rules[rule].limit_w[pools.first[pool]] * pools.size[pool])
+        load = pulp.lpSum(float(coefficients[kind]) / 1e3 * held[pool][kind] for kind in kinds if held[pool][kind])
+        if elastic and (rule, pool) not in over:
+            over[rule, pool] = problem.add_variable(f"over_{rule}_{pool}", 0)
+        beyond = float(pools.size[pool]) * over[rule, pool] if elastic else 0
+        problem += load <= limit / 1e3 + beyond, f"cut_{number}"
+    if elastic:
+        problem += pulp.lpSum(float(pools.size[pool]) * slack for (_, pool), slack in over.items())
+    else:
+        problem += pulp.lpSum(float(case.value[kind]) * total[kind] for kind in kinds)
+    answer = solve(problem)
+    if answer.status == "infeasible":
+        return None
+    values = answer.values
+    by_pool = np.zeros((len(pools.first), len(case.workloads)))
+    for (pool, kind), variable in racks.items():
+        at = pool
+        while at >= 0:
+            by_pool[at, kind] += values.get(variable.name, 0.0)
+            at = int(pools.parent[at])
+    shadow: dict[tuple[int, int], float] = {}
+    for number, (rule, pool, _) in enumerate(cuts):
+        dual = (answer.duals or {}).get(f"cut_{number}", 0.0)
+        if dual:
+            shadow[rule, pool] = shadow.get((rule, pool), 0.0) + dual * float(pools.size[pool]) / 1e3
+    missing = {key: 1e3 * values.get(slack.name, 0.0) for key, slack in over.items()}
+    return Relaxed(answer.objective or 0.0, by_pool[0], by_pool, shadow, missing)

@@ -1,0 +1,353 @@
+"""Servers below the limits of a facility: published figures, brute force, faults with their places."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cli.app import app
+from hardware.faults import InputError
+from hardware.yaml_source import Source
+from solvers.power import plan, predict
+from solvers.power_rules import rules_of
+from solvers.power_scenario import PowerScenario, load_power
+from solvers.result import Result
+
+HERE = Path()
+
+
+def facility(root: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"kind": "facility", "name": "test", "root": root, **more}
+
+
+def row(rating_w: float, racks: int = 20, slots: int = 10) -> dict[str, Any]:
+    """One row whose racks never bind."""
+    rack = {"name": "rack", "level": "rack", "count": racks, "rating": rating_w, "slots": slots}
+    return facility({"name": "row", "level": "row", "rating": rating_w, "children": [rack]})
+
+
+def workload(mean: float, sigma: float, most: float, idle: float = 0.0, **more: Any) -> dict[str, Any]:
+    power = {"mean": mean, "sigma": sigma, "max": most, "idle": idle}
+    return {"name": "chat", "server": "dgx-a100", "power": power, **more}
+
+
+def question(place: dict[str, Any], workloads: list[dict[str, Any]], **more: Any) -> PowerScenario:
+    data = {"kind": "power", "facility": place, "workloads": workloads, **more}
+    return load_power(Source("test", data), HERE)
+
+
+def solved(place: dict[str, Any], workloads: list[dict[str, Any]], **more: Any) -> Result:
+    return plan(question(place, workloads, **more))
+
+
+# --- the worked figures --------------------------------------------------------------------------------------------
+
+VECTORS = [
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "nameplate", 0.0, 40, 40),
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "gaussian", 0.0, 56, 56),
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "gaussian", 0.2, 47, 47),
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "gaussian", 0.5, 42, 42),
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "gaussian", 1.0, 37, 40),
+    (260e3, 4200, 900, 6500, 1500, 1e-3, "hoeffding", 0.0, 46, 46),
+    (260e3, 4200, 900, 6500, 1500, 1e-5, "gaussian", 0.2, 43, 43),
+    (1000e3, 5500, 1100, 10200, 2800, 1e-4, "nameplate", 0.0, 98, 98),
+    (1000e3, 5500, 1100, 10200, 2800, 1e-4, "gaussian", 0.1, 146, 146),
+    (1000e3, 5500, 1100, 10200, 2800, 1e-4, "gaussian", 0.6, 115, 115),
+    (1000e3, 5500, 1100, 10200, 2800, 1e-4, "hoeffding", 0.0, 146, 146),
+]
+"""Limit, mean, sigma, most, idle [W], risk, method, correlation, servers by the rule alone, by it or nameplates."""
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_worked_figures(vector: tuple[Any, ...]) -> None:
+    limit, mean, sigma, most, idle, risk, method, correlation, alone, servers = vector
+    policy = {"method": method, "risk": risk, "correlation": correlation}
+    answer = solved(row(limit), [workload(mean, sigma, most, idle)], policy=policy)
+    assert answer.status == "optimal"
+    assert answer.objective.value == answer.best_bound == servers
+    assert answer.plan is not None and answer.prediction is not None
+    assert answer.prediction["rule_servers"] == alone
+    assert answer.plan["rule"] == ("nameplate" if servers > alone else method)
+
+
+def test_a_normal_tail_below_the_nameplate_gives_the_nameplate_and_says_so() -> None:
+    policy = {"method": "gaussian", "risk": 1e-3, "correlation": 1.0}
+    answer = solved(row(260e3), [workload(4200, 900, 6500)], policy=policy)
+    assert answer.plan is not None
+    assert (answer.plan["method"], answer.plan["rule"], answer.plan["servers"]) == ("gaussian", "nameplate", 40)
+
+
+def test_each_method_is_a_plan_and_the_best_comes_first() -> None:
+    policy = {"method": ["nameplate", "percentile", "gaussian", "hoeffding"], "risk": 1e-3, "correlation": 0.0}
+    answer = solved(row(260e3), [workload(4200, 900, 6500, 1500)], policy=policy)
+    assert answer.plan is not None
+    plans = [answer.plan, *(other["plan"] for other in answer.alternatives)]
+    assert [(one["method"], one["servers"]) for one in plans] == [
+        ("gaussian", 56), ("hoeffding", 46), ("nameplate", 40), ("percentile", 40),
+    ]  # fmt: skip
+
+
+# --- every node, checked apart from the solver ---------------------------------------------------------------------
+
+
+def loads(case_: Any, method: str, counts: np.ndarray, failed: bool) -> float:  # type: ignore[type-arg]
+    """What servers draw by a rule, from its definition, one server at a time."""
+    from statistics import NormalDist
+
+    of = np.repeat(np.arange(len(counts)), counts)
+    cap = case_.failover_w if failed else np.full(len(counts), np.inf)
+    most = np.minimum(case_.max_w, cap)
+    safe = float(most[of].sum())
+    if method == "nameplate":
+        return safe
+    if method == "percentile":
+        return min(safe, float(np.minimum(case_.quantile_w, cap)[of].sum()))
+    if method == "packing":
+        total = np.minimum(case_.profile_w, cap[:, None])[of].sum(axis=0)
+        beyond = int(len(total) * case_.risk + 1e-9)
+        return min(safe, float(np.sort(total)[len(total) - 1 - beyond]))
+    rule = 0.0
+    for hour in range(len(case_.mean_w)):
+        mean = np.minimum(case_.mean_w[hour], cap)
+        spread = np.where(cap < case_.mean_w[hour], 0.0, case_.sigma_w[hour])
+        factor = NormalDist().inv_cdf(1 - case_.risk)
+        if method == "hoeffding":
+            spread, factor = most - np.minimum(case_.idle_w, cap), float(np.sqrt(np.log(1 / case_.risk) / 2))
+        matrix = case_.correlation[of][:, of].copy()
+        np.fill_diagonal(matrix, 1.0)
+        variance = float(spread[of] @ matrix @ spread[of])
+        rule = max(rule, float(mean[of].sum()) + factor * variance**0.5)
+    return min(safe, rule)
+
+
+def check(scenario: PowerScenario, answer: Result) -> None:
+    """Hold an answer's racks and every node above them against limits, from the plan's own words."""
+    import re
+
+    assert answer.plan is not None
+    case_, site = scenario.case, scenario.case.site
+    below = {name: np.zeros(len(case_.workloads), int) for name in site.name}
+    for name, servers in answer.plan["by_node"].items():
+        found = re.search(r"\[(\d+)-(\d+)\]$", name)
+        numbers = range(int(found[1]), int(found[2]) + 1) if found else [None]
+        for number in numbers:
+            rack = name if number is None else f"{name[: found.start()]}[{number}]"  # type: ignore[union-attr]
+            at = site.name.index(rack)
+            counts = np.array([servers.get(one, 0) for one in case_.workloads])
+            assert counts.sum() <= site.slots[at]
+            while at >= 0:
+                below[site.name[at]] += counts
+                at = int(site.parent[at])
+    total = below[site.name[0]]
+    assert dict(zip(case_.workloads, total.tolist(), strict=True)) == answer.plan["workloads"]
+    assert total.sum() == answer.plan["servers"]
+    for node, name in enumerate(site.name):
+        assert loads(case_, answer.plan["method"], below[name], False) <= site.limit_w[node] * (1 + 1e-9), name
+        if case_.failover:
+            assert loads(case_, answer.plan["method"], below[name], True) <= site.failover_w[node] * (1 + 1e-9), name
+
+
+def best_by_trying(scenario: PowerScenario, method: str) -> int:
+    """Try every number of servers in every rack."""
+    case_, site = scenario.case, scenario.case.site
+    racks = site.racks.tolist()
+    choices = [
+        [
+            counts
+            for counts in itertools.product(*(range(int(site.slots[rack]) + 1) for _ in case_.workloads))
+            if sum(counts) <= site.slots[rack]
+        ]
+        for rack in racks
+    ]
+    best = 0
+    for placed in itertools.product(*choices):
+        counts = np.array(placed)
+        total = counts.sum(axis=0)
+        if total.sum() <= best:
+            continue
+        if case_.share is not None and not (total == case_.apportioned(int(total.sum()))).all():
+            continue
+        if (total < case_.least).any() or (total > case_.most).any():
+            continue
+        nodes = site.totals(counts)
+        if all(
+            loads(case_, method, nodes[node], False) <= site.limit_w[node] * (1 + 1e-9) for node in range(len(nodes))
+        ):
+            best = int(total.sum())
+    return best
+
+
+METHODS = ["nameplate", "percentile", "gaussian", "hoeffding"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_small_trees_against_trying_everything(method: str, shares: bool, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rack = {"level": "rack", "slots": 3}
+    children = [
+        {"name": f"pdu{number}", "level": "pdu", "rating": float(draw.integers(14, 24) * 1000), "children": [
+            {"name": "a", **rack, "rating": 13000.0},
+            {"name": "b", **rack, "rating": float(draw.integers(7, 13) * 1000)},
+        ]} for number in range(2)
+    ]  # fmt: skip
+    place = facility(
+        {"name": "hall", "level": "row", "rating": float(draw.integers(24, 40) * 1000), "children": children}
+    )
+    workloads = [
+        workload(3000, 500, 5000, 1000) | {"name": "light"},
+        workload(4500, 700, 6500, 1500) | {"name": "heavy"},
+    ]
+    if shares:
+        workloads = [one | {"share": share} for one, share in zip(workloads, (0.6, 0.4), strict=True)]
+    policy = {"method": method, "risk": 0.01, "correlation": [[0.5, 0.2], [0.2, 0.3]]}
+    scenario = question(place, workloads, policy=policy)
+    answer = plan(scenario)
+    check(scenario, answer)
+    best = best_by_trying(scenario, method)
+    assert answer.best_bound is not None and answer.objective.value is not None
+    assert answer.objective.value <= best <= answer.best_bound
+    assert answer.objective.value == best
+
+
+@given(
+    st.floats(60e3, 300e3), st.floats(1.0, 1.5), st.floats(0.0, 1.0),
+    st.sampled_from(["nameplate", "percentile", "gaussian", "hoeffding"]),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_a_higher_rating_never_takes_fewer(rating: float, more: float, correlation: float, method: str) -> None:
+    policy = {"method": method, "risk": 1e-3, "correlation": correlation}
+    few, many = (
+        solved(row(watts), [workload(4200, 900, 6500, 1500)], policy=policy).objective.value
+        for watts in (rating, rating * more)
+    )
+    assert few is not None and many is not None and few <= many
+    assert few >= rating // 6500  # nameplates always fit
+
+
+def test_the_order_of_racks_changes_nothing() -> None:
+    racks = [
+        {"name": f"r{number}", "level": "rack", "rating": rating, "slots": 6}
+        for number, rating in enumerate([20e3, 30e3, 20e3, 38e3])
+    ]
+    found = []
+    for order in itertools.permutations(racks):
+        place = facility({"name": "row", "level": "row", "rating": 100e3, "children": list(order)})
+        answer = solved(place, [workload(4200, 900, 6500)], policy={"method": "gaussian", "correlation": 0.3})
+        found.append((answer.objective.value, answer.best_bound))
+    assert len(set(found)) == 1
+
+
+# --- plans read back -----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_predicts_again_to_the_same(tmp_path: Path) -> None:
+    text = {
+        "kind": "power", "facility": row(260e3), "workloads": [workload(4200, 900, 6500)],
+        "policy": {"method": "gaussian", "correlation": 0.2},
+    }  # fmt: skip
+    (tmp_path / "row.yaml").write_text(json.dumps(text))
+    runner = CliRunner()
+    saved = tmp_path / "plan.json"
+    done = runner.invoke(app, ["plan", "power", str(tmp_path / "row.yaml"), "-o", str(saved)])
+    assert done.exit_code == 0, done.output
+    first = json.loads(saved.read_text())
+    done = runner.invoke(app, ["predict", "power", str(saved), "--format", "json"])
+    again = json.loads(done.stdout)
+    assert again["plan"] == first["plan"] and again["prediction"] == first["prediction"]
+    done = runner.invoke(app, ["predict", "power", str(tmp_path / "row.yaml"), "--set", "plan.servers=48"])
+    assert done.exit_code == 0 and "infeasible" in done.stdout and "row lacks" in done.stdout
+
+
+def test_a_plan_above_a_limit_names_the_node_and_the_watts() -> None:
+    given_plan = {"by_node": {"rack[0-3]": {"chat": 10}, "rack[4]": {"chat": 1}}}
+    scenario = question(row(260e3), [workload(4200, 900, 6500)], policy={"method": "nameplate"}, plan=given_plan)
+    answer = predict(scenario)
+    assert answer.status == "infeasible"
+    assert answer.why_not[0]["nearest"] == {"node": "row", "missing_w": 6500, "limit_w": 260000}
+    assert answer.relaxation == [{"constraint": "limit[row]", "now": 260000, "needed": 266500, "unit": "W"}]
+
+
+def test_servers_that_are_needed_and_do_not_fit() -> None:
+    answer = solved(row(260e3), [workload(4200, 900, 6500, min_servers=42)], policy={"method": "nameplate"})
+    assert answer.status == "infeasible" and answer.plan is None
+    (change,) = answer.relaxation
+    assert change["constraint"] == "limit[row]" and change["needed"] == pytest.approx(42 * 6500)
+    raised = solved(row(change["needed"]), [workload(4200, 900, 6500, min_servers=42)], policy={"method": "nameplate"})
+    assert raised.objective.value == 42
+    answer = solved(row(260e3, 2, 3), [workload(4200, 900, 6500, min_servers=7)], policy={"method": "nameplate"})
+    assert answer.relaxation == [{"constraint": "slots[chat]", "now": 6, "needed": 7, "unit": "servers"}]
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+SCENARIO = """\
+kind: power
+facility: polca-row
+workloads:
+  - {name: chat, server: dgx-a100, share: 0.5, power: {mean: 4.2 kW, sigma: 0.9 kW}}
+  - {name: batch, server: dgx-a100, share: 0.5, power: {mean: 3.8 kW, sigma: 0.5 kW}}
+policy: {method: gaussian, risk: 1e-3, correlation: [[0.3, 0.1], [0.1, 0.3]]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "words"),
+    [
+        ("[0.1, 0.3]]", "[0.1, 0.0]]", "6:", "not positive semidefinite"),
+        ("[0.1, 0.3]]", "[0.2, 0.3]]", "6:", "the same from one workload to another"),
+        ("[[0.3, 0.1], [0.1, 0.3]]", "[[0.3]]", "6:", "2 rows of 2"),
+        ("dgx-a100, share: 0.5, power: {mean: 4.2", "dgx-a10, share: 0.5, power: {mean: 4.2", "4:", 'mean "dgx-a100"'),
+        ("dgx-a100, share: 0.5, power: {mean: 4.2", "dgx-h100, share: 0.5, power: {mean: 4.2", "4:", "no rack takes"),
+        ("mean: 4.2 kW", "mean: 7.2 kW", "4:", "is above max, 6500 W"),
+        ("share: 0.5, power: {mean: 4.2", "share: 0.6, power: {mean: 4.2", "4:", "add up to 1 [got 1.1]"),
+        ("share: 0.5, power: {mean: 3.8", "power: {mean: 3.8", "5:", "of all workloads or of none"),
+        (
+            "sigma: 0.5 kW}}",
+            "sigma: 0.5 kW}, failover_power: 1 kW}",
+            "5:",
+            "below the 1500 W that the server draws idle",
+        ),
+        ("risk: 1e-3", "risk: 0", "6:", "above 0 for gaussian"),
+        ("name: batch", "name: chat", "5:", "stands twice"),
+        ("risk: 1e-3", "failover: n+1", "6:", "no node of the facility has feeds"),
+        ("facility: polca-row", "facility: polca-rwo", "2:", 'did you mean "polca-row"'),
+        ("kind: power\n", "kind: power\nobjective: cost_usd\n", "5:", "price: missing"),
+        ("kind: power\n", "kind: power\nobjective: goodput_requests_per_s\n", "5:", "the sum of it"),
+        ("sigma: 0.5 kW}}", "sigma: 0.5 kW}, trace: x.csv}", "5:", "either power or trace"),
+        ("power: {mean: 3.8 kW, sigma: 0.5 kW}}", "trace: x.csv}", "5:", "there is no file"),
+    ],
+)
+def test_faults_stand_at_their_place(old: str, new: str, place: str, words: str, tmp_path: Path) -> None:
+    assert old in SCENARIO
+    path = tmp_path / "bad.yaml"
+    path.write_text(SCENARIO.replace(old, new))
+    done = CliRunner().invoke(app, ["plan", "power", str(path)])
+    assert done.exit_code == 2, done.output
+    assert f"bad.yaml:{place}" in done.stderr and words in done.stderr, done.stderr
+
+
+def test_gaps_in_a_trace_are_told_with_their_line(tmp_path: Path) -> None:
+    rows = [f"{60 * step},{4000 + step}" for step in range(20) if step != 7]
+    (tmp_path / "x.csv").write_text("time_s,power_w\n" + "\n".join(rows) + "\n")
+    data = {
+        "kind": "power",
+        "facility": "polca-row",
+        "workloads": [{"name": "a", "server": "dgx-a100", "trace": "x.csv"}],
+    }
+    with pytest.raises(InputError) as caught:
+        load_power(Source("s", data), tmp_path)
+    (fault,) = caught.value.faults
+    assert fault.line == 9 and "gap" in fault.message
+
+
+def test_rules_hold_for_each_state() -> None:
+    scenario = question(row(260e3), [workload(4200, 900, 6500)], policy={"method": "gaussian", "correlation": 0.2})
+    assert len(rules_of(scenario.case, "gaussian")) == 1
