@@ -6,7 +6,7 @@ from cli.answer import ask, need_plan, stop_at, write_result
 from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from rich.console import RenderableType
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from solvers.result import Result
 
 # Everything slow to import is imported by the command that needs it.
+
+TABLES = ("memory_bytes", "utilisation", "purchases", "prefix_cache", "sizes", "warnings")
+"""Parts of a prediction that are shown as tables of their own, or told beside the answer."""
 
 
 def plan_kv(
@@ -40,6 +43,7 @@ def plan_kv(
 
     question, result, given = ask(scenario, overrides, "searching", solve)
     warn(question.warnings)
+    _tell(result)
     write_result(result, given, form, output, lambda: _shown(result, top))
 
 
@@ -64,7 +68,16 @@ def predict_kv(
 
     question, result, given = ask(scenario, overrides, "predicting", solve)
     warn(question.warnings)
+    _tell(result)
     write_result(result, given, form, output, lambda: _shown(result, top))
+
+
+def _tell(result: "Result") -> None:
+    """Tell which tiers lose against computing."""
+    import typer
+
+    for text in (result.prediction or {}).get("warnings", ()):
+        typer.echo(f"warning: {text}", err=True)
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":
@@ -79,7 +92,7 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
         return finetune(result, top)
     said = dict(result.prediction or {})
-    tables = {key: said.pop(key, None) for key in ("memory_bytes", "utilisation", "purchases", "prefix_cache")}
+    tables = {key: said.pop(key, None) for key in TABLES}
     others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]
     shown = replace(result, plan=_brief(result.plan), prediction=said, alternatives=others)
     return render.result(shown, top, _tables(result.plan, tables))
@@ -93,7 +106,7 @@ def _brief(plan: "Mapping[str, Any]") -> "dict[str, Any]":
         thing: ", ".join(f"{number(share)} {tier}" for tier, share in tiers.items())
         for thing, tiers in plan["placement"].items()
     }
-    return placed | {key: value for key, value in plan.items() if key not in ("placement", "attention_there")}
+    return placed | {key: value for key, value in plan.items() if key not in ("placement", "attention_there", "loaded")}
 
 
 def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "RenderableType":
@@ -133,33 +146,34 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
         parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3, 4)))
     if said["prefix_cache"]:
         parts += _cache(said["prefix_cache"])
+    if said["sizes"]:
+        parts.append(_sizes(said["sizes"]))
     return Group(*parts)
 
 
 def _cache(said: "Mapping[str, Any]") -> "list[RenderableType]":
-    """Show what a cache of prefixes in the free memory finds and saves, tier by tier."""
+    """Show what a cache of prefixes in the free memory finds and what a prompt takes from it, tier by tier."""
     from cli.tables import number, table, text
     from hardware.units import format_quantity
 
     rows = [
         (
             text(one["tier"]),
-            format_quantity(one["free_bytes"], "bytes"),
+            format_quantity(one["cache_bytes"], "bytes"),
             number(one["hit_ratio_cumulated"]),
-            number(one["load_s_per_token"] * 1e6),
-            number(one["compute_s_per_token"] * 1e6),
-            "yes" if one["pays"] else "no",
-            number(one["saved_s_per_request"]),
-            number(one["saved_s_per_request_per_gib"]),
+            number(one["loaded_ratio"]),
+            *((f"{one['request'][way]:.3g} s" if "request" in one else "") for way in ("load_s", "both_s")),
+            text(one["request"]["choice"]) if "request" in one else "",
         )
         for one in said["tiers"]
     ]
-    heads = ("", "free", "hits", "load us", "compute us", "pays", "saves s", "s per GiB")
-    found: list[RenderableType] = [table("Prefixes in the memory left free", heads, rows, numbers=range(1, len(heads)))]
-    facts = [
-        ("mean prefill without a cache", f"{said['prefill_without_s']:.4g} s"),
-        ("mean prefill with the tiers that pay", f"{said['prefill_mean_s']:.4g} s"),
-    ]
+    heads = ("", "cache", "found", "loaded", "load a prompt", "both at once", "best")
+    title = "Prefixes in the memory left free"
+    found: list[RenderableType] = [table(title, heads, rows, numbers=range(1, len(heads) - 1))]
+    facts = []
+    whole = next((one["request"]["compute_s"] for one in said["tiers"] if "request" in one), None)
+    if whole is not None:
+        facts.append(("to compute a prompt", f"{whole:.4g} s"))
     if said["knee"] is not None:
         knee = said["knee"]
         size = format_quantity(knee["capacity_bytes"], "bytes")
@@ -167,3 +181,23 @@ def _cache(said: "Mapping[str, Any]") -> "list[RenderableType]":
         facts.append(("knee of the hit curve", f"{size}: {knee['hit_ratio']:.3g} of the tokens, {most}"))
     found.append(table("", ("", ""), [(text(key), text(value)) for key, value in facts], numbers=()))
     return found
+
+
+def _sizes(said: "Sequence[Mapping[str, Any]]") -> "RenderableType":
+    """Show what other sizes of the tiers would do."""
+    from cli.tables import number, quantity, table, text
+    from hardware.units import format_quantity
+
+    rows = [
+        (
+            text(f"{one['tier']}, knee" if one["knee"] else one["tier"]),
+            format_quantity(one["capacity_bytes"], "bytes"),
+            "" if one["hit_ratio"] is None else number(one["hit_ratio"]),
+            f"{one['ttft_mean_s']:.4g} s",
+            number(one["tokens_per_s"]),
+            quantity("price_usd_per_hour", one["price_usd_per_hour"]),
+        )
+        for one in said
+    ]
+    heads = ("", "size", "loaded", "ttft", "tokens/s", "USD/h")
+    return table("Other sizes, the same batches", heads, rows, numbers=range(1, len(heads)))

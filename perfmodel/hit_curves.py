@@ -21,9 +21,11 @@ BATCH = 2**18
 """Accesses counted at once, so that the tables of a batch stay in a processor's cache."""
 _PER_OCTAVE = 128
 """Bins of the times between uses of a block, for each doubling."""
+DEPTHS = 4
+"""Parts of a prompt, of one length, in which found tokens are told apart: those further back cost more to compute."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HitCurve:
     """What caches of every size find of a trace.
 
@@ -35,8 +37,8 @@ class HitCurve:
         Blocks that differ.
     prefix_hits, any_hits : array of int, shape (distinct + 1,)
         Blocks found by a cache of as many blocks as the index: those after found ones only, or all.
-    prefix_hit_tokens : array, shape (distinct + 1,)
-        Tokens of the former.
+    prefix_hit_tokens_by_depth, any_hit_tokens_by_depth : array, shape (DEPTHS, distinct + 1)
+        Tokens of both, by the part of the prompt that they are in.
     reuse_bins : array, shape (bins,)
         Uses of a block again by the number of accesses since its last, on a scale of `_PER_OCTAVE` bins an octave.
     first_uses, last_uses : array, shape (bins,)
@@ -49,7 +51,8 @@ class HitCurve:
     distinct: int
     prefix_hits: Integers
     any_hits: Integers
-    prefix_hit_tokens: Array
+    prefix_hit_tokens_by_depth: Array
+    any_hit_tokens_by_depth: Array
     reuse_bins: Array
     first_uses: Array
     last_uses: Array
@@ -64,7 +67,25 @@ class HitCurve:
 
     def prefix_hit_token_ratio(self, capacity_blocks: ArrayLike) -> Array:
         """Return the share of prompt tokens in blocks found after found ones [1]."""
-        return np.asarray(self.prefix_hit_tokens[self._place(capacity_blocks)] / self.tokens)
+        return np.asarray(self.prefix_hit_tokens_by_depth[:, self._place(capacity_blocks)].sum(axis=0) / self.tokens)
+
+    def hit_token_ratios(self, capacity_blocks: ArrayLike, *, anywhere: bool = False) -> Array:
+        """Return the share of all prompt tokens that are found in each part of prompts [1].
+
+        Parameters
+        ----------
+        capacity_blocks : array
+            Sizes of the cache.
+        anywhere : bool
+            Whether blocks count wherever they stand, or only after found ones.
+
+        Returns
+        -------
+        array, shape (DEPTHS, *sizes)
+            Shares, which add up to that of a cache that finds everything.
+        """
+        found = self.any_hit_tokens_by_depth if anywhere else self.prefix_hit_tokens_by_depth
+        return np.asarray(found[:, self._place(capacity_blocks)] / self.tokens)
 
     def _place(self, capacity_blocks: ArrayLike) -> Integers:
         return np.asarray(np.clip(np.floor(np.asarray(capacity_blocks, float)), 0, self.distinct), np.int64)
@@ -94,7 +115,8 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
     """
     seen = _LastUses()
     requests = tokens = 0
-    prefix, anywhere, found_tokens = (_Histogram() for _ in range(3))
+    prefix, anywhere = _Histogram(), _Histogram()
+    prefix_tokens, any_tokens = ([_Histogram() for _ in range(DEPTHS)] for _ in range(2))
     reuse, first = _Histogram(), _Histogram()
     for piece in trace:
         requests += len(piece.prompt_tokens)
@@ -111,10 +133,14 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
             place = np.arange(len(blocks)) - begins
             length = np.repeat(piece.prompt_tokens[low:high], counts)
             held = np.clip(length - place * block_tokens, 0, block_tokens)
-            hit = worst > 0
-            prefix.add(worst[hit])
-            found_tokens.add(worst[hit], held[hit])
+            depth = np.minimum(DEPTHS * (place * block_tokens + held / 2) / length, DEPTHS - 1).astype(np.int64)
+            prefix.add(worst[worst > 0])
             anywhere.add(distance[distance > 0])
+            for part in range(DEPTHS):
+                here = depth == part
+                for found, least in ((prefix_tokens, worst), (any_tokens, distance)):
+                    hit = here & (least > 0)
+                    found[part].add(least[hit], held[hit])
             now = before + np.arange(len(blocks))
             reuse.add(_bin(now - last)[last >= 0])
             first.add(_bin(now + 1)[last < 0])
@@ -129,7 +155,8 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
         distinct,
         prefix.cumulated(distinct + 1).astype(np.int64),
         anywhere.cumulated(distinct + 1).astype(np.int64),
-        found_tokens.cumulated(distinct + 1),
+        np.array([part.cumulated(distinct + 1) for part in prefix_tokens]),
+        np.array([part.cumulated(distinct + 1) for part in any_tokens]),
         reuse.counts(width),
         first.counts(width),
         ends.counts(width),

@@ -9,21 +9,30 @@ of a tier are streamed too, or attended to by the processors there, so that only
 * every contention domain in each direction: the bytes that pass it over its rate;
 * processors of a tier: their attention, and the copies from their tier to the accelerators, which wait for them.
 
+Keys and values may be kept in fewer bits, only of some tokens, or as the layers' inputs, of which they are made again;
+a prefix that sequences of a block share is computed and held once for each group of them. With a cache of prefixes in
+the tiers, what is found is loaded, which links contend for, or computed again.
+
 Kernels are those of the serving model at the size of one batch, so that small batches are as inefficient as they are;
 the rest is linear in the placement. Bytes are those of all accelerators of an instance, rates of the whole node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hardware.tiers import HBM, TierPath
-from perfmodel.architecture import layer_parameters
-from perfmodel.kv_cache import kv_bytes_per_sequence
-from perfmodel.operators import ACTIVATION_BYTES
+from perfmodel.architecture import Attention, layer_parameters
+from perfmodel.hit_curves import DEPTHS
+from perfmodel.kernels import gemm
+from perfmodel.kernels.work import Work, timed
+from perfmodel.kv_cache import layer_kv_bytes_per_token
+from perfmodel.kv_prefixes import Prefixes
+from perfmodel.operators import ACTIVATION_BYTES, wide
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment, Load, step
 from perfmodel.terms import Array, Number
@@ -33,9 +42,47 @@ OBJECTS = ("weights", "kv", "activations")
 PHASES = ("prefill", "decode")
 
 Share = tuple[str, str, str]
-"""Object, tier, and for keys and values in which way they are attended to: ``stream`` or ``there``; else empty."""
+"""Object, tier, and for keys and values in which way they are attended to: ``stream`` or ``there``; else empty.
+
+Of a cache of prefixes: ``cache``, the share of a tier that it takes; ``found``, the share of all prompt tokens that are
+loaded from a tier in a part of prompts, whose number is the third; ``new``, the share that is written through to it.
+"""
 
 ACCELERATORS = "accelerators"
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """A prefix that every sequence of a group begins with (Zheng et al., BatchLLM, arXiv 2412.03594).
+
+    Parameters
+    ----------
+    tokens : int
+        Tokens of it.
+    requests : int
+        Sequences of a group, which are in one batch as far as it goes.
+    """
+
+    tokens: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which form keys and values are kept.
+
+    Parameters
+    ----------
+    keep : float
+        Share of a prompt's tokens whose keys and values stay: with fewer than all the cache does not grow, the least
+        useful goes for each new one (Adnan et al., Keyformer, arXiv 2403.09054; EpiCache, arXiv 2509.17396) [1].
+    remade : bool
+        Whether layers' inputs are kept and keys and values made of them in every step (XQuant); where these are no
+        wider than the input, they stay.
+    """
+
+    keep: float = 1.0
+    remade: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +101,12 @@ class Offload:
         Tokens of each sequence that come in and go out.
     gpu_batch, num_batches : int
         Sequences of a batch, and batches of a block.
+    form : Form
+        In which form keys and values are kept.
+    shared : SharedPrefix or None
+        What sequences of a group share, held and computed once.
+    prefixes : Prefixes or None
+        What requests share over time, for a cache in the tiers.
     """
 
     server: Server
@@ -63,6 +116,9 @@ class Offload:
     generated: int
     gpu_batch: int
     num_batches: int
+    form: Form = Form()
+    shared: SharedPrefix | None = None
+    prefixes: Prefixes | None = None
 
     @property
     def sequences(self) -> int:
@@ -83,7 +139,32 @@ class Offload:
             found.append(("kv", path.name, "stream"))
             if path.attention_flops is not None:
                 found.append(("kv", path.name, "there"))
+        if self.prefixes is not None:
+            for tier in tiers:
+                found.append(("cache", tier, ""))
+                found += [("found", tier, str(depth)) for depth in range(DEPTHS)]
+            found += [("new", path.name, "") for path in self.paths]
         return found
+
+    @property
+    def seen_tokens(self) -> float:
+        """Tokens that a new one attends to, averaged over the answer."""
+        return self._kept(self.prompt + self.generated / 2)
+
+    @property
+    def end_tokens(self) -> float:
+        """Tokens that a sequence has at its end."""
+        return self._kept(float(self.prompt + self.generated))
+
+    def _kept(self, tokens: float) -> float:
+        return tokens if self.form.keep >= 1 else min(tokens, self.form.keep * self.prompt)
+
+    def own_tokens(self, tokens: float) -> float:
+        """Return the tokens of a sequence so long, less what others of its group hold for it."""
+        if self.shared is None:
+            return tokens
+        held = min(self.shared.tokens * min(self.form.keep, 1.0), tokens)
+        return tokens - held * (1 - 1 / self.shared.requests)
 
 
 def model_weight_bytes(server: Server) -> float:
@@ -109,20 +190,106 @@ def batch_bytes(asked: Offload) -> float:
     return ACTIVATION_BYTES * asked.gpu_batch * asked.prompt * width
 
 
+class Kernels(NamedTuple):
+    """Times of kernels of one batch.
+
+    Parameters
+    ----------
+    prompts_s, token_s, attention_s : float
+        Of its prompts, of a token of each sequence without attention, and of that attention [s].
+    spared_s : tuple of float
+        What prompts are spared by each part of them that is found, of `DEPTHS`; nothing if empty [s].
+    """
+
+    prompts_s: float
+    token_s: float
+    attention_s: float
+    spared_s: tuple[float, ...] = ()
+
+
 def kernel_times(asked: Offload, gpu_batch: Number) -> tuple[Array, Array, Array]:
     """Return a batch's time of kernels for its prompts, for one token without attention, and for that attention [s]."""
-    server = replace(asked.server, captured=False)
+    server = asked.server
     spread = Deployment(tp=asked.accelerators)
-    seen = asked.prompt + asked.generated / 2
-    prompts = step(server, spread, Load(prompts=gpu_batch, prompt_tokens=float(asked.prompt))).seconds
+    if asked.shared is None:
+        prompts = step(server, spread, Load(prompts=gpu_batch, prompt_tokens=float(asked.prompt))).seconds
+    else:
+        first, rest = float(asked.shared.tokens), float(asked.prompt - asked.shared.tokens)
+        groups = np.asarray(gpu_batch, float) / asked.shared.requests
+        prompts = step(server, spread, Load(prompts=groups, prompt_tokens=first)).seconds
+        after = Load(prompts=gpu_batch, prompt_tokens=rest, prompt_cached=first)
+        prompts = prompts + step(server, spread, after).seconds
     alone = step(server, spread, Load(sequences=gpu_batch, context=1.0)).seconds
-    whole = step(server, spread, Load(sequences=gpu_batch, context=seen)).seconds
-    return np.asarray(prompts), np.asarray(alone), np.maximum(np.asarray(whole) - np.asarray(alone), 0.0)
+    # a group's prefix is read once for all of it
+    context = asked.own_tokens(asked.seen_tokens)
+    whole = step(server, spread, Load(sequences=gpu_batch, context=context)).seconds
+    attention = np.maximum(np.asarray(whole) - np.asarray(alone), 0.0) + remaking_time(asked, gpu_batch)
+    return np.asarray(prompts), np.asarray(alone), attention
+
+
+def remaking_time(asked: Offload, gpu_batch: Number) -> Array:
+    """Return the time in which a batch's keys and values are made of layers' inputs in a step [s].
+
+    Products of the tokens held, the width of the model and that of keys and values: 4 d d_kv FLOP a token and layer.
+    """
+    total = np.zeros(np.shape(gpu_batch))
+    if not asked.form.remade:
+        return total
+    server, ranks = asked.server, asked.accelerators
+    form = wide(server.form)
+    for layer in server.architecture.layers:
+        if not remakes(asked, layer.attention):
+            continue
+        rows = np.asarray(gpu_batch, float) * asked.own_tokens(asked.seen_tokens)
+        width = float(layer_kv_bytes_per_token(layer.attention, 1.0, ranks))
+        work = Work(f"gemm.{form.variant}", gemm.product(rows, width, server.architecture.hidden, form))
+        total = total + layer.count * timed([work], server.device, server.kernels)[0][0]
+    return total
+
+
+def remakes(asked: Offload, attention: Attention) -> bool:
+    """Tell whether a layer keeps its input: where that is narrower than keys and values of all heads."""
+    elements = float(layer_kv_bytes_per_token(attention, 1.0))
+    return asked.form.remade and asked.server.architecture.hidden < elements and not attention.window
+
+
+def spared_times(asked: Offload, gpu_batch: Array) -> Array:
+    """Return what a batch's prompts are spared by each part of them that is found, from the front [s].
+
+    The prompts' time less that of their rest behind so much of them; the last token is always computed.
+
+    Parameters
+    ----------
+    asked : Offload
+        The question.
+    gpu_batch : array, shape (batches,)
+        Sequences of a batch.
+
+    Returns
+    -------
+    array, shape (DEPTHS, batches)
+        Times [s].
+    """
+    cached = asked.prompt * np.arange(DEPTHS + 1) / DEPTHS
+    cached[-1] = asked.prompt - 1
+    cached = cached[:, None]
+    load = Load(prompts=gpu_batch, prompt_tokens=asked.prompt - cached, prompt_cached=cached)
+    left = np.asarray(step(asked.server, Deployment(tp=asked.accelerators), load).seconds)
+    return np.maximum(-np.diff(left, axis=0), 0.0)
+
+
+def kernels_of(asked: Offload, gpu_batches: Sequence[int]) -> dict[int, Kernels]:
+    """Return times of kernels by size of batch."""
+    batches = np.array(gpu_batches, float)
+    times = [np.broadcast_to(value, len(batches)).tolist() for value in kernel_times(asked, batches)]
+    spared = [()] * len(batches) if asked.prefixes is None else spared_times(asked, batches).T.tolist()
+    rows = zip(gpu_batches, *times, spared, strict=True)
+    return {batch: Kernels(prompts, token, attention, tuple(parts)) for batch, prompts, token, attention, parts in rows}
 
 
 def attention_flops(asked: Offload) -> float:
     """Return the attention of one token of each sequence of a block to those before it, in all layers [FLOP]."""
-    seen = asked.prompt + asked.generated / 2
+    seen = asked.seen_tokens
     total = 0.0
     for layer in asked.server.architecture.layers:
         attention = layer.attention
@@ -140,15 +307,15 @@ Row = tuple[float, dict[Share, float]]
 """Constant and coefficients of a time [s] or of an amount [bytes]."""
 
 
-def resource_times(asked: Offload, kernels: tuple[float, float, float]) -> dict[str, dict[str, Row]]:
+def resource_times(asked: Offload, kernels: Kernels) -> dict[str, dict[str, Row]]:
     """Return the time that each resource needs for a block's prompts and for a token of each of its sequences.
 
     Parameters
     ----------
     asked : Offload
         The question.
-    kernels : tuple of float
-        As of `kernel_times`, of one batch [s].
+    kernels : Kernels
+        Of one batch.
 
     Returns
     -------
@@ -156,15 +323,15 @@ def resource_times(asked: Offload, kernels: tuple[float, float, float]) -> dict[
         By phase and resource the constant and the coefficient of each share [s].
     """
     server, n = asked.server, asked.sequences
-    prompts_s, tokens_s, attention_s = (asked.num_batches * value for value in kernels)
+    prompts_s, tokens_s, attention_s = (asked.num_batches * value for value in kernels[:3])
     weights = model_weight_bytes(server)
     hidden = ACTIVATION_BYTES * server.architecture.hidden * n * asked.depth
-    seen = asked.prompt + asked.generated / 2
-    read = n * float(kv_bytes_per_sequence(server.architecture, seen, server.cache_bytes))
+    seen = asked.own_tokens(asked.seen_tokens)
+    read = n * held_bytes(asked, seen)
     # a latent vector, or a key-value head shared by ranks, goes to each of them
-    streamed = n * bytes_over_ranks(asked, seen)
-    written = n * float(kv_bytes_per_sequence(server.architecture, 1.0, server.cache_bytes))
-    filled = n * float(kv_bytes_per_sequence(server.architecture, asked.prompt + 1.0, server.cache_bytes))
+    streamed = n * held_bytes(asked, seen, ranks=asked.accelerators)
+    written = n * held_bytes(asked, 1.0)
+    filled = n * held_bytes(asked, asked.own_tokens(min(asked.prompt + 1.0, asked.end_tokens)))
     flops = attention_flops(asked)
     # bytes to and from the accelerators, and to and from a tier, by share
     found: dict[str, dict[str, Row]] = {}
@@ -203,7 +370,41 @@ def resource_times(asked: Offload, kernels: tuple[float, float, float]) -> dict[
                         _add(rows, ACCELERATORS, share, flops / (path.attention_flops or 1.0))
                     _add(rows, f"{path.site} processor", share, spent)
         found[phase] = rows
+    if asked.prefixes is not None:
+        _add_prefixes(found["prefill"], asked, asked.prefixes, kernels)
     return found
+
+
+def stored_token_bytes(asked: Offload) -> float:
+    """Return what a token of a cache of prefixes takes outside the accelerators [bytes]."""
+    level = asked.prefixes.level if asked.prefixes is not None else 1.0
+    return level * held_bytes(asked, 1.0)
+
+
+def _add_prefixes(rows: dict[str, Row], asked: Offload, prefixes: Prefixes, kernels: Kernels) -> None:
+    """Add what a cache of prefixes spares the accelerators in prompts and asks of tiers and links."""
+    tokens = asked.sequences * asked.prompt
+    for depth, seconds in enumerate(kernels.spared_s):
+        # a part of prompts is 1 / DEPTHS of their tokens
+        spared = asked.num_batches * seconds * (1 - prefixes.recomputed) * DEPTHS
+        for tier in (HBM, *(path.name for path in asked.paths)):
+            _add(rows, ACCELERATORS, ("found", tier, str(depth)), -spared)
+    stored = tokens * stored_token_bytes(asked)
+    for path in asked.paths:
+        starts = path.latency_s * tokens / prefixes.block_tokens / path.domains[0].count
+        loading = [(f"{path.link.name} in", stored / path.link.node_up)]
+        loading.append((f"{path.domains[0].name} read", stored / path.domains[0].node_up + starts))
+        loading += [(f"{domain.name} read", stored / domain.node_up) for domain in path.domains[1:-1]]
+        for depth in range(DEPTHS):
+            share = ("found", path.name, str(depth))
+            for name, seconds in loading:
+                _add(rows, name, share, seconds)
+            if not prefixes.overlapped:
+                _add(rows, ACCELERATORS, share, max(seconds for _, seconds in loading))
+        new = ("new", path.name, "")
+        _add(rows, f"{path.link.name} out", new, stored / path.link.node_down)
+        for domain in path.domains[:-1]:
+            _add(rows, f"{domain.name} write", new, stored / domain.node_down)
 
 
 def _add(rows: dict[str, Row], name: str, share: Share, seconds: float) -> None:
@@ -211,10 +412,16 @@ def _add(rows: dict[str, Row], name: str, share: Share, seconds: float) -> None:
     slopes[share] = slopes.get(share, 0.0) + seconds
 
 
-def bytes_over_ranks(asked: Offload, tokens: float) -> float:
-    """Return keys and values of a sequence as all ranks together hold them [bytes]."""
-    ranks, server = asked.accelerators, asked.server
-    return ranks * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, ranks))
+def held_bytes(asked: Offload, tokens: float, ranks: int = 1) -> float:
+    """Return what is kept of a sequence so long: once, or as so many ranks together hold it [bytes]."""
+    server, total = asked.server, 0.0
+    for layer in server.architecture.layers:
+        held = min(tokens, layer.attention.window or np.inf)
+        each = ranks * float(layer_kv_bytes_per_token(layer.attention, server.cache_bytes, ranks))
+        if remakes(asked, layer.attention):
+            each = ranks * server.cache_bytes * server.architecture.hidden  # every rank makes its heads of all of it
+        total += layer.count * held * each
+    return total
 
 
 def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
@@ -227,10 +434,10 @@ def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
     where they are streamed.
     """
     server, n, g = asked.server, asked.sequences, asked.accelerators
-    end = asked.prompt + asked.generated
+    end = asked.own_tokens(asked.end_tokens)
     weights = model_weight_bytes(server)
-    cache = n * float(kv_bytes_per_sequence(server.architecture, end, server.cache_bytes))
-    copies = n * bytes_over_ranks(asked, end)
+    cache = n * held_bytes(asked, end)
+    copies = n * held_bytes(asked, end, ranks=g)
     hidden = ACTIVATION_BYTES * server.architecture.hidden * n * asked.prompt
     rule = server.engine.memory
     fetched = weights / asked.depth
@@ -248,7 +455,17 @@ def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
         held: dict[Share, float] = {("weights", path.name, ""): weights, ("activations", path.name, ""): hidden}
         held |= {share: cache for share in asked.shares() if share[:2] == ("kv", path.name)}
         rows[path.name] = (path.capacity_bytes, (0.0, held))
+    if asked.prefixes is not None:
+        for tier, (size, row) in rows.items():
+            row[1]["cache", tier, ""] = size
     return rows
+
+
+def prefix_blocks(asked: Offload, tier: str, cached_bytes: float) -> float:
+    """Return the blocks of prefixes that so many bytes of a tier hold; with the accelerators, as kernels read them."""
+    assert asked.prefixes is not None
+    each = stored_token_bytes(asked) if tier != HBM else held_bytes(asked, 1.0, ranks=asked.accelerators)
+    return cached_bytes / (each * asked.prefixes.block_tokens)
 
 
 def evaluated(row: Row, at: Mapping[Share, float]) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from perfmodel.offload import PHASES, Offload
-from solvers.kv_place import Block, most_tokens_per_s, place
+from perfmodel.offload import PHASES, Kernels, Offload
+from solvers.kv_place import Block, least_times, most_tokens_per_s, place
 from solvers.kv_scenario import KvScenario
 from solvers.result import Objective
 
@@ -53,22 +53,30 @@ class Aim:
         """Return how good a block is; more is better."""
         return block.tokens_per_s if self.phase is None else -block.phase_s[self.phase]
 
-    def most(self, asked: Offload, kernels: tuple[float, float, float]) -> float:
+    def bound(self, block: Block) -> float:
+        """Return a bound of the score of the block's placements, proved where it was found."""
+        score = self.score(block)
+        if block.bound_s is None:
+            return score
+        if self.phase is not None:
+            return max(score, -block.bound_s)
+        return max(score, block.asked.sequences * block.asked.generated / block.bound_s)
+
+    def most(self, asked: Offload, kernels: Kernels) -> float:
         """Return a bound of the score of all placements of a block."""
         if self.phase is None:
             return most_tokens_per_s(asked, kernels)
-        return -asked.num_batches * kernels[PHASES.index(self.phase)]
+        return -least_times(asked, kernels)[self.phase]
 
-    def place(self, asked: Offload, kernels: tuple[float, float, float]) -> Block | None:
-        """Return the best placement of a block within the limits."""
+    def place(self, asked: Offload, kernels: Kernels, floor: float | None = None) -> Block | None:
+        """Return the best placement of a block within the limits; it need not be proved if it cannot pass a score."""
         if self.phase is None:
-            return place(asked, kernels, limits=self.limits)
+            enough = 0.0 if not floor else asked.sequences * asked.generated / floor
+            return place(asked, kernels, limits=self.limits, enough_s=enough)
         return shortest(asked, kernels, self.phase, self.limits)
 
 
-def shortest(
-    asked: Offload, kernels: tuple[float, float, float], phase: str, limits: Mapping[str, float]
-) -> Block | None:
+def shortest(asked: Offload, kernels: Kernels, phase: str, limits: Mapping[str, float]) -> Block | None:
     """Return the placement whose phase is the shortest within limits, and of those the one whose other is."""
     only = {one: float(one == phase) for one in PHASES}
     first = place(asked, kernels, limits=limits, weights=only)

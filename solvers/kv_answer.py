@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hardware.tiers import HBM
 from perfmodel import provenance
+from perfmodel.hit_curves import DEPTHS
 from perfmodel.kernels.model import Z90
 from perfmodel.offload import OBJECTS, PHASES
 from solvers.kv_aim import Aim
 from solvers.kv_place import Block
-from solvers.kv_reuse import prefix_cache
+from solvers.kv_reuse import losing, prefix_cache
 from solvers.kv_scenario import KvScenario
 from solvers.scenario import usd_per_hour
 
-GIB = 2.0**30
+GIB, GB = 2.0**30, 1e9
 _BINDS = 1e-6
+_MORE = 1 / 16
 _ROUND = 1e-9
 
 
@@ -42,7 +45,7 @@ def common(scenario: KvScenario) -> dict[str, Any]:
     }
 
 
-def plan_of(block: Block) -> dict[str, Any]:
+def plan_of(scenario: KvScenario, block: Block) -> dict[str, Any]:
     """Return a block as the plan that `predict` reads back."""
     asked = block.asked
     tiers = [HBM, *(path.name for path in asked.paths)]
@@ -63,6 +66,32 @@ def plan_of(block: Block) -> dict[str, Any]:
         "num_batches": asked.num_batches,
         "precision_weights": asked.server.precision_weights,
         "precision_kv": asked.server.precision_kv,
+        "keep": asked.form.keep,
+        "remade": asked.form.remade,
+        "share_prefix": asked.shared is not None,
+        **_cache_of(scenario, block),
+    }
+
+
+def _cache_of(scenario: KvScenario, block: Block) -> dict[str, Any]:
+    """Return how a plan uses a cache of prefixes; nothing where the question has none."""
+    prefixes, reuse = block.asked.prefixes, scenario.question.workload.reuse
+    if reuse is None:
+        return {}
+    if prefixes is None:
+        return {"loading": "recompute"}
+    tiers = [HBM, *(path.name for path in block.asked.paths)]
+    sizes = {tier: block.shares.get(("cache", tier, ""), 0.0) for tier in tiers}
+    return {
+        "loading": "both" if prefixes.overlapped else "load",
+        "reuse": "anywhere" if prefixes.anywhere else "prefix",
+        "level": next(name for name, level in reuse.levels.items() if level == prefixes.level),
+        "cache": {tier: size for tier, size in sizes.items() if size > _ROUND},
+        "loaded": {
+            tier: [block.shares.get(("found", tier, str(depth)), 0.0) for depth in range(DEPTHS)]
+            for tier, size in sizes.items()
+            if size > _ROUND
+        },
     }
 
 
@@ -80,10 +109,7 @@ def prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
         factor = float(np.exp(Z90 * spreads[spread]))  # type: ignore[index]
         said |= {name: value, f"{name}_p10": value / factor, f"{name}_p90": value * factor}
     cost = usd_per_hour(scenario.machine)
-    reuse = scenario.question.workload.reuse
-    cached = None
-    if scenario.curve is not None and reuse is not None:
-        cached = prefix_cache(block, scenario.curve, reuse.block_tokens)
+    cached = None if block.asked.prefixes is None else prefix_cache(block)
     return said | {
         "hit_ratio": None if cached is None else cached["hit_ratio"],
         "memory_bytes": {name: used for name, (_, used) in block.memory_bytes.items()},
@@ -94,22 +120,27 @@ def prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
         "bytes_per_s": _traffic(block),
         "cost_usd_per_hour": cost,
         "power_w": None,
-        **({} if cached is None else {"prefix_cache": cached}),
+        **({} if cached is None else {"prefix_cache": cached, "warnings": losing(cached)}),
     }
 
 
 def _traffic(block: Block) -> dict[str, float]:
     """Return the mean rate of each link and tier over a block [bytes/s]."""
+    moved, times, whole = {}, block.resource_s, block.time_s
+    for name, rate in domain_rates(block).items():
+        busy = [times[phase].get(name, 0.0) for phase in PHASES]
+        moved[name] = (busy[0] + (block.asked.generated - 1) * busy[1]) / whole * rate
+    return moved
+
+
+def domain_rates(block: Block) -> dict[str, float]:
+    """Return what links and tiers carry at most, by direction [bytes/s]."""
     rates = {}
     for path in block.asked.paths:
         for domain in path.domains:
-            words = (("in", domain.node_up), ("out", domain.node_down))
-            if domain is not path.link:
-                words = (("read", domain.node_up), ("write", domain.node_down))
-            for word, rate in words:
-                name = f"{domain.name} {word}"
-                busy = [block.resource_s[phase].get(name, 0.0) for phase in PHASES]
-                rates[name] = (busy[0] + (block.asked.generated - 1) * busy[1]) / block.time_s * rate
+            words = ("in", "out") if domain is path.link else ("read", "write")
+            rates[f"{domain.name} {words[0]}"] = domain.node_up
+            rates[f"{domain.name} {words[1]}"] = domain.node_down
     return rates
 
 
@@ -136,31 +167,54 @@ def _bound(resource: str) -> str:
     return "compute" if resource == "accelerators" else "host" if resource.endswith("processor") else "link"
 
 
+def _cache_prices(block: Block, aim: Aim) -> dict[str, float]:
+    """Return what a GiB more of each tier that holds prefixes brings: a sixteenth more of it, placed anew.
+
+    A curve's slope at one size says little, since prefixes come whole.
+    """
+    asked, prices = block.asked, {}
+    for path in asked.paths:
+        if block.shares.get(("cache", path.name, ""), 0.0) <= _ROUND:
+            continue
+        more = _MORE * path.capacity_bytes
+        paths = tuple(
+            replace(one, capacity_bytes=one.capacity_bytes + more) if one is path else one for one in asked.paths
+        )
+        other = aim.place(replace(asked, paths=paths), block.kernels)
+        if other is not None:
+            prices[path.name] = max(aim.score(other) - aim.score(block), 0.0) / (more / GIB)
+    return prices
+
+
 def binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
     """Return what holds the block back, with what a GiB or a hundredth more of a rate would bring."""
     # a second less of the block is so many more tokens per second; of a phase it is a second less
     per_second = 1.0 if aim.phase else block.tokens_per_s / block.time_s
     unit = "s" if aim.phase else "tokens/s"
     found = []
+    prices = {name: price * GIB * per_second for name, price in block.memory_prices.items()}
+    prices |= _cache_prices(block, aim)
     for name, (room, used) in block.memory_bytes.items():
-        price = block.memory_prices.get(name, 0.0)
+        price = prices.get(name, 0.0)
         if used >= room * (1 - _BINDS) or price > 0:
             found.append(
                 {
                     "constraint": f"capacity[{name}]",
-                    "slack": max(room - used, 0.0),
-                    "shadow_price": price * GIB * per_second,
+                    "slack": max(room - used, 0.0) / GIB,
+                    "shadow_price": price,
                     "unit": f"{unit} per GiB",
                 }
             )
+    rates = domain_rates(block)
     for name, seconds in sorted(block.rate_prices.items(), key=lambda item: -item[1]):
         if seconds > _BINDS * block.time_s:
+            more, of = (GB / rates[name], "GB/s") if name in rates else (0.01, "1 % more")
             found.append(
                 {
                     "constraint": f"rate[{name}]",
                     "slack": 0.0,
-                    "shadow_price": 0.01 * seconds * per_second,
-                    "unit": f"{unit} per 1 % more",
+                    "shadow_price": more * seconds * per_second,
+                    "unit": f"{unit} per {of}",
                 }
             )
     for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):

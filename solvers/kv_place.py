@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hardware.tiers import HBM
+from perfmodel.hit_curves import DEPTHS
 from perfmodel.offload import (
     ACCELERATORS,
     OBJECTS,
     PHASES,
+    Kernels,
     Offload,
     Share,
     evaluated,
     memory_rows,
+    prefix_blocks,
     resource_times,
 )
 from solvers.backend import solve
+from solvers.kv_cached import Cache, add_cache, refined
 
 _SMALL = 1e-8
 """Coefficients beside terms of about one that are left out: HiGHS takes none below 1e-9."""
@@ -33,19 +38,22 @@ class Block:
         The question.
     shares : mapping
         The placement.
-    kernels : tuple of float
-        As of `perfmodel.offload.kernel_times` [s].
+    kernels : Kernels
+        Of one batch.
     memory_prices, rate_prices, limit_prices : mapping of str to float
         What a byte more of a tier, a share more of a resource's rate, and a longer limit of a phase would save of the
         time that was minimised [s/byte], [s], [1].
+    bound_s : float or None
+        The time that no placement of the block beats, of what was minimised [s].
     """
 
     asked: Offload
     shares: Mapping[Share, float]
-    kernels: tuple[float, float, float]
+    kernels: Kernels
     memory_prices: Mapping[str, float] = field(default_factory=dict)
     rate_prices: Mapping[str, float] = field(default_factory=dict)
     limit_prices: Mapping[str, float] = field(default_factory=dict)
+    bound_s: float | None = None
 
     @property
     def resource_s(self) -> dict[str, dict[str, float]]:
@@ -75,19 +83,29 @@ class Block:
         return {name: (room, evaluated(row, self.shares)) for name, (room, row) in memory_rows(self.asked).items()}
 
 
-def most_tokens_per_s(asked: Offload, kernels: tuple[float, float, float]) -> float:
-    """Return a bound of `Block.tokens_per_s`: the kernels that no placement avoids [1/s]."""
-    prompts, tokens, _ = kernels
-    least = asked.num_batches * (prompts + (asked.generated - 1) * tokens)
-    return asked.sequences * asked.generated / least
+def least_times(asked: Offload, kernels: Kernels) -> dict[str, float]:
+    """Return for each phase the kernels that no placement and no cache of prefixes avoids [s]."""
+    prompts = kernels.prompts_s
+    if asked.prefixes is not None:
+        most = max(prefix_blocks(asked, tier, room) for tier, (room, _) in memory_rows(asked).items())
+        found = asked.prefixes.found(most) * DEPTHS * (1 - asked.prefixes.recomputed)
+        prompts -= sum(share * seconds for share, seconds in zip(found, kernels.spared_s, strict=True))
+    return {"prefill": asked.num_batches * prompts, "decode": asked.num_batches * kernels.token_s}
+
+
+def most_tokens_per_s(asked: Offload, kernels: Kernels) -> float:
+    """Return a bound of `Block.tokens_per_s`: the kernels that nothing avoids [1/s]."""
+    least = least_times(asked, kernels)
+    return asked.sequences * asked.generated / (least["prefill"] + (asked.generated - 1) * least["decode"])
 
 
 def place(
     asked: Offload,
-    kernels: tuple[float, float, float],
+    kernels: Kernels,
     *,
     limits: Mapping[str, float] | None = None,
     weights: Mapping[str, float] | None = None,
+    enough_s: float = 0.0,
 ) -> Block | None:
     """Find the placement of a block that takes the least time.
 
@@ -95,30 +113,52 @@ def place(
     ----------
     asked : Offload
         The question.
-    kernels : tuple of float
-        As of `perfmodel.offload.kernel_times`, of one batch [s].
+    kernels : Kernels
+        Of one batch.
     limits : mapping of str to float
         Longest time of a phase [s].
     weights : mapping of str to float
         How often the time of each phase counts; once for prompts, and for each token after the first, if left out.
+    enough_s : float
+        The time that is reached elsewhere: what is proved not to beat it need not be proved the best [s].
 
     Returns
     -------
     Block or None
-        Proved the best; None where the tiers cannot hold it, or not within the limits.
+        The best, proved within `Block.bound_s`; None where the tiers cannot hold it, or not within the limits.
+
+    Notes
+    -----
+    Without a cache of prefixes one linear problem. With one, whether a tier is part of it is a choice, and hit curves
+    stand as the lines above their concave hulls: that bounds the time. At the sizes found the true curve tells what
+    is found, which a second problem takes; where the two differ, sizes are halved there and both halves asked again.
     """
+    steps = weights or {"prefill": 1.0, "decode": asked.generated - 1.0}
+    if asked.prefixes is None:
+        return _solved(asked, kernels, limits or {}, steps, Cache())[0]
+    return refined(
+        asked,
+        lambda cache: _solved(asked, kernels, limits or {}, steps, cache),
+        lambda block: sum(steps[phase] * block.phase_s[phase] for phase in PHASES),
+        enough_s,
+    )
+
+
+def _solved(
+    asked: Offload, kernels: Kernels, limits: Mapping[str, float], steps: Mapping[str, float], cache: Cache
+) -> tuple[Block | None, float]:
+    """Return the best placement with a cache of prefixes within bounds, and the time that none beats [s]."""
     import pulp
 
     problem = pulp.LpProblem("placement", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
     times = resource_times(asked, kernels)
-    steps = weights or {"prefill": 1.0, "decode": asked.generated - 1.0}
     unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}  # times count in those of the kernels
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
     total = sum(steps[phase] * unit[phase] for phase in PHASES)
     problem += pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
     rows = {}
-    for phase, limit in (limits or {}).items():
+    for phase, limit in limits.items():
         rows[f"limit {phase}"] = spent[phase] <= limit / unit[phase]
         problem += rows[f"limit {phase}"], f"limit {phase}"
     for phase in PHASES:
@@ -131,9 +171,12 @@ def place(
     for name, (room, (constant, slopes)) in memory_rows(asked).items():
         rows[name] = _sum(share, slopes, room) <= 1 - constant / room
         problem += rows[name], name
-    found = solve(problem, constraints=rows)
+    if asked.prefixes is not None:
+        add_cache(problem, share, asked, cache)
+    found = solve(problem, constraints=rows, duals="fixed")
     if found.status != "optimal":
-        return None
+        return None, math.inf
+    assert found.best_bound is not None
     duals = found.duals or {}
     memory = {name: -duals.get(name, 0.0) * total / room for name, (room, _) in memory_rows(asked).items()}
     shares = {key: min(max(found.values.get(variable.name, 0.0), 0.0), 1.0) for key, variable in share.items()}
@@ -142,14 +185,16 @@ def place(
     for phase, resources in block.resource_s.items():
         for name, seconds in resources.items():
             rates[name] = rates.get(name, 0.0) + duals.get(f"{phase} {name}", 0.0) * total * seconds / unit[phase]
-    waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in limits or {}}
-    return Block(asked, shares, kernels, memory, rates, waits)
+    waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in limits}
+    bound = found.best_bound * total
+    return Block(asked, shares, kernels, memory, rates, waits, bound), bound
 
 
 def missing_bytes(asked: Offload) -> dict[str, tuple[float, float]]:
     """Return the fewest bytes that the tiers lack together for a block, by tier: now and needed [bytes]."""
     import pulp
 
+    asked = replace(asked, prefixes=None)
     problem = pulp.LpProblem("relaxation", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
     rows = memory_rows(asked)

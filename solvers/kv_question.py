@@ -11,7 +11,10 @@ from hardware.units import Seconds
 Size = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 WeightPrecision = Literal["bf16", "fp16", "fp8", "int8_wo", "int4_wo"]
-CachePrecision = Literal["bf16", "fp16", "fp8", "int8"]
+CachePrecision = Literal["bf16", "fp16", "fp8", "int8", "int4", "int3", "int2"]
+Loading = Literal["recompute", "load", "both"]
+Reuse = Literal["prefix", "anywhere"]
+Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Strict(BaseModel):
@@ -34,6 +37,20 @@ class KvReuse(_Strict):
     """Path of recorded requests with the blocks of their prompts."""
     block_tokens: Size = 512
     """Tokens of a block."""
+    levels: Annotated[dict[str, Ratio], Field(min_length=1)] = {"as_kept": 1.0}
+    """Names of formats of the stored copies, the least lossy first, with their bytes over those that kernels read."""
+    recomputed: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the tokens found that is computed all the same where blocks count anywhere, as it is stated for the
+    method."""
+
+
+class KvSharedPrefix(_Strict):
+    """A prefix that each sequence of a group begins with."""
+
+    tokens: Size
+    """Tokens of it."""
+    requests: Annotated[int, Field(strict=True, ge=2)]
+    """Sequences of a group."""
 
 
 class KvWorkload(_Strict):
@@ -46,7 +63,9 @@ class KvWorkload(_Strict):
     lengths: KvLengths
     """How long sequences are."""
     reuse: KvReuse | None = None
-    """Prefixes that requests share: what a cache of them in the memory left free is worth."""
+    """Prefixes that requests share over time: what a cache of them in the memory left free is worth."""
+    shared_prefix: KvSharedPrefix | None = None
+    """What sequences of a block share, of one tenant or of several."""
     kv_bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Keys and values of a token in all layers, to be checked against the model's [bytes]."""
 
@@ -64,6 +83,18 @@ class KvSearch(_Strict):
     """Types of the weights."""
     precision_kv: tuple[CachePrecision, ...] = ("fp16",)
     """Types of keys and values."""
+    keep: tuple[Ratio, ...] = (1.0,)
+    """Shares of a prompt's tokens whose keys and values are kept; what that costs in quality is yours to know."""
+    remade: tuple[bool, ...] = (False,)
+    """Whether layers' inputs are kept and keys and values made of them in every step."""
+    share_prefix: tuple[bool, ...] = (True,)
+    """Whether what sequences of a block share is computed and held once."""
+    loading: tuple[Loading, ...] = ("recompute", "load", "both")
+    """What is done with prefixes found in a tier: computed again, loaded while the prompt waits, or both at once."""
+    reuse: tuple[Reuse, ...] = ("prefix",)
+    """Where a block found counts: after found ones only, or anywhere, with a share computed again."""
+    levels: tuple[str, ...] | None = None
+    """Names of formats of the stored copies; all of workload.reuse.levels if left out."""
 
 
 class KvSlo(_Strict):
@@ -90,6 +121,22 @@ class KvPlan(_Strict):
     """Type of the weights."""
     precision_kv: CachePrecision = "fp16"
     """Type of keys and values."""
+    keep: Ratio = 1.0
+    """Share of a prompt's tokens whose keys and values are kept."""
+    remade: bool = False
+    """Whether layers' inputs are kept in place of keys and values."""
+    share_prefix: bool = True
+    """Whether what sequences of a block share is computed and held once."""
+    loading: Loading = "recompute"
+    """What is done with prefixes found in a tier."""
+    reuse: Reuse = "prefix"
+    """Where a block found counts."""
+    level: str | None = None
+    """Format of the stored copies; the first of workload.reuse.levels if left out."""
+    cache: dict[str, Share] = {}
+    """Share of each tier that a cache of prefixes takes."""
+    loaded: dict[str, tuple[Share, ...]] | None = None
+    """Share of all prompt tokens that is loaded from each tier, by quarter of the prompts; all found if left out."""
 
 
 class KvQuestion(_Strict):

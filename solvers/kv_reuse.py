@@ -1,96 +1,130 @@
-"""What a prefix cache over tiers finds of a trace, what that saves, and which tier pays."""
+"""What a prefix cache over tiers finds of a trace, what that saves, and where loading loses against computing."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hardware.tiers import HBM
-from perfmodel.hit_curves import HitCurve
-from perfmodel.kv_cache import kv_bytes_per_token
-from perfmodel.offload import bytes_over_ranks, kernel_times
+from hardware.tiers import HBM, TierPath
+from perfmodel.hit_curves import DEPTHS, HitCurve
+from perfmodel.kv_equations import streamed_first_token, whole_meeting_point
+from perfmodel.offload import Kernels, Offload, evaluated, memory_rows, prefix_blocks, stored_token_bytes
+from solvers.kv_cached import tiers_of
 from solvers.kv_place import Block
 
-GIB = 2.0**30
-_MORE = 0.05
 
-
-def prefix_cache(block: Block, curve: HitCurve, block_tokens: int) -> dict[str, Any]:
-    """Return what the memory that a placement leaves free is worth as a cache of prefixes.
+def prefix_cache(block: Block) -> dict[str, Any]:
+    """Return what the cache of prefixes of a placement finds, and what a request gets from each tier of it.
 
     Parameters
     ----------
     block : Block
-        A placement; what it leaves free in each tier is the cache.
-    curve : HitCurve
-        Of the trace.
-    block_tokens : int
-        Tokens of a block of the trace.
+        A placement with such a cache.
 
     Returns
     -------
     dict
-        ``hit_ratio`` of tokens in tiers that pay, ``prefill_mean_s`` with them and ``prefill_without_s``, ``tiers``,
-        ``knee``.
+        ``hit_ratio`` of tokens that are loaded, ``found_ratio`` of those that are there, ``tiers`` and ``knee``.
 
     Notes
     -----
-    What is computed is written through to every tier, so that a larger tier holds what the smaller before it hold and
-    its own share of hits is the difference of the curve. A tier pays where loading a token takes less time than
-    computing it (Mooncake, FAST 2025, equation 2): from the slowest domain on its path, alone, and at the mean length
-    of prompts. The knee is where the curve is highest above the line to its end (Satopaa et al., Kneedle, 2011).
+    A tier pays where loading a token takes less time than computing it (Mooncake, FAST 2025, equation 2), from the
+    slowest domain on its path, alone. The knee is where the curve is highest above the line to its end (Satopaa et al.,
+    Kneedle, 2011).
     """
-    asked = block.asked
-    mean = curve.tokens / curve.requests
-    prompt_s = float(kernel_times(replace(asked, prompt=max(1, round(mean))), 1.0)[0])
-    compute_s = prompt_s / mean
-    per_token = float(kv_bytes_per_token(asked.server.architecture, asked.server.cache_bytes))
-    size = per_token * block_tokens
-    free = {name: max(room - used, 0.0) for name, (room, used) in block.memory_bytes.items()}
-    rates = {HBM: asked.accelerators * asked.server.machine.accelerator.memory.bandwidth}
-    rates |= {path.name: min(domain.node_up for domain in path.domains) for path in asked.paths}
-    latencies = {HBM: 0.0, **{path.name: path.latency_s for path in asked.paths}}
-    sizes = {name: size if name != HBM else block_tokens * bytes_over_ranks(asked, 1.0) for name in free}
-    held, found, prefill_s, hits = 0.0, 0.0, prompt_s, 0.0
+    asked, shares = block.asked, block.shares
+    prefixes = asked.prefixes
+    assert prefixes is not None
+    paths = {path.name: path for path in asked.paths}
+    compute_s = block.kernels.prompts_s / asked.gpu_batch / asked.prompt
+    reach, loaded = 0.0, 0.0
     tiers = []
-    for name in sorted(free, key=lambda tier: -rates[tier]):
-        blocks = free[name] / sizes[name]
-        # keys and values in the accelerators' memory are used where they are
-        load_s = 0.0 if name == HBM else per_token / rates[name] + latencies[name] / block_tokens
-        larger = max(held, blocks)
-        reached = float(curve.prefix_hit_token_ratio(larger))
-        pays = load_s < compute_s
-        saved_s = mean * (reached - found) * (compute_s - load_s)
-        more = float(curve.prefix_hit_token_ratio(larger * (1 + _MORE) + 1)) - reached
-        gained_s = mean * more * (compute_s - load_s) if blocks >= held else 0.0
-        tiers.append(
-            {
-                "tier": name,
-                "free_bytes": free[name],
-                "blocks": int(blocks),
-                "hit_ratio_cumulated": reached,
-                "load_s_per_token": load_s,
-                "compute_s_per_token": compute_s,
-                "pays": pays,
-                "saved_s_per_request": saved_s,
-                "saved_s_per_request_per_gib": gained_s / ((larger * _MORE + 1) * sizes[name] / GIB)
-                if blocks >= held
-                else 0.0,
-            }
-        )
-        if pays:
-            prefill_s -= saved_s
-            hits += reached - found
-            held, found = larger, reached
+    for name in tiers_of(asked):
+        room, row = memory_rows(asked)[name]
+        held = shares.get(("cache", name, ""), 0.0) * room
+        blocks = prefix_blocks(asked, name, held)
+        reach = max(reach, blocks)
+        part = sum(shares.get(("found", name, str(depth)), 0.0) for depth in range(DEPTHS))
+        loaded += part
+        entry: dict[str, Any] = {
+            "tier": name,
+            "free_bytes": max(room - evaluated(row, shares), 0.0),
+            "cache_bytes": held,
+            "blocks": int(blocks),
+            "hit_ratio_cumulated": float(prefixes.found(reach).sum()),
+            "loaded_ratio": part,
+            "compute_s_per_token": compute_s,
+        }
+        load_s = 0.0
+        if name != HBM:
+            load_s = load_time(asked, paths[name])
+            entry["request"] = whole_prompt(asked, block.kernels, load_s)
+        tiers.append({**entry, "load_s_per_token": load_s, "pays": load_s < compute_s})
     return {
-        "hit_ratio": hits,
-        "prefill_without_s": prompt_s,
-        "prefill_mean_s": prefill_s,
+        "hit_ratio": loaded,
+        "found_ratio": float(prefixes.found(reach).sum()),
         "tiers": tiers,
-        "knee": _knee(curve, size),
+        "knee": _knee(prefixes.curve, stored_token_bytes(asked) * prefixes.block_tokens),
     }
+
+
+def load_time(asked: Offload, path: TierPath) -> float:
+    """Return the time to load a token of the cache from a tier, alone on its path [s]."""
+    assert asked.prefixes is not None
+    rate = min(domain.node_up for domain in path.domains)
+    return stored_token_bytes(asked) / rate + path.latency_s / asked.prefixes.block_tokens
+
+
+def whole_prompt(asked: Offload, kernels: Kernels, load_s: float) -> dict[str, Any]:
+    """Return the time of one prompt that is found whole in a tier, by what is done with it.
+
+    Parameters
+    ----------
+    asked : Offload
+        The question.
+    kernels : Kernels
+        Of its batch.
+    load_s : float
+        Time to load a token [s].
+
+    Returns
+    -------
+    dict
+        ``compute_s``: computed again; ``load_s``: loaded, then the last token; ``streamed_s``: the same layer by layer;
+        ``both_s``: computed from the front while loaded from the back, and ``computed_ratio``, where the two meet;
+        ``choice``.
+    """
+    assert asked.prefixes is not None
+    parts = np.array(kernels.spared_s) / asked.gpu_batch
+    whole = kernels.prompts_s / asked.gpu_batch
+    last = max(whole - float(parts.sum()), 0.0)
+    chunks = max(round(asked.prompt / asked.prefixes.block_tokens), 1)
+    each = chunks / DEPTHS
+    growth = max(float(parts[-1] - parts[0]), 0.0) / (each * each * (DEPTHS - 1))
+    first = float(parts.sum()) / chunks - growth * (chunks - 1) / 2
+    loading = asked.prompt * load_s
+    computed, both = whole_meeting_point(chunks, max(first, 0.0), growth, loading / chunks)
+    layers = np.ones(asked.depth) / asked.depth
+    times = {"compute": whole, "load": loading + last, "both": both + last}
+    return {
+        "compute_s": whole,
+        "load_s": times["load"],
+        "streamed_s": streamed_first_token(loading * layers, last * layers),
+        "both_s": times["both"],
+        "computed_ratio": computed / chunks,
+        "choice": min(times, key=lambda name: times[name]),
+    }
+
+
+def losing(said: dict[str, Any]) -> list[str]:
+    """Return a warning for each tier of a cache from which loading takes longer than computing."""
+    return [
+        f"{one['tier']}: loading a prompt takes {one['request']['load_s']:.3g} s where computing it takes "
+        f"{one['request']['compute_s']:.3g} s; an engine that waits for what it finds there loses"
+        for one in said["tiers"]
+        if not one["pays"] and one["cache_bytes"] > 0
+    ]
 
 
 def _knee(curve: HitCurve, block_bytes: float) -> dict[str, float] | None:

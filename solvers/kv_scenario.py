@@ -16,10 +16,10 @@ from hardware.faults import Fault, InputError
 from hardware.tiers import HBM, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
-from perfmodel.hit_curves import HitCurve, replay
+from perfmodel.hit_curves import DEPTHS, HitCurve, replay
 from perfmodel.kernels import gemm
 from perfmodel.kv_cache import kv_bytes_per_token
-from perfmodel.offload import Offload
+from perfmodel.offload import Form, Offload, SharedPrefix
 from perfmodel.operators import peak_flops
 from perfmodel.request_traces import block_pieces
 from perfmodel.serving.engine import Engine, engine_of, engines
@@ -61,8 +61,17 @@ class KvScenario:
     warnings: tuple[Fault, ...]
     curve: HitCurve | None = None
 
-    def offload(self, gpu_batch: int, num_batches: int, precision_weights: str, precision_kv: str) -> Offload:
-        """Return the question for one block."""
+    def offload(
+        self,
+        gpu_batch: int,
+        num_batches: int,
+        precision_weights: str,
+        precision_kv: str,
+        *,
+        form: Form = Form(),  # noqa: B008
+        together: bool = True,
+    ) -> Offload:
+        """Return the question for one block; `together`: what its sequences share is computed and held once."""
         found = server(
             self.architecture,
             self.machine,
@@ -72,7 +81,9 @@ class KvScenario:
         )
         lengths = self.question.workload.lengths
         count = self.machine.node.accelerators.count
-        return Offload(found, self.paths, count, lengths.isl, lengths.osl, gpu_batch, num_batches)
+        group = self.question.workload.shared_prefix if together else None
+        shared = None if group is None else SharedPrefix(group.tokens, group.requests)
+        return Offload(found, self.paths, count, lengths.isl, lengths.osl, gpu_batch, num_batches, form, shared)
 
 
 def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
@@ -123,6 +134,7 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
         wrong = kv_bytes_fault(architecture, question)
         if wrong is not None:
             (faults if wrong[0] else warnings).append(source.fault(("workload", "kv_bytes_per_token"), wrong[1]))
+    faults += [source.fault(path, message) for path, message in _reuse_faults(question)]
     curve: HitCurve | None = None
     reuse = question.workload.reuse
     if reuse is not None:
@@ -176,6 +188,34 @@ def _precision_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[
             yield path, f"{error} [got {precision!r}]"
 
 
+def _reuse_faults(question: KvQuestion) -> Iterable[tuple[_Path, str]]:
+    """Yield what contradicts itself about prefixes that are shared."""
+    reuse, shared = question.workload.reuse, question.workload.shared_prefix
+    isl = question.workload.lengths.isl
+    if shared is not None and reuse is not None:
+        yield ("workload", "shared_prefix"), "either this or reuse: both count the tokens that requests share"
+    if shared is not None and shared.tokens >= isl:
+        yield ("workload", "shared_prefix", "tokens"), f"should be fewer than a prompt's {isl} [got {shared.tokens}]"
+    levels = {} if reuse is None else reuse.levels
+    wanted: list[tuple[_Path, str]] = [
+        (("search", "levels", number), name) for number, name in enumerate(question.search.levels or ())
+    ]
+    given = question.plan
+    if given is not None and given.level is not None:
+        wanted.append((("plan", "level"), given.level))
+    for path, name in wanted:
+        if name not in levels:
+            yield path, f"no such level; {did_you_mean(name, levels) if levels else 'workload.reuse names none'}"
+    anywhere = "anywhere" in question.search.reuse or (given is not None and given.reuse == "anywhere")
+    if reuse is not None and anywhere and reuse.recomputed is None:
+        yield ("workload", "reuse", "recomputed"), "missing; blocks that count anywhere need a share computed again"
+    if given is not None and reuse is None and given.cache:
+        yield ("plan", "cache"), "workload.reuse is missing: nothing is known of what requests share"
+    for name, parts in ({} if given is None else given.loaded or {}).items():
+        if len(parts) != DEPTHS:
+            yield ("plan", "loaded", name), f"should be {DEPTHS} shares, by part of the prompts [got {len(parts)}]"
+
+
 def _tier_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:
     known = [HBM, *(tier.name for tier in machine.node.tiers)]
     for number, name in enumerate(question.search.tiers or ()):
@@ -198,6 +238,10 @@ def _tier_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path
                 yield ("plan", "placement", thing, name), f"no such tier; {did_you_mean(name, allowed)}"
         if abs(sum(shares.values()) - 1) > 1e-6:
             yield ("plan", "placement", thing), f"shares should add up to 1 [got {sum(shares.values()):g}]"
+    for key, named in (("cache", question.plan.cache), ("loaded", question.plan.loaded or {})):
+        for name in named:
+            if name not in allowed:
+                yield ("plan", key, name), f"no such tier; {did_you_mean(name, allowed)}"
     sites = {path.name for path in tier_paths(machine.node) if path.site is not None}
     for name, share in (question.plan.attention_there or {}).items():
         if name not in allowed:

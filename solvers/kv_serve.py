@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from hardware.tiers import HBM, TierPath, tier_paths
-from perfmodel.offload import Offload, Share, kernel_times
+from hardware.tiers import HBM, tier_paths
+from perfmodel.offload import Form, Offload, Share, kernels_of
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.kv_aim import SAME, Aim, shortest
 from solvers.kv_answer import GIB, binding, breakdown, common, plan_of, prediction
+from solvers.kv_cached import given_cache
 from solvers.kv_place import Block, missing_bytes, place
 from solvers.kv_scenario import KvScenario
+from solvers.kv_sizes import sizes
+from solvers.kv_space import Candidate, candidates, prefixes_of
 from solvers.result import Result
 
 _ROUND = 1e-9
@@ -43,9 +45,9 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     """
     began = time.perf_counter()
     until = None if time_limit_s is None else began + time_limit_s
-    candidates = list(_candidates(scenario, scenario.paths))
+    blocks = list(candidates(scenario, scenario.paths))
     aim = Aim.of(scenario)
-    found, bound = _search(candidates, aim, until, gap, most=max(top, 0) + 1)
+    found, bound = _search(blocks, aim, until, gap, most=max(top, 0) + 1)
     spent = time.perf_counter() - began
     if not found:
         if bound is not None:
@@ -56,7 +58,7 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
                 solve_time_s=spent,
                 **common(scenario),
             )
-        return _infeasible(scenario, candidates, aim, began)
+        return _infeasible(scenario, blocks, aim, began)
     best = found[0]
     value = aim.value_of(aim.score(best))
     best_bound = value if bound is None else aim.value_of(max(bound, aim.score(best)))
@@ -69,13 +71,15 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
         best_bound=best_bound,
         gap=reached,
         solve_time_s=spent,
-        candidates=len(candidates),
-        plan=plan_of(best),
-        prediction=prediction(scenario, best) | {"purchases": _purchases(scenario, best, aim)},
+        candidates=len(blocks),
+        plan=plan_of(scenario, best),
+        prediction=prediction(scenario, best)
+        | {"purchases": _purchases(scenario, best, aim), "sizes": sizes(best, aim)},
         breakdown=breakdown(best),
         binding=binding(best, aim),
         alternatives=[
-            {"plan": plan_of(other), "prediction": prediction(scenario, other)} for other in found[1 : top + 1]
+            {"plan": plan_of(scenario, other), "prediction": prediction(scenario, other)}
+            for other in found[1 : top + 1]
         ],
         baseline=_baseline(scenario, value, aim),
         **common(scenario),
@@ -104,7 +108,7 @@ def predict(scenario: KvScenario) -> Result:
             status="infeasible",
             objective=Aim.of(scenario).objective(None),
             solve_time_s=time.perf_counter() - began,
-            why_not=[{"reason": "out of memory", "candidates": 1, "nearest": plan_of(block)}],
+            why_not=[{"reason": "out of memory", "candidates": 1, "nearest": plan_of(scenario, block)}],
             relaxation=_lacking(small),
             **common(scenario),
         )
@@ -112,7 +116,7 @@ def predict(scenario: KvScenario) -> Result:
         status="feasible",
         objective=aim.objective(aim.value_of(aim.score(block))),
         solve_time_s=time.perf_counter() - began,
-        plan=plan_of(block),
+        plan=plan_of(scenario, block),
         prediction=prediction(scenario, block),
         breakdown=breakdown(block),
         **common(scenario),
@@ -124,7 +128,17 @@ def given_block(scenario: KvScenario) -> Block:
     given = scenario.question.plan
     if given is None:
         raise ValueError("the scenario gives no plan")
-    asked = scenario.offload(given.gpu_batch, given.num_batches, given.precision_weights, given.precision_kv)
+    asked = scenario.offload(
+        given.gpu_batch,
+        given.num_batches,
+        given.precision_weights,
+        given.precision_kv,
+        form=Form(given.keep, given.remade),
+        together=given.share_prefix,
+    )
+    if given.loading != "recompute" and scenario.question.workload.reuse is not None:
+        level = given.level or next(iter(scenario.question.workload.reuse.levels))
+        asked = replace(asked, prefixes=prefixes_of(scenario, given.loading, given.reuse, level))
     shares: dict[Share, float] = {}
     sites = {path.name for path in scenario.paths if path.site is not None}
     for thing, tiers in given.placement.items():
@@ -136,50 +150,34 @@ def given_block(scenario: KvScenario) -> Block:
                     shares["kv", tier, "there"] = part * there
             else:
                 shares[thing, tier, ""] = part
-    return Block(asked, shares, _kernels(asked, (given.gpu_batch,))[given.gpu_batch])
-
-
-def _kernels(asked: Offload, batches: tuple[int, ...]) -> dict[int, tuple[float, float, float]]:
-    """Return times of kernels by size of batch."""
-    times = [np.broadcast_to(value, len(batches)) for value in kernel_times(asked, np.array(batches, float))]
-    return {batch: tuple(float(part[number]) for part in times) for number, batch in enumerate(batches)}  # type: ignore[misc]
-
-
-_Candidate = tuple[Offload, tuple[float, float, float]]
-
-
-def _candidates(scenario: KvScenario, paths: tuple[TierPath, ...]) -> Iterator[_Candidate]:
-    """Yield blocks with their times of kernels."""
-    search = scenario.question.search
-    for weights in search.precision_weights:
-        for cache in search.precision_kv:
-            whole = replace(scenario.offload(1, 1, weights, cache), paths=paths)
-            kernels = _kernels(whole, search.gpu_batch)
-            for batch in search.gpu_batch:
-                for count in search.num_batches:
-                    asked = replace(whole, gpu_batch=batch, num_batches=count)
-                    yield asked, kernels[batch]
+    if asked.prefixes is not None:
+        shares |= given_cache(asked, given.cache, given.loaded)
+    return Block(asked, shares, kernels_of(asked, (given.gpu_batch,))[given.gpu_batch])
 
 
 def _search(
-    candidates: list[_Candidate], aim: Aim, until: float | None, gap: float | None, most: int
+    blocks: list[Candidate], aim: Aim, until: float | None, gap: float | None, most: int, floor: float = -math.inf
 ) -> tuple[list[Block], float | None]:
-    """Return the best blocks, the best first, and the score that no other beats: None where none can be better."""
+    """Return the best blocks, the best first, and the score that no other beats: None where none can be better.
+
+    Blocks that cannot pass `floor` are left out.
+    """
     found: list[Block] = []
-    bounds = sorted(((aim.most(*one), one) for one in candidates), key=lambda pair: -pair[0])
+    loose = -math.inf  # what blocks that were asked may still hide
+    bounds = sorted(((aim.most(*one), one) for one in blocks), key=lambda pair: -pair[0])
     for bound, one in bounds:
-        if found:
-            best = aim.score(found[0])
-            if bound <= best:
-                return found, None
-            if gap is not None and bound - best <= gap * abs(best):
-                return found, bound
+        best = max(floor, aim.score(found[0])) if found else floor
+        if bound <= best:
+            break
+        if found and gap is not None and bound - best <= gap * abs(best):
+            return found, max(bound, loose)
         if until is not None and time.perf_counter() > until:
-            return found, bound
-        block = aim.place(*one)
+            return found, max(bound, loose)
+        block = aim.place(*one, floor=best if math.isfinite(best) else None)
         if block is not None:
+            loose = max(loose, aim.bound(block))
             found = sorted([*found, block], key=lambda other: -aim.score(other))[:most]
-    return found, None
+    return found, loose if found and loose > aim.score(found[0]) else None
 
 
 def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, Any]]:
@@ -192,7 +190,8 @@ def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, An
         tiers = (*node.tiers[:number], tier.model_copy(update={"count": tier.count + 1}), *node.tiers[number + 1 :])
         names = {path.name for path in scenario.paths}
         paths = tuple(path for path in tier_paths(node.model_copy(update={"tiers": tiers})) if path.name in names)
-        others, _ = _search(list(_candidates(scenario, paths)), aim, None, None, most=1)
+        blocks = [one for one in candidates(scenario, paths) if _loads_alike(one[0], best.asked)]
+        others, _ = _search(blocks, aim, None, None, most=1, floor=aim.score(best))
         reached = aim.value_of(max(aim.score(block) for block in (*others, best)))
         price = tier.price.on_demand if tier.price else None
         gain = abs(reached - aim.value_of(aim.score(best)))
@@ -210,13 +209,20 @@ def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, An
     return sorted(found, key=lambda one: -float(one["gain"]))
 
 
+def _loads_alike(one: Offload, other: Offload) -> bool:
+    """Tell whether two questions do the same with prefixes that are found."""
+    if one.prefixes is None or other.prefixes is None:
+        return one.prefixes is other.prefixes
+    return one.prefixes.overlapped == other.prefixes.overlapped
+
+
 def _baseline(scenario: KvScenario, best: float, aim: Aim) -> dict[str, Any] | None:
     """Return what runs today beside the best."""
     if scenario.question.plan is None:
         return None
     block = given_block(scenario)
     return {
-        "plan": plan_of(block),
+        "plan": plan_of(scenario, block),
         "prediction": prediction(scenario, block),
         "gain": aim.value_of(aim.score(block)) / best if aim.phase else best / block.tokens_per_s,
     }
@@ -229,15 +235,15 @@ def _lacking(small: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def _infeasible(scenario: KvScenario, candidates: list[_Candidate], aim: Aim, began: float) -> Result:
+def _infeasible(scenario: KvScenario, blocks: list[Candidate], aim: Aim, began: float) -> Result:
     """Return why there is no plan: the fewest bytes that are missing, or the shortest limit that can be met."""
-    fitting = [one for one in candidates if place(*one) is not None] if aim.limits else []
+    fitting = [one for one in blocks if place(*one) is not None] if aim.limits else []
     if fitting:
         relaxation = list(_longer_limits(fitting, aim))
         reason = "no block that fits is within the limits of latency"
         seen = len(fitting)
     else:
-        missing = missing_bytes(min((one[0] for one in candidates), key=lambda asked: asked.sequences))
+        missing = missing_bytes(min((one[0] for one in blocks), key=lambda asked: asked.sequences))
         relaxation = _lacking(missing)
         reason, seen = f"the smallest block does not fit: {' and '.join(missing)} too small", 1
     return Result(
@@ -250,7 +256,7 @@ def _infeasible(scenario: KvScenario, candidates: list[_Candidate], aim: Aim, be
     )
 
 
-def _longer_limits(fitting: list[_Candidate], aim: Aim) -> Iterator[dict[str, Any]]:
+def _longer_limits(fitting: list[Candidate], aim: Aim) -> Iterator[dict[str, Any]]:
     """Yield for each limit the shortest that can be met within the other; where none can, both of the nearest block."""
     names = {"prefill": "slo.ttft_mean", "decode": "slo.tpot_mean"}
     alone = []

@@ -253,11 +253,15 @@ CXL = EXAMPLE.parent / "kv-llama-70b-cxl.yaml"
 
 def test_prefixes_in_cxl_cards():
     """The cards add hits to host memory; what is found is what a cache simulated block by block finds."""
-    both = json.loads(run("plan", "kv", str(CXL), "--format", "json"))["prediction"]["prefix_cache"]
-    alone = json.loads(run("plan", "kv", str(CXL), "--set", "search.tiers=[hbm, ddr]", "--format", "json"))
-    alone = alone["prediction"]["prefix_cache"]
+    said = [
+        json.loads(run("plan", "kv", str(CXL), *words, "--format", "json"))
+        for words in ((), ("--set", "search.tiers=[hbm, ddr]"), ("--set", "search.loading=[recompute]"))
+    ]
+    ttft = [one["prediction"]["ttft_mean_s"] for one in said]
+    assert ttft == sorted(ttft)
+    assert ttft[0] < ttft[1] < ttft[2]
+    both, alone = (one["prediction"]["prefix_cache"] for one in said[:2])
     assert both["hit_ratio"] > alone["hit_ratio"] > 0
-    assert both["prefill_mean_s"] < alone["prefill_mean_s"] < alone["prefill_without_s"]
     assert [one["tier"] for one in both["tiers"]] == ["hbm", "ddr", "cxl"]
     with (EXAMPLE.parent / "kv-sessions.csv").open() as file:
         rows = [(int(row["input_tokens"]), row["block_ids"].split()) for row in csv.DictReader(file)]
@@ -278,11 +282,17 @@ def test_prefixes_in_cxl_cards():
 
 def test_a_tier_that_is_slower_than_computing_does_not_pay():
     slow = "cluster.tiers.cxl.read=1 GB/s"
-    found = json.loads(run("plan", "kv", str(CXL), "--set", slow, "--format", "json"))["prediction"]["prefix_cache"]
-    cards = found["tiers"][2]
+    words = ("plan", "kv", str(CXL), "--set", slow, "--format", "json", "--set", "search.gpu_batch=[4]")
+    words += ("--set", "search.num_batches=[1]")
+    found = json.loads(run(*words))["prediction"]
+    cards = found["prefix_cache"]["tiers"][2]
     assert cards["load_s_per_token"] > cards["compute_s_per_token"]
     assert not cards["pays"]
-    assert found["hit_ratio"] == found["tiers"][1]["hit_ratio_cumulated"]
+    assert "cxl: loading a prompt takes" in found["warnings"][0]
+    waits = json.loads(run(*words, "--set", "search.loading=[load]"))["prediction"]["prefix_cache"]
+    assert waits["tiers"][2]["loaded_ratio"] == 0
+    # with both at once, part of what is in the cards is loaded while the rest is computed
+    assert 0 < cards["loaded_ratio"] < cards["hit_ratio_cumulated"] - found["prefix_cache"]["tiers"][1]["loaded_ratio"]
 
 
 def test_faults_of_a_trace_are_placed(tmp_path):

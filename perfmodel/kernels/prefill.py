@@ -95,9 +95,9 @@ def variant_of(head_dim: int, query_bytes: float = 2.0, cache_bytes: float = 2.0
     Notes
     -----
     Libraries compile one kernel a width, each with its own tiles (FlashAttention-3, section 4.1); ``kv8`` reads a cache
-    of one byte an element. Keys 128 wide carry no suffix.
+    of one byte an element or less. Keys 128 wide carry no suffix.
     """
-    form = "fp8" if query_bytes == 1.0 else "bf16_kv8" if cache_bytes == 1.0 else "bf16"
+    form = "fp8" if query_bytes == 1.0 else "bf16_kv8" if cache_bytes <= 1.0 else "bf16"
     width = next((width for width in HEAD_WIDTHS if width >= head_dim), HEAD_WIDTHS[-1])
     return form if width == 128 else f"{form}_d{width}"
 

@@ -36,8 +36,18 @@ PRECISIONS = {
 }
 """Precision of weights -> form of the matrix products (``perfmodel.kernels.gemm.FORMS``)."""
 
-CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
-"""Bytes of an element of the cache of keys and values."""
+_SCALES = 2 * 2 / 128
+CACHE_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 4 / 8 + _SCALES,
+    "int3": 3 / 8 + _SCALES,
+    "int2": 2 / 8 + _SCALES,
+}
+"""Bytes of an element of the cache of keys and values; those below 8 bits with a scale and a zero point of 16 bits for
+each group of 128."""
 
 MODELS: tuple[KernelModel, ...] = (gemm.MODEL, prefill.MODEL, decode.MODEL, moe.MODEL, memory.MODEL)
 
