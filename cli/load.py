@@ -9,6 +9,7 @@ from typing import Any
 
 from hardware.catalogue import description, read_file, resolve_cluster
 from hardware.faults import Fault, InputError, Path
+from hardware.units import parse_quantity
 from hardware.yaml_source import Source, read_yaml
 from solvers.plan_file import scenario_of
 
@@ -20,6 +21,8 @@ _REACH: dict[str | int, Path] = {
     "node": ("cluster", "node"),
 }
 """Short ways into the hardware -> where it stands in a cluster that is written out."""
+
+_CAPPED: Path = ("cluster", "node", "accelerators", "type", "power", "limit")
 
 _FOLLOWS: dict[Path, tuple[str, ...]] = {
     ("cluster", "fabric", "oversubscription"): ("spines", "uplinks", "cores"),
@@ -148,6 +151,8 @@ def _with_value(source: Source, origin: str, path: Path, value: Any, base_dir: F
         source = _written_out(source, base_dir, origin, path)
     data = copy.deepcopy(source.data)
     path = _set(data, path, value, origin)
+    if path == _CAPPED:
+        _keep_highest(data, source.data)
     positions = {other: place for other, place in source.positions.items() if other[: len(path)] != path}
     origins = {other: place for other, place in source.origins.items() if other[: len(path)] != path}
     origins[path] = origin
@@ -156,6 +161,18 @@ def _with_value(source: Source, origin: str, path: Path, value: Any, base_dir: F
         if place not in origins and place not in positions:  # what the person wrote stays, and may contradict
             data["cluster"].get("fabric", {}).pop(count, None)
     return replace(source, data=data, positions=positions, origins=origins)
+
+
+def _keep_highest(data: Any, before: Any) -> None:
+    """Keep what an accelerator could be held to before, so that a lower limit is a cap and not another board."""
+    for key in _CAPPED[:-1]:
+        data, before = data[key], before[key]
+    try:
+        lower = parse_quantity(data["limit"], "W") < parse_quantity(before["limit"], "W")
+    except ValueError:
+        return  # told where the description is checked
+    if lower:
+        data.setdefault("highest", before["limit"])
 
 
 def _reaches(part: Any, path: Path) -> bool:

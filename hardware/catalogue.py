@@ -491,6 +491,12 @@ def _holds(node: Node, accelerator: Accelerator) -> bool:
     return isinstance(held, str) and find("accelerator", held) is accelerator
 
 
+def families_of(architecture: str) -> tuple[str, ...]:
+    """Return an architecture family and those it inherits from, nearest first."""
+    family = find("efficiency", architecture)
+    return (architecture,) if family.inherits is None else (architecture, *families_of(family.inherits))
+
+
 def description(machine: Machine) -> dict[str, Any]:
     """Write a machine out as plain data.
 

@@ -45,13 +45,41 @@ class Memory(Description):
     """Peak rate of reads or writes, such as 3.35 TB/s."""
 
 
+LOWEST_CAP = 0.4
+"""Lowest limit over the highest, where nothing is said: the boards measured under caps go down to 0.38 (RTX 6000), 0.4
+(V100) and 0.5 (P100), A100 to 0.25 (data of Zeus, NSDI 2023; POLCA, arXiv 2308.12908)."""
+
+
 class AcceleratorPower(Description):
     """What one accelerator draws."""
 
     limit: Watts
-    """Highest sustained power (TDP or TGP), such as 700 W."""
+    """Sustained power that it is held to: the TDP or TGP, such as 700 W, or a cap below."""
     idle: Watts | None = None
     """Power without work, such as 72 W."""
+    highest: Watts | None = None
+    """Highest limit that it can be held to, at which its rates hold; `limit` if left out."""
+    lowest: Watts | None = None
+    """Lowest limit that it can be held to; 0.4 of the highest if left out."""
+
+    @property
+    def most(self) -> float:
+        """Highest limit that it can be held to [W]."""
+        return self.limit if self.highest is None else self.highest
+
+    @property
+    def least(self) -> float:
+        """Lowest limit that it can be held to [W]."""
+        return LOWEST_CAP * self.most if self.lowest is None else self.lowest
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.limit > self.most:
+            raise KeyFaultsError((("limit",), f"{self.limit:g} W is above the highest limit, {self.most:g} W"))
+        if self.limit < self.least:
+            message = f"{self.limit:g} W is below the lowest limit, {self.least:g} W; lowest says another"
+            raise KeyFaultsError((("limit",), message))
+        return self
 
 
 class Price(Description):

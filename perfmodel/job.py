@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from hardware.catalogue import Machine, find
+from hardware.catalogue import Machine, families_of
 from hardware.schema import Accelerator
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture
@@ -126,12 +126,6 @@ def kernels_of(accelerator: Accelerator, names: tuple[str, ...]) -> dict[str, Ke
             parameters = parameters.model_copy(update={"key_value_passes": 1.0})
         found[name] = Kernel(model, parameters, known.origin, known.widening)
     return found
-
-
-def families_of(architecture: str) -> tuple[str, ...]:
-    """Return an architecture family and those it inherits from, nearest first."""
-    family = find("efficiency", architecture)
-    return (architecture,) if family.inherits is None else (architecture, *families_of(family.inherits))
 
 
 def job(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hardware.catalogue import Machine, UnknownName, find
+from hardware.catalogue import Machine, UnknownName, families_of, find
 from hardware.network import Fabric, Nics
 from hardware.schema import Accelerator, Cluster, Node
 from hardware.topology import Level, levels
@@ -26,7 +26,6 @@ from perfmodel.collectives import (
 )
 from perfmodel.collectives.algorithms import engine_all_reduce
 from perfmodel.collectives.model import Integers
-from perfmodel.job import families_of
 from perfmodel.measured_collectives import CAPABILITIES, PROTOCOLS, Case
 from perfmodel.measured_kernels import boards_of
 from perfmodel.terms import Array

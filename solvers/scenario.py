@@ -7,7 +7,7 @@ result = solvers.train.plan(solvers.scenario.load_train(source, Path(".")))
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -16,12 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.catalogue import Machine, UnknownName, description, resolve_cluster, unknown_family
 from hardware.faults import Fault, InputError
+from hardware.units import Watts
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture, trainable
 from perfmodel.framework import frameworks
-from perfmodel.job import Job, job
+from perfmodel.job import Job, job, kernels_of
 from perfmodel.pipeline import splits
 from perfmodel.plan import DEFAULTS, FIELDS, Plan, plan_from_rows
+from perfmodel.power import held_to
+from solvers.power_limit import PowerLimits, allowed_w, cap_faults, caps_w
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Amount = Annotated[float, Field(gt=0)]
@@ -82,6 +85,8 @@ class TrainSearch(_Strict):
     """Parallel dimensions from neighbouring ranks outwards."""
     cp_style: tuple[ContextStyle, ...] | None = Field(None, min_length=1)
     """Ring attention, Ulysses, keys and values gathered, or Ulysses among neighbours and a ring around them."""
+    power_cap_w: tuple[Watts, ...] | None = Field(None, min_length=1)
+    """Powers that accelerators may be held to; five down to the lowest where energy counts, else the highest."""
 
 
 class TrainPlan(_Strict):
@@ -117,6 +122,8 @@ class TrainPlan(_Strict):
     """Parallel dimensions from neighbouring ranks outwards."""
     cp_style: ContextStyle = "ring"
     """Ring attention, Ulysses, keys and values gathered, or Ulysses among neighbours and a ring around them."""
+    power_cap_w: Watts | None = None
+    """What accelerators are held to; the highest that is allowed if left out."""
 
 
 class TrainQuestion(_Strict):
@@ -134,6 +141,8 @@ class TrainQuestion(_Strict):
     """What is computed."""
     framework: str = "megatron-lm"
     """Training framework: its overlaps, memory and overheads."""
+    power: PowerLimits = PowerLimits()
+    """What nodes may draw."""
     search: TrainSearch = TrainSearch()
     """What the planner may choose."""
     objective: TrainObjective = "step_time_s"
@@ -165,6 +174,25 @@ class TrainScenario:
     source: Source
     resolved: dict[str, Any]
     plan: Plan | None
+
+    @property
+    def caps_w(self) -> tuple[float, ...]:
+        """Caps of accelerators to try, highest first; none where no cap keeps the limit of a node [W]."""
+        question = self.question
+        by_energy = question.objective == "energy_j"
+        return caps_w(self.job.machine, question.power, question.search.power_cap_w, by_energy=by_energy)
+
+    @property
+    def given_cap_w(self) -> float:
+        """Cap of the plan given, or the highest that is allowed [W]."""
+        given = self.question.plan.power_cap_w if self.question.plan is not None else None
+        return allowed_w(self.job.machine, self.question.power) if given is None else given
+
+    def held_to(self, cap_w: float) -> TrainScenario:
+        """Return the question with accelerators held to a power [W]."""
+        machine = held_to(self.job.machine, cap_w)
+        kernels = kernels_of(machine.accelerator, tuple(self.job.kernels))
+        return replace(self, job=replace(self.job, machine=machine, kernels=kernels))
 
 
 def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
@@ -236,6 +264,12 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
         message = unknown_family(machine.accelerator.architecture)
         raise InputError([*faults, source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
     faults += _objective_faults(question, machine, source)
+    caps = [(("search", "power_cap_w", number), cap) for number, cap in enumerate(question.search.power_cap_w or ())]
+    for path, cap in caps:
+        faults += [source.fault(path, each) for each in cap_faults(machine, question.power, cap, planned=False)]
+    if question.plan is not None and question.plan.power_cap_w is not None:
+        messages = cap_faults(machine, question.power, question.plan.power_cap_w, planned=True)
+        faults += [source.fault(("plan", "power_cap_w"), each) for each in messages]
     given = None
     if question.plan is not None:
         row = plan_row(question.plan, ranks)

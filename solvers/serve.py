@@ -11,6 +11,7 @@ import numpy as np
 from hardware.faults import InputError
 from solvers import serve_groups as groups
 from solvers.backend import OPTIMAL_GAP, relative_gap
+from solvers.power_limit import allowed_w, not_met
 from solvers.result import Result
 from solvers.serve_answer import (
     Seen,
@@ -30,6 +31,7 @@ from solvers.serve_question import ServeArrivals, ServePlan
 from solvers.serve_rank import Place, baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_search import search
+from solvers.serve_space import caps
 
 TIME_LIMIT_S = 60.0
 """How long to search, where nothing else is said [s]."""
@@ -74,6 +76,8 @@ def plan(
 
 def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap: float) -> Result:
     began = time.perf_counter()
+    if not caps(scenario):
+        return _no_cap(scenario, began)
     deadline = began + (TIME_LIMIT_S if time_limit_s is None else time_limit_s)
     searched = search(scenario, deadline=deadline)
     name = scenario.question.objective
@@ -161,7 +165,23 @@ def predict(scenario: ServeScenario, *, simulate: bool = False, seed: int = 1) -
         return _predicted(scenario, scenario.question.plan, seed if simulate else None)
 
 
+def _no_cap(scenario: ServeScenario, began: float) -> Result:
+    """Answer a question in which a node draws more than its limit at any cap."""
+    return Result(
+        kind="serve",
+        status="infeasible",
+        objective=objective(scenario.question.objective, None),
+        solve_time_s=time.perf_counter() - began,
+        candidates=0,
+        scenario=scenario.resolved,
+        provenance=serve_provenance(scenario),
+        **not_met(scenario.machine, scenario.question.power, scenario.question.search.power_cap_w),
+    )
+
+
 def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> Result:
+    if allowed_w(scenario.machine, scenario.question.power) < scenario.machine.accelerator.power.least:
+        return _no_cap(scenario, time.perf_counter())
     if given.groups:
         return _of_groups(scenario, given, None, time.perf_counter())
     began = time.perf_counter()

@@ -17,6 +17,7 @@ from perfmodel.serving.split import PHASES, phase_server
 from perfmodel.serving.spread import factors, step_spread
 from perfmodel.serving.step import PARTS, step
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, Term, at, scaled, to_dict, total
+from solvers import power_limit
 from solvers.result import Objective
 from solvers.serve_case import Case, Instances
 from solvers.serve_power import Powered, power_dict
@@ -101,6 +102,7 @@ def plan_dict(case: Case) -> dict[str, Any]:
         "layered_prefill": server.layered,
         "overlap": server.overlap,
         "prefill_share": case.prefill_share or 0,
+        "power_cap_w": power_limit.written(server.machine),
     }
     if case.disaggregated:
         return shared | {"prefill": _pool(case.prompts), "decode": _pool(case.tokens)}
@@ -375,4 +377,5 @@ def binding(case: Case, seen: Seen) -> list[dict[str, Any]]:
         found.append({"constraint": "capacity", "slack": 1 - seen.load, "shadow_price": None, "unit": ""})
     room = case.tokens.slots - seen.running
     found.append({"constraint": "sequences that fit", "slack": room, "shadow_price": None, "unit": ""})
-    return found
+    question = case.scenario.question
+    return found + power_limit.binding(case.server.machine, question.power, None, OBJECTIVES[question.objective][0])

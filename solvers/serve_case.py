@@ -160,7 +160,9 @@ class Case:
 
 def case_of(scenario: ServeScenario, plan: ServePlan) -> Case:
     """Return a plan with what it needs to be costed."""
-    server = scenario.server(plan.precision_weights, plan.precision_kv, plan.layered_prefill, plan.overlap)
+    server = scenario.server(
+        plan.precision_weights, plan.precision_kv, plan.layered_prefill, plan.overlap, plan.power_cap_w
+    )
     speculation = scenario.speculation(plan.draft_tokens)
     if not plan.disaggregated:
         both = instances(scenario, server, speculation, plan)

@@ -11,6 +11,7 @@ from perfmodel.kernels import gemm
 from perfmodel.operators import peak_flops
 from perfmodel.serving.server import PRECISIONS
 from perfmodel.serving.step import EXPERT_ARITHMETIC
+from solvers.power_limit import cap_faults
 from solvers.scenario import usd_per_hour
 from solvers.serve_question import (
     ServeArrivals,
@@ -104,6 +105,12 @@ def machine_faults(
 ) -> Iterable[tuple[_Path, str]]:
     """Yield what does not go together with the machine or the model."""
     accelerator, search, plan = machine.accelerator, question.search, question.plan
+    for number, cap in enumerate(search.power_cap_w or ()):
+        for message in cap_faults(machine, question.power, cap, planned=False):
+            yield ("search", "power_cap_w", number), message
+    if plan is not None and plan.power_cap_w is not None:
+        for message in cap_faults(machine, question.power, plan.power_cap_w, planned=True):
+            yield ("plan", "power_cap_w"), message
     places: list[tuple[_Path, str]] = [
         (("search", "precision_weights", number), name) for number, name in enumerate(search.precision_weights)
     ]

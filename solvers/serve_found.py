@@ -34,7 +34,8 @@ class Family:
         """What tells it from others of a question."""
         server = self.server
         types = (server.precision_weights, server.precision_kv, server.layered, server.overlap)
-        return (*types, self.speculation.drafted, self.disaggregated, self.prefill_share)
+        cap_w = server.machine.accelerator.power.limit
+        return (*types, cap_w, self.speculation.drafted, self.disaggregated, self.prefill_share)
 
 
 @dataclass

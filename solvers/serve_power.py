@@ -27,6 +27,8 @@ class Powered:
 def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> dict[str, float | None]:
     """Return power of all nodes [W] and energy of an output token [J] with intervals, and tokens a joule.
 
+    ``node_power_w`` is that of a node full of the accelerators that draw most.
+
     Parameters
     ----------
     parts : sequence of Powered
@@ -38,11 +40,11 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
     """
     if tpot_s is None or not np.isfinite(tpot_s) or not rate:
         none: dict[str, float | None] = {name + end: None for name in FIELDS for end in ("", "_p10", "_p90")}
-        return none | {"tokens_per_j": None}
-    watts, deviation, most = 0.0, 0.0, 0.0
+        return none | {"tokens_per_j": None, "node_power_w": None}
+    watts, deviation, most, fullest = 0.0, 0.0, 0.0, 0.0
     for part in parts:
         case, pool = part.case, part.instances
-        _, nodes_w = instances_power_w(
+        board_w, nodes_w = instances_power_w(
             case.server,
             case.scenario.demand,
             case.speculation,
@@ -56,6 +58,7 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
         )
         watts += float(nodes_w)
         machine, held = case.server.machine, pool.accelerators
+        fullest = max(fullest, float(nodes_power_w(machine.node, machine.node.accelerators.count, board_w)))
         most += float(nodes_power_w(machine.node, held, machine.accelerator.power.limit))
         deviation += float(nodes_w) * shares_of(machine.accelerator).spread  # errors of one model add up
     each = watts / (rate * parts[0].case.scenario.demand.output_tokens)
@@ -64,4 +67,4 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
         low, high = interval(deviation / watts)
         highest = value * min(float(high), most / watts)  # no accelerator exceeds its limit
         found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": highest}
-    return found | {"tokens_per_j": 1 / each}
+    return found | {"tokens_per_j": 1 / each, "node_power_w": fullest}

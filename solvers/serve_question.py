@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from hardware.units import Seconds, UsdPerHour
+from hardware.units import Seconds, UsdPerHour, Watts
 from perfmodel.serving.overlap import Overlap
+from solvers.power_limit import PowerLimits
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -201,6 +202,8 @@ class ServeSearch(_Strict):
     """What of a step's two halves runs side by side."""
     prefill_share: tuple[UnitsShare, ...] = Field((0.0,), min_length=1)
     """Shares of every accelerator's compute units that compute prompts beside the others; 0: phases take turns."""
+    power_cap_w: tuple[Watts, ...] | None = Field(None, min_length=1)
+    """Powers that accelerators may be held to; five down to the lowest where energy counts, else the highest."""
     mixed: bool = False
     """Whether instances may be of several layouts; where further clusters are named they always may."""
 
@@ -287,6 +290,8 @@ class ServePlan(_Strict):
     """Instances that compute prompts."""
     decode: ServePool | None = None
     """Instances that compute all tokens after the first."""
+    power_cap_w: Watts | None = None
+    """What accelerators are held to; the highest that is allowed if left out."""
     groups: tuple[ServeGroup, ...] | None = Field(None, min_length=1)
     """Instances of several layouts or kinds of accelerators; then the groups say everything."""
 
@@ -325,6 +330,8 @@ class ServeQuestion(_Strict):
     """Objectives of latency."""
     speculative: ServeSpeculation | None = None
     """Speculative decoding, where a plan drafts tokens."""
+    power: PowerLimits = PowerLimits()
+    """What nodes may draw."""
     search: ServeSearch = ServeSearch()
     """What the planner may choose."""
     objective: ServeObjective = "goodput_requests_per_s_per_gpu"

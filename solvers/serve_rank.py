@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.terms import Array
+from solvers.power_limit import raised, written
 from solvers.serve_answer import OBJECTIVES, described, plan_dict, steady
 from solvers.serve_case import Case, case_of
 from solvers.serve_energy import energy_j
@@ -97,6 +98,7 @@ def plan_at(place: Place) -> ServePlan:
         "layered_prefill": family.server.layered,
         "overlap": family.server.overlap,
         "prefill_share": family.prefill_share,
+        "power_cap_w": written(family.server.machine),
     }
     if family.disaggregated:
         prefill, decode = (pool_of(pool[:, place.row]) for pool in pools)
@@ -171,11 +173,21 @@ def priced(scenario: ServeScenario, best: Place, bindings: list[dict[str, Any]],
     Notes
     -----
     A finite difference: the change of the objective over the change of the limit, a tenth more of it; of memory among
-    the types and the kind of the best plan. Whole replicas make it a step, 0 where the tenth brings none fewer.
+    the types and the kind of the best plan; of a node's power with 1 kW more. Whole replicas make it a step, 0 where
+    that brings none fewer.
     """
     unit, _ = OBJECTIVES[scenario.question.objective]
     found: list[dict[str, Any]] = []
     for one in bindings:
+        if one["constraint"] == "power.node_limit":
+            more_power = scenario.question.model_copy(update={"power": raised(scenario.question.power)})
+            other = replace(scenario, question=more_power)
+            server = best.family.server
+            kind = (server.precision_weights, server.precision_kv, server.layered, server.overlap)
+            only = replace(best.family, server=other.server(*kind))
+            price = _changed(other, best, search(other, only=only), value)
+            found.append(one | {"shadow_price": price})
+            continue
         name = str(one["constraint"]).removeprefix("slo.")
         limit = scenario.question.slo.limits.get(name)
         if limit is None:

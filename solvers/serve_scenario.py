@@ -22,11 +22,13 @@ from hardware.catalogue import (
 from hardware.faults import Fault, InputError
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
+from perfmodel.power import held_to
 from perfmodel.requests import RequestList, moments
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, Speculation
 from perfmodel.serving.overlap import Overlap
 from perfmodel.serving.server import Server, server
+from solvers.power_limit import allowed_w
 from solvers.scenario import usd_per_hour
 from solvers.serve_faults import group_faults, has, machine_faults, question_faults, slow_objectives
 from solvers.serve_question import (
@@ -84,7 +86,7 @@ class ServeScenario:
         for machine, price in self.also:
             search = self.question.search
             able = tuple(one for one in search.precision_weights if has(machine, one))
-            if able:
+            if able and allowed_w(machine, self.question.power) >= machine.accelerator.power.least:
                 narrowed = search.model_copy(update={"precision_weights": able})
                 question = self.question.model_copy(update={"search": narrowed, "price_usd_per_hour": price})
                 found.append(replace(self, machine=machine, question=question, also=()))
@@ -117,7 +119,12 @@ class ServeScenario:
         return self.question.workload.arrivals == "offline"
 
     def server(
-        self, precision_weights: str, precision_kv: str | None, layered: bool = False, overlap: Overlap = "none"
+        self,
+        precision_weights: str,
+        precision_kv: str | None,
+        layered: bool = False,
+        overlap: Overlap = "none",
+        cap_w: float | None = None,
     ) -> Server:
         """Return model, machine and engine with weights and cache of some types, and steps of some kind.
 
@@ -127,8 +134,11 @@ class ServeScenario:
             Whether prompts advance by layers; they share steps with running sequences then, whatever the engine does.
         overlap : str
             What runs beside what in a step.
+        cap_w : float
+            What accelerators are held to; the highest that is allowed if left out [W].
         """
-        found = _server(self.architecture, self.machine, self.engine, precision_weights, precision_kv)
+        machine = held_to(self.machine, allowed_w(self.machine, self.question.power) if cap_w is None else cap_w)
+        found = _server(self.architecture, machine, self.engine, precision_weights, precision_kv)
         engine = found.engine.model_copy(update={"batching": "chunked"}) if layered else found.engine
         return replace(found, engine=engine, layered=layered, overlap=overlap)
 

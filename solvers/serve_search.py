@@ -16,7 +16,7 @@ from solvers.serve_found import Family, Searched, found_of
 from solvers.serve_pairs import pairs
 from solvers.serve_question import arrangements
 from solvers.serve_scenario import ServeScenario
-from solvers.serve_space import Layouts, drafts, layouts, limits, precisions, replica_counts
+from solvers.serve_space import Layouts, caps, drafts, layouts, limits, precisions, replica_counts
 
 CHUNK = 100_000
 """Candidates that are computed at once."""
@@ -44,9 +44,10 @@ def search(
         The only types and kind to look at.
     """
     result = Searched()
-    for weights, cache in precisions(scenario.question.search):
+    types = [(*both, cap) for cap in caps(scenario) for both in precisions(scenario.question.search)]
+    for weights, cache, cap in types:
         for disaggregated, layered, overlap, share in arrangements(scenario.question.search):
-            server = scenario.server(weights, cache, layered, overlap)
+            server = scenario.server(weights, cache, layered, overlap, cap)
             for drafted in drafts(scenario):
                 family = Family(server, scenario.speculation(drafted), disaggregated, share)
                 if only is not None and family.key != only.key:

@@ -10,6 +10,7 @@ import numpy as np
 from perfmodel.architecture import Architecture
 from perfmodel.serving.step import Deployment
 from perfmodel.terms import Array
+from solvers.power_limit import caps_w
 from solvers.serve_question import ServeSearch
 from solvers.serve_scenario import ServeScenario
 
@@ -102,6 +103,13 @@ def drafts(scenario: ServeScenario) -> tuple[int, ...]:
     if scenario.question.speculative is None:
         return (0,)
     return scenario.question.search.draft_tokens or DRAFTS
+
+
+def caps(scenario: ServeScenario) -> tuple[float, ...]:
+    """Return what accelerators may be held to, highest first; none where no cap keeps the limit of a node [W]."""
+    question = scenario.question
+    by_energy = question.objective == "energy_per_token_j"
+    return caps_w(scenario.machine, question.power, question.search.power_cap_w, by_energy=by_energy)
 
 
 def precisions(search: ServeSearch) -> Iterator[tuple[str, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
 from perfmodel.utilisation import ideal_step_s, utilisation
 from solvers.backend import relative_gap
+from solvers.power_limit import binding, not_met, raised, written
 from solvers.result import Objective, Result
 from solvers.scenario import TrainScenario, usd_per_hour
 from solvers.train_relaxation import host_relaxation, memory_relaxation, relaxations
@@ -29,6 +31,9 @@ from solvers.train_search import Evaluated, evaluate
 from solvers.train_space import Space, space
 
 DAY_S = 86_400.0
+
+PRICED_S = 5.0
+"""Searches that take longer are not done again to find what the limit of a node is worth [s]."""
 
 
 def plan(
@@ -61,48 +66,52 @@ def plan(
         out, ``infeasible`` with the smallest relaxation.
     """
     began = time.perf_counter()
-    job = scenario.job
-    candidates = space(job, scenario.question.search)
+    unlimited, candidates = scenario, space(scenario.job, scenario.question.search)
     deadline = None if time_limit_s is None else began + time_limit_s
     by_energy = scenario.question.objective == "energy_j"
-    least = least_energy_j(job) if by_energy else ideal_step_s(job)
-    target = None if gap is None or gap >= 1 else least / (1 - gap)
-    found = evaluate(job, candidates, progress, deadline, target, by_energy=by_energy)
+    if not scenario.caps_w:
+        return _no_cap(scenario, began)
+    scenario, found, count, complete = _searched(scenario, candidates, progress, deadline, gap)
+    searched_s = time.perf_counter() - began
+    job = scenario.job
     capacity = available_bytes(job)
     fits = found.fits(job)
     common: dict[str, Any] = {
         "kind": "train",
-        "candidates": len(found.step_time_s),
+        "candidates": count,
         "why_not": _why_not(job, candidates, found),
         "scenario": scenario.resolved,
         "provenance": provenance(job),
     }
     if not fits.any():
-        return _nothing_fits(scenario, found, common, began)
+        return _nothing_fits(unlimited, found, common, began)
     order = np.flatnonzero(fits)[np.argsort(found.score[fits], kind="stable")]
     chosen = order[0]
     described, breakdown = explained(scenario, found.plan.taken(np.array([chosen])))
     objective = _objective(scenario, described)
     value = objective.value
     assert value is not None
-    bound = value if found.complete else _least(scenario)
+    bound = value if complete else _least(unlimited)
     others = _distinct_layouts(found.plan, order)[1 : top + 1]
     return Result(
-        status="optimal" if found.complete else "feasible" if found.on_target else "time_limit",
+        status="optimal" if complete else "feasible" if found.on_target else "time_limit",
         objective=objective,
         best_bound=bound,
         gap=relative_gap(value, bound),
         solve_time_s=time.perf_counter() - began,
-        plan=plan_to_dict(found.plan, int(chosen)),
+        plan=_plan_dict(scenario, found.plan, int(chosen)),
         prediction=described,
         breakdown=breakdown,
-        binding=_binding(found, int(chosen), fits, capacity, "J" if by_energy else "s"),
+        binding=[
+            *_binding(found, int(chosen), fits, capacity, "J" if by_energy else "s"),
+            *_power_binding(unlimited, scenario, candidates, value, again=complete and searched_s < PRICED_S),
+        ],
         alternatives=[_entry(scenario, found.plan, int(index)) for index in others],
         pareto={
             "objectives": ["energy_j" if by_energy else "step_time_s", "memory_bytes.reserved_peak"],
             "points": [_entry(scenario, found.plan, int(index)) for index in _pareto(found, order)],
         },
-        baseline=_baseline(scenario, described),
+        baseline=_baseline(unlimited, described),
         **common,
     )
 
@@ -118,6 +127,11 @@ def predict(scenario: TrainScenario) -> Result:
     if scenario.plan is None:
         raise ValueError("the scenario has no plan to predict")
     began = time.perf_counter()
+    limits, unlimited = scenario.question.power, scenario.job.machine
+    if not scenario.given_cap_w >= unlimited.accelerator.power.least:
+        return _no_cap(scenario, began)
+    scenario = scenario.held_to(scenario.given_cap_w)
+    assert scenario.plan is not None
     job = scenario.job
     described, breakdown = explained(scenario, scenario.plan)
     needed, capacity = described["memory_bytes"]["reserved_peak"], available_bytes(job)
@@ -139,7 +153,7 @@ def predict(scenario: TrainScenario) -> Result:
                 {
                     "reason": "out of memory" if needed > capacity else "out of host memory",
                     "candidates": 1,
-                    "nearest": {"plan": plan_to_dict(scenario.plan), "prediction": described},
+                    "nearest": {"plan": _plan_dict(scenario, scenario.plan), "prediction": described},
                 }
             ],
             relaxation=relaxation,
@@ -149,13 +163,78 @@ def predict(scenario: TrainScenario) -> Result:
     return Result(
         status="feasible",
         objective=_objective(scenario, described),
-        plan=plan_to_dict(scenario.plan),
+        plan=_plan_dict(scenario, scenario.plan),
         prediction=described,
         breakdown=breakdown,
-        binding=[{"constraint": "memory", "slack": capacity - needed, "shadow_price": None, "unit": "bytes"}],
+        binding=[
+            {"constraint": "memory", "slack": capacity - needed, "shadow_price": None, "unit": "bytes"},
+            *binding(job.machine, limits, None, _unit(scenario)),
+        ],
         solve_time_s=time.perf_counter() - began,
         **common,
     )
+
+
+def _searched(
+    scenario: TrainScenario,
+    candidates: Space,
+    progress: Callable[[float], None] | None,
+    deadline: float | None,
+    gap: float | None,
+) -> tuple[TrainScenario, Evaluated, int, bool]:
+    """Return the question at the best cap, its plans, the number of plans of all caps, and whether all were costed."""
+    by_energy = scenario.question.objective == "energy_j"
+    least = _least(scenario) if by_energy else ideal_step_s(scenario.job)
+    target = None if gap is None or gap >= 1 else least / (1 - gap)
+    best: tuple[float, TrainScenario, Evaluated] | None = None
+    count, complete = 0, True
+    for cap in scenario.caps_w:
+        held = scenario.held_to(cap)
+        found = evaluate(held.job, candidates, progress, deadline, target, by_energy=by_energy)
+        count += len(found.step_time_s)
+        complete = complete and found.complete
+        score = float(np.min(found.score[found.fits(held.job)], initial=np.inf))
+        if best is None or score < best[0]:
+            best = score, held, found
+        if found.on_target:
+            break
+    assert best is not None
+    return best[1], best[2], count, complete
+
+
+def _power_binding(
+    unlimited: TrainScenario, scenario: TrainScenario, candidates: Space, value: float, *, again: bool
+) -> list[dict[str, Any]]:
+    """Return the limit of a node, with what 1 kW more brings where the search may be done again."""
+    limits, machine = unlimited.question.power, scenario.job.machine
+    if limits.node_limit is None:
+        return []
+    gained = None
+    if again:
+        more = unlimited.question.model_copy(update={"power": raised(limits)})
+        wider, found, _, _ = _searched(replace(unlimited, question=more), candidates, None, None, None)
+        fastest = int(np.flatnonzero(found.fits(wider.job))[np.argmin(found.score[found.fits(wider.job)])])
+        reached = _objective(wider, explained(wider, found.plan.taken(np.array([fastest])))[0]).value
+        gained = None if reached is None else min(reached - value, 0.0)
+    return binding(machine, limits, gained, _unit(scenario))
+
+
+def _no_cap(scenario: TrainScenario, began: float) -> Result:
+    """Answer a question in which a node draws more than its limit at any cap."""
+    return Result(
+        kind="train",
+        status="infeasible",
+        objective=Objective(scenario.question.objective, None, _unit(scenario), "min"),
+        solve_time_s=time.perf_counter() - began,
+        candidates=0,
+        scenario=scenario.resolved,
+        provenance=provenance(scenario.job),
+        **not_met(scenario.job.machine, scenario.question.power, scenario.question.search.power_cap_w),
+    )
+
+
+def _plan_dict(scenario: TrainScenario, plans: Plan, index: int = 0) -> dict[str, Any]:
+    return plan_to_dict(plans, index) | {"power_cap_w": written(scenario.job.machine)}
 
 
 def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -193,6 +272,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "power_w_p10": watts * math.exp(-Z90 * power.spread),
         "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
         "accelerator_power_w": board_w,
+        "node_power_w": float(power.node_w[0]),
         "energy_j": watts * seconds,
         "energy_j_p10": watts * seconds * math.exp(-uncertain),
         "energy_j_p90": watts * seconds * math.exp(uncertain),
@@ -221,7 +301,7 @@ def _least(scenario: TrainScenario) -> float:
     """Return what no plan can beat, in the objective's unit."""
     name, job = scenario.question.objective, scenario.job
     if name == "energy_j":
-        return least_energy_j(job)
+        return min(least_energy_j(scenario.held_to(cap).job) for cap in scenario.caps_w)
     seconds = ideal_step_s(job)
     if name == "step_time_s":
         return seconds
@@ -233,7 +313,7 @@ def _least(scenario: TrainScenario) -> float:
 
 def _entry(scenario: TrainScenario, plans: Plan, index: int) -> dict[str, Any]:
     described, _ = explained(scenario, plans.taken(np.array([index])))
-    return {"plan": plan_to_dict(plans, index), "prediction": described}
+    return {"plan": _plan_dict(scenario, plans, index), "prediction": described}
 
 
 def _distinct_layouts(plans: Plan, order: NDArray[np.intp]) -> list[int]:
@@ -308,11 +388,13 @@ def _baseline(scenario: TrainScenario, best: dict[str, Any]) -> dict[str, Any] |
     """Return what runs today beside the best, with the gain; errors that both share cancel in it."""
     if scenario.plan is None:
         return None
+    scenario = scenario.held_to(scenario.given_cap_w)
+    assert scenario.plan is not None
     described, _ = explained(scenario, scenario.plan)
     gain = described["step_time_s"] / best["step_time_s"]
     low, high = gain_interval()
     return {
-        "plan": plan_to_dict(scenario.plan),
+        "plan": _plan_dict(scenario, scenario.plan),
         "prediction": described,
         "gain": gain,
         "gain_p10": gain * low,

@@ -17,7 +17,7 @@ from perfmodel.terms import COMPUTE, LATENCY, MEMORY
 
 H100 = device_of(find("accelerator", "h100-80gb-sxm"))
 A100 = device_of(find("accelerator", "a100-80gb-sxm"))
-ROUND = Device("round", "hopper", {"bf16": 1e15, "fp8": 2e15}, 1e12, 50e6, 100, 1e9, 700.0)
+ROUND = Device("round", "hopper", {"bf16": 1e15, "fp8": 2e15}, 1e12, 50e6, 100, 1e9, 1e9)
 PREFILL = PrefillParameters(
     launch_us=10.0,
     compute=0.5,

@@ -23,7 +23,7 @@ BF16 = FORMS["bf16"]
 DATA = Path(os.environ.get("PERFMODEL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "kernels"
 
 # 100 units of 1 GHz; 1 PFLOP/s and 10 TFLOP/s a unit; ports of 64 GB/s; L2 3.2 TB/s; static schedule.
-STATIC = Device("static", "ampere", {"bf16": 1e15, "int8": 2e15}, 1e12, 100e6, 100, 1e9, 400.0)
+STATIC = Device("static", "ampere", {"bf16": 1e15, "int8": 2e15}, 1e12, 100e6, 100, 1e9, 1e9)
 PERSISTENT = replace(STATIC, architecture="hopper")
 PLAIN = GemmParameters(launch_clocks=2000, compute=0.5, memory=0.5, split_clocks=100_000)
 
@@ -46,7 +46,7 @@ def test_a_tiny_product_takes_a_launch() -> None:
     assert seconds(1, 1, 1) == pytest.approx(2.167e-6, rel=1e-3)
     assert bound(1, 1, 1) == "latency"
     # twice the clock: half the launch and 0.080 us; arithmetic as before, its peak being the same
-    assert seconds(1, 1, 1, device=replace(STATIC, clock=2e9)) == pytest.approx(1.113e-6, rel=1e-3)
+    assert seconds(1, 1, 1, device=replace(STATIC, clock=2e9, streaming_clock=2e9)) == pytest.approx(1.113e-6, rel=1e-3)
 
 
 def test_one_token_streams_the_weights() -> None:

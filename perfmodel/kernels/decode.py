@@ -183,18 +183,18 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: DecodeParamete
     moved = traffic(shapes)
     hit = np.where(shapes["warm"], np.clip(1.5 - moved / (WARM_SHARE * device.l2), 0.0, 1.0), 0.0)
     dram = MEMORY_SHARE * device.bandwidth
-    l2_rate = max(L2_BYTES_PER_CLOCK * device.units * device.clock, dram)
+    l2_rate = max(L2_BYTES_PER_CLOCK * device.units * device.streaming_clock, dram)
     memory = moved * (hit / l2_rate + (1.0 - hit) / dram)
     rows = QUERY_ROWS * np.ceil(shapes["heads"] / (QUERY_ROWS * k))
     flops = 2.0 * items * rows * n * (shapes["key_dim"] + shapes["value_dim"])
     peak = tensor_peak(device, arithmetic_bytes(shapes, device))
     compute = flops / (parameters.compute * peak * active / device.units)
     clocks = parameters.item_clocks * items + parameters.head_clocks * b * shapes["heads"]
-    item = clocks / (device.units * device.clock)
+    item = clocks / (device.units * device.streaming_clock)
     largest = np.maximum(np.maximum(memory, compute), item)
     p = parameters.softness
     busy = largest * ((memory / largest) ** p + (compute / largest) ** p + (item / largest) ** p) ** (1.0 / p)
-    launch = parameters.launch_clocks / device.clock
+    launch = parameters.launch_clocks / device.streaming_clock
     bound = np.where(memory >= largest, MEMORY, np.where(compute >= largest, COMPUTE, LATENCY))
     return launch + busy, np.where(busy < launch, LATENCY, bound).astype(np.int8)
 

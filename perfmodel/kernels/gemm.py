@@ -293,8 +293,8 @@ def _rates(device: Device, parameters: GemmParameters) -> _Rates:
         port=port,
         l2=L2_SHARE * port * device.units * MULTICAST.get(device.architecture, 1.0),
         unpack=UNPACKED_PER_CLOCK * device.clock / 1e3,
-        launch=parameters.launch_clocks / device.clock * 1e3,
-        splitting=parameters.split_clocks / device.clock * 1e3,
+        launch=parameters.launch_clocks / device.streaming_clock * 1e3,
+        splitting=parameters.split_clocks / device.streaming_clock * 1e3,
     )
 
 

@@ -27,6 +27,7 @@ from hardware.efficiency import KernelParameters
 from hardware.schema import Accelerator, Provenance
 from hardware.yaml_source import Source, read_yaml, validated
 from perfmodel.kernels.model import KernelModel
+from perfmodel.power.constants import throttle_of
 
 STANDS_IN = {
     "int8": ("fp8",),
@@ -110,7 +111,7 @@ def sustained_share(accelerator: Accelerator, reference: str | None) -> float:
 def _watts_per_flops(accelerator: Accelerator) -> float:
     peak = accelerator.peak
     known = [peak[dtype] for dtype in ("bf16", "fp16") if dtype in peak]
-    return accelerator.power.limit / (known[0] if known else max(peak.values()))
+    return accelerator.power.most / (known[0] if known else max(peak.values()))
 
 
 def own_parameters(model: KernelModel, accelerator: Accelerator) -> Mapping[str, KernelParameters]:
@@ -153,7 +154,8 @@ def parameters_of(
     that of any other family, since watts per FLOP/s of two generations compare their processes first: H100 under A100's
     parameters would err by 15.1 % instead of 9.5 on long products, and dense training on GB200 by 15 % instead of 5.
     The spread of another family's parameters is widened by the model's ``transfer`` and by ``widen`` of every family on
-    the way to it, that of a variant standing in for another by ``borrowed``, all in quadrature.
+    the way to it, that of a variant standing in for another by ``borrowed``, that of arithmetic under a power cap by
+    the spread of speeds under caps, all in quadrature.
     """
     if own is None:
         own = own_parameters(model, accelerator)
@@ -168,6 +170,7 @@ def parameters_of(
         chain[family.name] = widen
     others = {name: widen for name in known if name not in chain}
     transfer, borrowed = widenings(model)
+    throttled = throttle_of(accelerator).spread if accelerator.power.limit < accelerator.power.most else 0.0
     for candidate in (variant, *STANDS_IN.get(variant, ())):
         for name, on_the_way in (chain | others).items():
             parameters = known.get(name, {}).get(candidate)
@@ -177,6 +180,7 @@ def parameters_of(
                 on_the_way,
                 0.0 if name == at_home else transfer,
                 0.0 if candidate == variant else borrowed,
+                throttled if hasattr(parameters, "compute") else 0.0,
             )
             widening = sum(part**2 for part in parts) ** 0.5
             update = {"spread": (parameters.spread**2 + widening**2) ** 0.5}

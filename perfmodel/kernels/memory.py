@@ -141,7 +141,7 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: MemoryParamete
     hit = np.where(shapes["warm"], np.clip(1.5 - size / device.l2, 0.0, 1.0), 0.0)
     stream = size / (parameters.memory * device.bandwidth) * (1.0 - hit + hit / parameters.warm_gain)
     waves = np.maximum(rows / (parameters.resident * device.units), 1.0)
-    walk = waves * parameters.row_clocks * row_bytes / device.clock
+    walk = waves * parameters.row_clocks * row_bytes / device.streaming_clock
     launch = parameters.launch_us * 1e-6
     bound = np.where(np.maximum(launch, walk) > stream, LATENCY, MEMORY)
     return launch + stream + walk, bound.astype(np.int8)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from hardware.efficiency import KernelParameters
 from hardware.schema import Accelerator
+from perfmodel.power.throttle import clock_share, streaming_clock_share
 from perfmodel.terms import Array
 
 Z90 = 1.2815515594600038
@@ -38,9 +39,9 @@ class Device:
     units : int
         Multiprocessors or compute units.
     clock : float
-        Boost clock [Hz].
-    power : float
-        Power limit [W].
+        Boost clock, of work that arithmetic holds back [Hz].
+    streaming_clock : float
+        Clock of work that memory or launches hold back; higher than `clock` under a power cap [Hz].
     """
 
     name: str
@@ -50,20 +51,27 @@ class Device:
     l2: float
     units: int
     clock: float
-    power: float
+    streaming_clock: float
 
 
 def device_of(accelerator: Accelerator) -> Device:
-    """Return the constants of an accelerator; without a stated cache 0.5 MB a unit is assumed."""
+    """Return the constants of an accelerator; without a stated cache 0.5 MB a unit is assumed.
+
+    Notes
+    -----
+    Under a power cap clocks and peaks are those at which work meets the cap (``perfmodel.power.throttle``); its memory
+    keeps its rate.
+    """
+    clock = clock_share(accelerator)
     return Device(
         accelerator.name,
         accelerator.architecture,
-        {str(dtype): peak for dtype, peak in accelerator.peak.items()},
+        {str(dtype): peak * clock for dtype, peak in accelerator.peak.items()},
         accelerator.memory.bandwidth,
         accelerator.l2 if accelerator.l2 is not None else 0.5e6 * accelerator.units,
         accelerator.units,
-        accelerator.clock,
-        accelerator.power.limit,
+        accelerator.clock * clock,
+        accelerator.clock * streaming_clock_share(accelerator),
     )
 
 

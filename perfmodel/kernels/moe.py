@@ -223,7 +223,7 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: MoeParameters)
     flops = 2.0 * rows * columns * depth * filled
     arithmetic = flops / (parameters.compute * peaks(shapes, device))
     streaming = shapes["active"] * (up + 1.0) * h * n * b / (parameters.memory * device.bandwidth)
-    chain = steps * (STEP_CLOCKS / device.clock)
+    chain = steps * (STEP_CLOCKS / device.streaming_clock)
     unpacking = shapes["unpacked"] * waves * columns * depth / (UNPACKED_PER_CLOCK * device.clock)
     held = shapes["pairs"] + computed
     moved = 2.0 * ACTIVATION_BYTES * h * (held + parameters.foreign_carried * shapes["elsewhere"])
@@ -231,7 +231,7 @@ def time(shapes: Mapping[str, Array], device: Device, parameters: MoeParameters)
     between = moved / (parameters.traffic * device.bandwidth)
     parts = np.stack([arithmetic, streaming, chain, unpacking])
     busy = (parts[0] ** SOFTNESS + parts[1] ** SOFTNESS + parts[2] ** SOFTNESS + parts[3] ** SOFTNESS) ** (1 / SOFTNESS)
-    launch = parameters.launch_clocks / device.clock
+    launch = parameters.launch_clocks / device.streaming_clock
     bound = np.array([COMPUTE, MEMORY, LATENCY, COMPUTE])[parts.argmax(axis=0)]
     bound = np.where(between > busy, MEMORY, bound)
     bound = np.where(launch > busy + between, LATENCY, bound)

@@ -78,7 +78,7 @@ def timed(works: Sequence[Work], device: Device, kernels: Mapping[str, Kernel]) 
     for name in dict.fromkeys(work.kernel for work in works):
         chosen = [number for number, work in enumerate(works) if work.kernel == name]
         kernel = kernels[name]
-        launch_s = kernel.parameters.launch_s(device.clock)
+        launch_s = kernel.parameters.launch_s(device.streaming_clock)
         forms = [np.broadcast_shapes(*map(np.shape, works[number].shapes.values())) for number in chosen]
         ends = np.cumsum([int(np.prod(form, dtype=int)) for form in forms])
         joined: dict[str, Array] = {}

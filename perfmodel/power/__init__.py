@@ -5,8 +5,9 @@ Equations in docs/power.md; constants in ``perfmodel/calibrated/power.yaml``, ma
 
 from perfmodel.power.constants import PowerConstants, Shares, Throttle, power_constants, shares_of, throttle_of
 from perfmodel.power.device import Activity, board_power_w, context_power_w, interval, training_activity
-from perfmodel.power.node import node_power_w, nodes_power_w
-from perfmodel.power.throttle import capped_speed, relative_clock
+from perfmodel.power.limits import held_to
+from perfmodel.power.node import accelerator_cap_w, node_power_w, nodes_power_w
+from perfmodel.power.throttle import capped_speed, clock_share, relative_clock
 from perfmodel.power.work import Sizes, serving_activity, sizes_of
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "Shares",
     "Sizes",
     "Throttle",
+    "accelerator_cap_w",
     "board_power_w",
     "capped_speed",
+    "clock_share",
     "context_power_w",
+    "held_to",
     "interval",
     "node_power_w",
     "nodes_power_w",

@@ -8,8 +8,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from hardware.catalogue import families_of, find
 from hardware.schema import Accelerator
-from perfmodel.job import families_of
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,6 @@ def shares_of(accelerator: Accelerator, constants: PowerConstants | None = None)
     constants : PowerConstants
         The shipped ones if left out.
     """
-    from hardware.catalogue import find
-
     known = constants or power_constants()
     if accelerator.name in known.boards:
         return known.boards[accelerator.name]

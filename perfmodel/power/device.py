@@ -38,7 +38,7 @@ class Activity:
 
 def context_power_w(accelerator: Accelerator, shares: Shares | None = None) -> float:
     """Return the power of a board with a process that does nothing [W]."""
-    return (shares or shares_of(accelerator)).context * accelerator.power.limit
+    return (shares or shares_of(accelerator)).context * accelerator.power.most
 
 
 def board_power_w(
@@ -58,7 +58,7 @@ def board_power_w(
     activity : Activity
         What it does.
     limit_w : array
-        Its power limit; the highest if left out [W].
+        Its power limit; what it is held to if left out [W].
     shares, constants : Shares, PowerConstants
         The shipped ones if left out.
 
@@ -66,14 +66,14 @@ def board_power_w(
     -----
     P = soft minimum of the limit and P_max (context + memory u_m + compute u_c^a). The form follows
     powertrace-sim's (idle, footprint, compute and memory utilisation); the exponent below 1 stands for the lower clock
-    and voltage of a board near its limit.
+    and voltage of a board near its limit. Rates of work are those that it has at its limit.
     """
     known = constants or power_constants()
     own = shares or shares_of(accelerator, known)
-    most = accelerator.power.limit
+    most = accelerator.power.most
     compute = np.maximum(np.asarray(activity.compute, float), 0.0) ** known.compute_exponent
     asked = own.context + own.memory * activity.memory + own.compute * compute
-    limit = np.asarray(most if limit_w is None else limit_w, float)
+    limit = np.asarray(accelerator.power.limit if limit_w is None else limit_w, float)
     over = most * asked / limit
     return np.asarray(most * asked / (1.0 + over**KNEE) ** (1.0 / KNEE))
 

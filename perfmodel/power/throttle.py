@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from perfmodel.power.constants import Throttle
+from hardware.schema import Accelerator
+from perfmodel.power.constants import Throttle, shares_of, throttle_of
 from perfmodel.terms import Array, Number
 
 LOWEST_CLOCK = 0.05
@@ -32,6 +33,35 @@ def dynamic_share(clock: Number, voltage_floor: Number) -> Array:
     """Return the dynamic power at a clock over that at the highest, f max(f, v)^2: the inverse of `relative_clock`."""
     relative = np.asarray(clock, float)
     return np.asarray(relative * np.maximum(relative, voltage_floor) ** 2)
+
+
+def clock_share(accelerator: Accelerator, drawn: float = 1.0) -> float:
+    """Return the clock over the highest of work on a board, under the limit that it is held to.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        The board.
+    drawn : float
+        What the work draws at the highest clock over the highest limit; arithmetic at its peak draws all [1].
+
+    Notes
+    -----
+    Static power stays, and the clock falls until the rest of the cap is met.
+    """
+    cap = accelerator.power.limit / accelerator.power.most
+    if cap >= drawn:
+        return 1.0
+    throttle = throttle_of(accelerator)
+    return float(relative_clock((cap - throttle.static) / (drawn - throttle.static), throttle.voltage_floor))
+
+
+def streaming_clock_share(accelerator: Accelerator) -> float:
+    """Return the same of work that memory or launches hold back, which draws what the full rate of memory does."""
+    if accelerator.power.limit >= accelerator.power.most:
+        return 1.0
+    shares = shares_of(accelerator)
+    return clock_share(accelerator, min(shares.context + shares.memory, 1.0))
 
 
 def capped_speed(

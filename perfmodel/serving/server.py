@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from hardware.catalogue import Machine
+from hardware.catalogue import Machine, families_of
 from hardware.topology import Level, levels
 from perfmodel.architecture import Architecture, Attention
 from perfmodel.collectives import CollectiveModel, machine_model
-from perfmodel.job import families_of
 from perfmodel.kernels import decode, gemm, memory, moe, prefill
 from perfmodel.kernels.library import parameters_of
 from perfmodel.kernels.model import Device, KernelModel, device_of
