@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cli.answer import Progress
     from hardware.yaml_source import Source
+    from solvers.kv_elsewhere_question import ElsewhereScenario
     from solvers.kv_finetune_question import FinetuneScenario
     from solvers.kv_scenario import KvScenario
     from solvers.result import Result
@@ -35,7 +36,9 @@ def plan_kv(
 ) -> None:
     """Where weights, keys and values, and activations go, and in which batches."""
 
-    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario | FinetuneScenario, Result]":
+    def solve(
+        source: "Source", progress: "Progress"
+    ) -> "tuple[KvScenario | FinetuneScenario | ElsewhereScenario, Result]":
         from solvers.kv import load, plan
 
         question = load(source, scenario.parent)
@@ -59,7 +62,9 @@ def predict_kv(
 ) -> None:
     """What a given placement costs."""
 
-    def solve(source: "Source", progress: "Progress") -> "tuple[KvScenario | FinetuneScenario, Result]":
+    def solve(
+        source: "Source", progress: "Progress"
+    ) -> "tuple[KvScenario | FinetuneScenario | ElsewhereScenario, Result]":
         from solvers.kv import load, predict
 
         question = load(source, scenario.parent)
@@ -85,7 +90,7 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
     from cli import render
 
-    if result.plan is None:
+    if result.plan is None or "placement" not in result.plan:
         return render.result(result, top)
     if "training" in result.plan:
         from cli.kv_finetune import shown as finetune

@@ -248,6 +248,86 @@ def window_stall(compute_s: ArrayLike, load_s: ArrayLike, window: int) -> float:
     return done - float(compute.sum())
 
 
+def kept_experts(experts: int, chosen: int, tokens: float, held: float, skew: float = 0.0) -> float:
+    """Return which share of the distinct experts that a step chooses is there, in a cache of those used last [1].
+
+    Parameters
+    ----------
+    experts, chosen : int
+        Experts of a layer, E, and how many a token chooses, k.
+    tokens : float
+        Tokens of a step, n.
+    held : float
+        Share of the experts that the cache holds [1].
+    skew : float
+        Exponent of Zipf's law of how often they are chosen; 0 for all alike.
+
+    Notes
+    -----
+    A step asks for expert i with q_i = 1 - (1 - min(k p_i, 1))^n. Last asked for g steps ago, with chance
+    q_i (1 - q_i)^(g-1), it is still there if fewer others than there is room for were asked for since: in g - 1 whole
+    steps, the end of one and the beginning of another. Their number is taken as normal, each asked for by itself: Che's
+    characteristic time with its spread, which matters where a few steps fill the cache.
+    """
+    from math import erf
+
+    room = held * experts
+    if room >= experts - 1e-9 or room < 1:
+        return float(room >= 1)
+    popularity = np.arange(1, experts + 1, dtype=float) ** -skew
+    share = np.minimum(chosen * popularity / popularity.sum(), 1 - 1e-12)
+    asked = -np.expm1(tokens * np.log1p(-share))
+    hits = 0.0
+    away = (1 - asked / 2) ** 2  # of another expert: not asked for since
+    since = asked.copy()  # last asked for so many steps ago
+    while float(since.sum()) > 1e-9 * float(asked.sum()):
+        mean, variance = float((1 - away).sum()), float((away * (1 - away)).sum())
+        # of the others: one of the mean is the expert itself
+        margin = room - 0.5 - mean * (1 - 1 / experts)
+        there = (1 + erf(margin / max(2 * variance, 1e-12) ** 0.5)) / 2
+        if there < 1e-9:
+            break
+        hits += there * float((asked * since).sum())
+        since = since * (1 - asked)
+        away = away * (1 - asked)
+    return hits / float(asked.sum())
+
+
+def window_memory_bytes(
+    window: int,
+    *,
+    hidden: int,
+    inner: int,
+    vocab: int,
+    heads: int,
+    kv_heads: int,
+    share: float,
+    bytes_per_weight: float = 4.0,
+) -> tuple[float, float]:
+    """Return the weights that the first of several small devices, and each other, keep at most [bytes].
+
+    The first keeps token table, output projection and last norm beside the blocks of its window; all keep
+    gamma ([2 (1 + b/a) h^2 p + h] ceil(w/2) + [3 h s p + h] floor(w/2)) of w blocks (Li et al., TPI-LLM, arXiv
+    2410.00531, section 3.4).
+
+    Parameters
+    ----------
+    window : int
+        Blocks in memory, w.
+    hidden, inner, vocab, heads, kv_heads : int
+        Sizes of the model: h, s, v, a, b.
+    share : float
+        Share of the heads and of the inner width that a device computes, p [1].
+    bytes_per_weight : float
+        gamma; 4 for 32-bit weights.
+    """
+    attention = 2 * (1 + kv_heads / heads) * hidden**2 * share + hidden
+    feed = 3 * hidden * inner * share + hidden
+    worker = bytes_per_weight * (attention * -(-window // 2) + feed * (window // 2))
+    ends = bytes_per_weight * (2 * hidden * vocab + hidden)
+    return ends + worker, worker
+
+
 def access_rate(bandwidth: Number, latency_s: Number, cores: Number, lines_in_flight: Number) -> Array:
     """Return the rate at which cores stream a memory: its bandwidth, or what their lines under way allow [bytes/s].
 
