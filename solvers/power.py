@@ -28,6 +28,8 @@ from solvers.result import Result
 
 TIME_LIMIT_S = 20.0
 """How long to search, where nothing else is said [s]."""
+_TRIED = 3
+"""Numbers of servers, from the bound down, that are placed from their own relaxation."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,10 @@ def best_by(case: Case, method: str, until: float) -> Found:
     relaxed = relax(case, rules, until)
     if relaxed is None:
         return Found(method, rules, None, None, None, None)
-    placed = place(case, rules, relaxed)
     if case.share is not None:
-        placed, bound = _by_shares(case, rules, relaxed, placed, until)
+        placed, bound = _by_shares(case, rules, relaxed, until)
     else:
-        bound = relaxed.value
+        placed, bound = place(case, rules, relaxed), relaxed.value
     if (placed.sum(axis=0) < case.least).any():
         return Found(method, rules, relaxed, None, None, None)
     value = float(case.value @ placed.sum(axis=0))
@@ -159,32 +160,38 @@ def best_by(case: Case, method: str, until: float) -> Found:
     return Found(method, rules, relaxed, placed, value, float(bound))
 
 
-def _by_shares(
-    case: Case, rules: Sequence[Rule], relaxed: Relaxed, placed: Integers, until: float
-) -> tuple[Integers, float]:
+def _by_shares(case: Case, rules: Sequence[Rule], relaxed: Relaxed, until: float) -> tuple[Integers, float]:
     """Return the placement of the most servers divided by shares, and the bound.
 
     Notes
     -----
-    The relaxation divides parts of servers; whole ones may do better by a few, so that its bound is what proves more
-    to be impossible: the first number of whole servers whose own relaxation has no answer.
+    The root takes so many by the rule itself. The relaxation divides parts of servers; whole ones may do better by a
+    few, so that the first number of whole servers whose own relaxation has no answer is what proves more impossible.
     """
-    servers = int(placed.sum())
+    room = most_servers(case, rules)
     known = int(np.floor(relaxed.counts.sum() + 1e-6))
-    most = max(known, servers)
-    while True:
-        exact = case.apportioned(most + 1)
-        if (exact > case.most).any() or relax(case, rules, until, exact=exact) is None:
-            break
+    placed = place(case, rules, relaxed, min(known, room))
+    servers = int(placed.sum())
+    most = min(max(known, servers), room)
+    while most < room and relax(case, rules, until, exact=case.apportioned(most + 1)) is not None:
         most += 1
-    for more in range(most, servers, -1):
-        own = relax(case, rules, until, exact=case.apportioned(more)) if more - servers <= 3 else None
-        if own is None:
-            continue
-        tried = towards(case, rules, place(case, rules, own), case.apportioned(more))
+    for more in range(most, servers, -1)[:_TRIED]:
+        own = relax(case, rules, until, exact=case.apportioned(more))
+        tried = None if own is None else towards(case, rules, place(case, rules, own, more), case.apportioned(more))
         if tried is not None:
             return trimmed(tried, case.apportioned(more)), float(case.value @ case.apportioned(most))
     return placed, float(case.value @ case.apportioned(most))
+
+
+def most_servers(case: Case, rules: Sequence[Rule]) -> int:
+    """Return the most servers, divided by shares, that the root and their own numbers allow."""
+    low, high = 0, int(case.site.slots.sum())
+    while low < high:
+        middle = (low + high + 1) // 2
+        counts = case.apportioned(middle)
+        root = all(bool(rule.allows(counts[None], np.zeros(1, int))[0]) for rule in rules)
+        low, high = (middle, high) if root and (counts <= case.most).all() else (low, middle - 1)
+    return low
 
 
 def predict(scenario: PowerScenario) -> Result:

@@ -30,7 +30,7 @@ def allowed(case: Case, rules: Sequence[Rule], placed: Integers) -> Booleans:
     return np.asarray(np.logical_and.reduce([rule.allows(totals, nodes) for rule in rules]))
 
 
-def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed) -> Integers:
+def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed, most: int | None = None) -> Integers:
     """Return whole servers in racks, near the relaxation's.
 
     Parameters
@@ -41,6 +41,8 @@ def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed) -> Integers:
         What every node has to meet.
     relaxed : Relaxed
         The optimum of the relaxation.
+    most : int
+        Servers to stop at, with shares; those of the relaxation if left out.
 
     Returns
     -------
@@ -58,16 +60,16 @@ def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed) -> Integers:
             for kind in order.tolist():
                 placed, _ = filled(case, rules, placed, kind, int(goal[kind] - placed[:, kind].sum()))
         return placed
+    most = int(relaxed.counts.sum() + 1e-6) if most is None else most
     servers = _whole_shares(case, placed)
-    step = max(1, (int(relaxed.counts.sum() + 1e-6) - servers) // 4)
-    while step:
+    step = max(1, (most - servers + 3) // 4)
+    while step and servers < most:
+        step = min(step, most - servers)
         tried = towards(case, rules, placed, case.apportioned(servers + step))
         if tried is None:
             step //= 2
             continue
         placed, servers = tried, servers + step
-        if (placed.sum(axis=0) > case.most).any():
-            break
     return trimmed(placed, case.apportioned(servers))
 
 

@@ -16,6 +16,18 @@ from solvers.power_rules import Rule
 _ROUNDS = 40
 """Rounds of cuts; any number leaves a valid bound."""
 _TOLERANCE = 1e-7
+_GRAINS = 2**15
+"""Parts of a rack's limit to which the sums of whole servers are told apart."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Watts of one server of each workload, and what they may add up to at each node of a pool, by one rule [W]."""
+
+    rule: int
+    pool: int
+    each_w: Array
+    limit_w: float
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,12 @@ def relax(
 
     Notes
     -----
-    Nodes that are alike are one with the mean of their servers: every rule's limits are convex cuts, so that the mean
-    of allowed numbers meets them. Cuts are added where they are not met until none is.
+    Nodes that are alike are one with the mean of their servers: cuts are linear, so that the mean of allowed numbers
+    meets them. They are added where they are not met until none is; those of racks stop at the most that whole servers
+    add up to.
     """
     pools = _Pools.of(case)
-    kinds = range(len(case.workloads))
-    cuts: list[tuple[int, int, Array]] = []
+    cuts: list[_Cut] = []
     found = None
     for _ in range(_ROUNDS):
         answer = _solve(case, rules, pools, cuts, exact, elastic)
@@ -103,23 +115,50 @@ def relax(
         busy = np.flatnonzero(average.sum(axis=1) > 0)
         for number, rule in enumerate(rules):
             limits = rule.limit_w[pools.first[busy]]
+            limits = limits + np.array([found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()])
             coefficients = rule.safe_cuts(average[busy], limits)
-            extra = np.array([found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()])
-            over = (coefficients * average[busy]).sum(axis=1) > (limits + extra) * (1 + _TOLERANCE)
-            for place in np.flatnonzero(over).tolist():
-                cuts.append((number, int(busy[place]), coefficients[place]))
-                added = True
+            for place, pool in enumerate(busy.tolist()):
+                cut = _Cut(number, pool, coefficients[place], float(rule.limit_w[pools.first[pool]]))
+                extra = float(limits[place]) - cut.limit_w
+                slots = int(case.site.slots[pools.first[pool]])
+                if slots and not extra:
+                    cut = _whole(cut, slots)
+                if cut.each_w @ average[pool] > (cut.limit_w + extra) * (1 + _TOLERANCE):
+                    cuts.append(cut)
+                    added = True
         if not added or time.perf_counter() > until:
             break
-    assert found is not None and len(kinds) == len(found.counts)
     return found
+
+
+def _whole(cut: _Cut, slots: int) -> _Cut:
+    """Return the cut of a rack with the most that whole servers add up to in place of its limit.
+
+    Notes
+    -----
+    Watts are rounded down to grains of the limit, which only loosens the cut. The sums that so many servers reach are
+    the bits of a number; one more server of a workload shifts it.
+    """
+    grain = cut.limit_w / _GRAINS
+    each = np.floor(cut.each_w / grain * (1 + 1e-12)).clip(0).astype(int)
+    shifts = {int(shift) for shift in each.tolist() if 0 < shift <= _GRAINS}
+    mask = (1 << (_GRAINS + 1)) - 1
+    sums = 1
+    for _ in range(min(slots, _GRAINS // min(shifts, default=_GRAINS))):
+        more = sums
+        for shift in shifts:
+            more |= sums << shift
+        if more & mask == sums:
+            break
+        sums = more & mask
+    return _Cut(cut.rule, cut.pool, each * grain, (sums.bit_length() - 1) * grain)
 
 
 def _solve(
     case: Case,
     rules: Sequence[Rule],
     pools: _Pools,
-    cuts: Sequence[tuple[int, int, Array]],
+    cuts: Sequence[_Cut],
     exact: Integers | None,
     elastic: bool,
 ) -> Relaxed | None:
@@ -159,13 +198,14 @@ def _solve(
             for kind in kinds[1:]:
                 problem += total[kind] == float(case.share[kind]) * every, f"share_{kind}"
     over: dict[tuple[int, int], pulp.LpVariable] = {}
-    for number, (rule, pool, coefficients) in enumerate(cuts):
-        limit = float(rules[rule].limit_w[pools.first[pool]] * pools.size[pool])
-        load = pulp.lpSum(float(coefficients[kind]) / 1e3 * held[pool][kind] for kind in kinds if held[pool][kind])
-        if elastic and (rule, pool) not in over:
-            over[rule, pool] = problem.add_variable(f"over_{rule}_{pool}", 0)
-        beyond = float(pools.size[pool]) * over[rule, pool] if elastic else 0
-        problem += load <= limit / 1e3 + beyond, f"cut_{number}"
+    for number, cut in enumerate(cuts):
+        size, key = float(pools.size[cut.pool]), (cut.rule, cut.pool)
+        load = pulp.lpSum(
+            float(watts) / 1e3 * have for watts, have in zip(cut.each_w, held[cut.pool], strict=True) if have
+        )
+        if elastic and key not in over:
+            over[key] = problem.add_variable(f"over_{cut.rule}_{cut.pool}", 0)
+        problem += load <= size * cut.limit_w / 1e3 + (size * over[key] if elastic else 0), f"cut_{number}"
     if elastic:
         problem += pulp.lpSum(float(pools.size[pool]) * slack for (_, pool), slack in over.items())
     else:
@@ -181,9 +221,10 @@ def _solve(
             by_pool[at, kind] += values.get(variable.name, 0.0)
             at = int(pools.parent[at])
     shadow: dict[tuple[int, int], float] = {}
-    for number, (rule, pool, _) in enumerate(cuts):
+    for number, cut in enumerate(cuts):
         dual = (answer.duals or {}).get(f"cut_{number}", 0.0)
         if dual:
-            shadow[rule, pool] = shadow.get((rule, pool), 0.0) + dual * float(pools.size[pool]) / 1e3
+            key = (cut.rule, cut.pool)
+            shadow[key] = shadow.get(key, 0.0) + dual * float(pools.size[cut.pool]) / 1e3
     missing = {key: 1e3 * values.get(slack.name, 0.0) for key, slack in over.items()}
     return Relaxed(answer.objective or 0.0, by_pool[0], by_pool, shadow, missing)
