@@ -20,6 +20,7 @@ from perfmodel.power.risk import exceeded_steps, normal_quantile
 from perfmodel.terms import Array
 from solvers.plan_file import scenario_of
 from solvers.power_question import Diurnal, PowerWorkload
+from solvers.power_served import REFERENCE_SERVERS, Served, served_by
 
 _Path = tuple[str | int, ...]
 
@@ -54,6 +55,7 @@ class Draw:
     diurnal: Diurnal | None
     series: PowerSeries | None
     source: str
+    served: Served | None = None
 
     def mean_at(self, hours: Array) -> Array:
         """Return the mean at hours of the day [W]: what is above idle follows a cosine."""
@@ -88,7 +90,7 @@ def draw_of(
         With every fault.
     """
     most, idle = limits_w(machine)
-    given = [key for key in ("power", "trace", "job") if getattr(workload, key) is not None]
+    given = [key for key in ("power", "trace", "requests", "job") if getattr(workload, key) is not None]
     if len(given) > 1:
         raise InputError([source.fault((*at, given[1]), f"give either {given[0]} or {given[1]}")])
     if workload.power is not None:
@@ -117,6 +119,12 @@ def draw_of(
         one = PowerSeries(series.step_s, watts[None])
         least = min(idle, float(watts.min()))
         return Draw(most, least, float(watts.mean()), float(watts.std()), None, one, "trace"), list(warnings)
+    if workload.requests is not None:
+        served = served_by(workload.requests, machine, source, (*at, "requests"), base_dir)
+        series, own = served.series, served.series.watts[0]
+        said = f"synthesised for a week, seed {workload.requests.seed}, {REFERENCE_SERVERS} servers together"
+        least = min(idle, float(own.min()))
+        return Draw(most, least, float(own.mean()), float(own.std()), None, series, said, served), []
     if workload.job is not None:
         return _job(workload, machine, source, (*at, "job"), base_dir, most, idle), []
     return Draw(most, min(idle, most), most, 0.0, None, None, "nameplate"), []

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.units import PositiveWatts, UsdPerHour, Watts
+from solvers.serve_question import Precision, ServeLengths
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 Hour = Annotated[float, Field(ge=0, lt=24)]
@@ -47,6 +49,52 @@ class Distribution(_Strict):
     """Swing of the mean over the day; none if left out."""
 
 
+class RequestProfile(_Strict):
+    """How many requests come at which time of day and week."""
+
+    trough: Share = 0.5
+    """Requests at the quietest time of day over those at the busiest."""
+    peak_hour: Hour = 14.0
+    """The busiest hour of the day."""
+    weekend: Share = 0.8
+    """Requests on the last two of seven days over those of the other five."""
+
+
+class RequestBursts(_Strict):
+    """How the rate of requests varies around the profile, beyond chance: factors that forget over time."""
+
+    times_s: tuple[Positive, ...]
+    """Time over which each forgets."""
+    variances: tuple[NotNegative, ...]
+    """Variance of each around 1."""
+
+
+class PowerRequests(_Strict):
+    """Requests that servers answer, from which their power is synthesised."""
+
+    model: str
+    """The model: a bundled name, or the path of a config.json."""
+    tp: Size
+    """Accelerators of an instance; a server is full of them."""
+    engine: str = "vllm"
+    """The engine."""
+    precision_weights: Precision = "bf16"
+    """Type of the weights."""
+    trace: str | None = None
+    """Recorded requests, whose lengths and bursts count: a file as the project writes it, or Azure, BurstGPT and
+    Mooncake publish it; in place of lengths and bursts."""
+    lengths: ServeLengths | None = None
+    """Tokens of requests and answers."""
+    bursts: RequestBursts | None = None
+    """Bursts of the service, beside chance; none if left out."""
+    peak_load: Share
+    """Requests at the busiest time of the profile over what the servers can answer."""
+    profile: RequestProfile = RequestProfile()
+    """Requests over day and week."""
+    seed: Count = 1
+    """Fixes what is drawn."""
+
+
 class PowerWorkload(_Strict):
     """Servers that do one kind of work."""
 
@@ -63,11 +111,13 @@ class PowerWorkload(_Strict):
     max_servers: Count | None = None
     """Servers it can use; any number if left out."""
     power: Distribution | None = None
-    """What one server draws; or trace, or job."""
+    """What one server draws; or trace, requests, or job."""
     trace: str | None = None
     """Power over time: a CSV of time_s,power_w, from a time that is the same for all workloads."""
     trace_servers: Size = 1
     """Servers that a trace is the sum of."""
+    requests: PowerRequests | None = None
+    """Requests that its servers answer: their power is synthesised for a week."""
     job: str | None = None
     """A scenario of kind train or serve with its plan, or a saved plan: its nodes draw what is predicted for them."""
     failover_power: Watts | None = None
