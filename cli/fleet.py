@@ -125,11 +125,17 @@ def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableT
     from cli.tables import number, quantity, table, text
 
     purchases = plan.get("purchases") or {}
+    held = _instances(plan)
+    columns = {"instances": held} if held else {}
+    if purchases:
+        columns["rented"] = {
+            name: [f"{n} {way}" for way, n in bought.items() if n] for name, bought in purchases.items()
+        }
     rows = [
-        (text(name), str(count), text(", ".join(f"{n} {way}" for way, n in purchases.get(name, {}).items() if n)))
+        (text(name), str(count), *(text(", ".join(said.get(name, ()))) for said in columns.values()))
         for name, count in plan["counts"].items()
     ]
-    parts = [table("Accelerators", ("", "count", "rented"), rows, numbers=(1,))]
+    parts = [table("Accelerators", ("", "count", *columns), rows, numbers=(1,))]
     names = [name for name, count in plan["counts"].items() if count]
     share = [
         (text(stream), *(quantity("share", shares[name]) if name in shares else "" for name in names))
@@ -137,9 +143,13 @@ def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableT
     ]
     parts.append(table("Where requests go", ("", *names), share, numbers=range(1, len(names) + 1)))
     if rates:
-        each = [(text(asked), *(number(rates[name][asked]) for name in rates)) for asked in next(iter(rates.values()))]
-        columns = range(1, len(rates) + 1)
-        parts.append(table("Requests per second of one instance", ("", *rates), each, numbers=columns))
+        # of what is rented; the rest stands in the other forms
+        rented = [pool["name"] for pool in plan["pools"]] if "pools" in plan else names
+        columns = [name for name in rented if name in rates]
+        asked = next(iter(rates.values()), {})
+        each = [(text(one), *(number(rates[name][one]) for name in columns)) for one in asked]
+        heads = ("", *columns)
+        parts.append(table("Requests per second of one instance", heads, each, numbers=range(1, len(heads))))
     if "periods" in plan:
         hours = [
             (
@@ -150,6 +160,19 @@ def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableT
         ]
         parts.append(table("By period", ("periods", "accelerators"), hours, numbers=()))
     return Group(*parts)
+
+
+def _instances(plan: "Mapping[str, Any]") -> "dict[str, list[str]]":
+    """Return the instances on each kind in words, where they are not the accelerators themselves."""
+    found: dict[str, list[str]] = {}
+    for pool in plan.get("pools") or ():
+        said = f"{pool['instances']} of {pool['accelerators_per_instance']}"
+        said += f" {pool['precision_weights']}" if pool["precision_weights"] else ""
+        found.setdefault(pool["accelerator"], []).append(said)
+    for model, kinds in (plan.get("instances") or {}).items():
+        for name, count in kinds.items():
+            found.setdefault(name, []).append(f"{count} {model}")
+    return found
 
 
 def _ranges(numbers: "list[int]") -> str:

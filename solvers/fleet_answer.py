@@ -12,9 +12,12 @@ import numpy as np
 from perfmodel.serving.spread import factors
 from perfmodel.terms import Array
 from solvers.backend import Solution
+from solvers.fleet_balance import failures, rerouted, usable
 from solvers.fleet_case import PURCHASES, Case
-from solvers.fleet_model import Fleet, Limit, Model, limits
+from solvers.fleet_model import NONE, Fleet, Limit, Model, limits
 from solvers.fleet_question import FleetQuestion
+from solvers.fleet_search import undominated
+from solvers.fleet_throughput import precisions_of
 from solvers.result import Objective
 
 if TYPE_CHECKING:
@@ -33,15 +36,11 @@ def common(scenario: FleetScenario) -> dict[str, Any]:
     except PackageNotFoundError:
         release = "not installed"
     question = scenario.question
-    said = [
-        f"{one.name}: "
-        + (
-            "as given"
-            if one.throughput_requests_per_s is not None
-            else f"predicted, {question.engine}, {one.precision_weights} weights, {written.get('node', one.node)}"
-        )
-        for one, written in zip(question.accelerators, scenario.resolved["accelerators"], strict=True)
-    ]
+    said = []
+    for one, written in zip(question.accelerators, scenario.resolved["accelerators"], strict=True):
+        types = " or ".join(precisions_of(one))
+        predicted = f"predicted, {question.engine}, {types} weights, {written.get('node', one.node)}"
+        said.append(f"{one.name}: {'as given' if one.throughput_requests_per_s is not None else predicted}")
     return {"kind": "fleet", "scenario": scenario.resolved, "provenance": {"version": release, "throughputs": said}}
 
 
@@ -59,16 +58,24 @@ def plan_dict(case: Case, fleet: Fleet) -> dict[str, Any]:
     -------
     dict
         ``counts`` and ``purchases``: accelerators of each kind, the most of the day; ``routing``: share of each
-        stream's requests of the day; ``instances`` where they are not the accelerators themselves; ``periods`` where
-        the day has several: the same for each group of periods.
+        stream's requests of the day; ``instances`` where they are not the accelerators themselves, or ``pools`` where
+        a kind offers several; ``failover``: the routing after a failure of each; ``periods`` where the day has several:
+        the same for each group of periods.
     """
     by_hour = fleet.bought(case)
-    whole = _part(case, fleet, by_hour.max(axis=2), fleet.held(case).max(axis=1), _mean_share(case, fleet), None)
+    after = {failure: rerouted(case, fleet, failure) for failure in failures(case, fleet)}
+    whole = _part(case, fleet, by_hour.max(axis=2), fleet.held(case).max(axis=1), _mean_share(case, fleet.share), None)
+    if after:
+        means = {failure: _mean_share(case, share) for failure, share in after.items()}
+        whole["failover"] = {case.pools[failure]: _routing(case, share) for failure, share in means.items()}
     if case.periods == 1 and len(case.hours[0]) == 1:
         return whole
     groups: list[tuple[list[int], dict[str, Any]]] = []
     for h in range(case.periods):
         part = _part(case, fleet, by_hour[:, :, h], fleet.held(case)[:, h], fleet.share[:, :, h], h)
+        there = [failure for failure in after if fleet.capacity(case)[failure, h]]
+        if there:
+            part["failover"] = {case.pools[one]: _routing(case, after[one][:, :, h]) for one in there}
         same = next((hours for hours, other in groups if other == part), None)
         if same is None:
             groups.append((list(case.hours[h]), part))
@@ -81,15 +88,7 @@ def plan_dict(case: Case, fleet: Fleet) -> dict[str, Any]:
 
 def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h: int | None) -> dict[str, Any]:
     counts = {name: int(count) for name, count in zip(case.accelerators, held, strict=True)}
-    routing = {}
-    for stream, name in enumerate(case.streams):
-        to = {
-            case.accelerators[case.pool_accelerator[pool]]: float(share[stream, pool])
-            for pool in np.flatnonzero(share[stream])
-        }
-        if to:
-            routing[name] = to
-    part: dict[str, Any] = {"counts": counts, "routing": routing}
+    part: dict[str, Any] = {"counts": counts, "routing": _routing(case, share)}
     offered = np.isfinite(case.price)
     if offered.sum(axis=1).max() > 1 or offered[:, 1].sum() < len(offered):
         part["purchases"] = {
@@ -97,9 +96,22 @@ def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h:
             for one, name in enumerate(case.accelerators)
             if counts[name]
         }
-    if len(case.models) > 1 or (case.pool_size > 1).any():
-        instances = fleet.instances.sum(axis=1)
-        chosen = instances.max(axis=1) if h is None else instances[:, h]
+    instances = fleet.instances.sum(axis=1)
+    chosen = instances.max(axis=1) if h is None else instances[:, h]
+    if len(case.pool_size) > len(case.models) * len(case.accelerators):
+        part["pools"] = [
+            {
+                "name": case.pools[pool],
+                "accelerator": case.accelerators[case.pool_accelerator[pool]],
+                "model": case.models[case.pool_model[pool]],
+                "accelerators_per_instance": int(case.pool_size[pool]),
+                "precision_weights": case.pool_precision[pool],
+                "instances": int(chosen[pool]),
+                "share": {case.streams[one]: float(share[one, pool]) for one in np.flatnonzero(share[:, pool])},
+            }
+            for pool in np.flatnonzero(chosen)
+        ]
+    elif len(case.models) > 1 or (case.pool_size > 1).any():
         part["instances"] = {
             model: {
                 case.accelerators[case.pool_accelerator[pool]]: int(chosen[pool])
@@ -110,14 +122,24 @@ def _part(case: Case, fleet: Fleet, bought: Array, held: Array, share: Array, h:
     return part
 
 
-def _mean_share(case: Case, fleet: Fleet) -> Array:
+def _routing(case: Case, share: Array) -> dict[str, dict[str, float]]:
+    """Return the share of each stream by kind of accelerator."""
+    routing: dict[str, dict[str, float]] = {}
+    for stream, pool in np.argwhere(share > 0):
+        to = routing.setdefault(case.streams[stream], {})
+        name = case.accelerators[case.pool_accelerator[pool]]
+        to[name] = to.get(name, 0.0) + float(share[stream, pool])
+    return routing
+
+
+def _mean_share(case: Case, share: Array) -> Array:
     if case.periods == 1 and len(case.hours[0]) == 1:
-        return np.asarray(fleet.share[:, :, 0])
+        return np.asarray(share[:, :, 0])
     asked = case.rate * case.weight
     total = asked.sum(axis=1)
     weights = np.divide(asked, total[:, None], out=np.zeros_like(asked), where=total[:, None] > 0)
     # rounded, since the order in which a sum over a day is taken shows in the last digits
-    return np.asarray(np.einsum("iph,ih->ip", fleet.share, weights)).round(12)
+    return np.asarray(np.einsum("iph,ih->ip", share, weights)).round(12)
 
 
 def prediction(
@@ -161,6 +183,8 @@ def prediction(
         found["relaxed_cost_usd_per_hour"] = relaxed.objective
         found["integrality_gap"] = total / relaxed.objective - 1 if relaxed.objective else 0.0
     found["utilisation"] = _utilisation(case, fleet)
+    if case.lost:
+        found["utilisation_after_loss"] = _after_loss(case, fleet)
     if case.spread.any():
         # what is sustained is uncertain, and with it the share of it that is used
         found["utilisation_p10"] = _utilisation(_slower(case, 1), fleet)
@@ -172,9 +196,10 @@ def prediction(
             for name, calls in zip(case.requests, case.calls, strict=True)
         }
     if case.spread.any():
-        found["throughput_requests_per_s"] = _throughputs(case)
-        found["throughput_requests_per_s_p10"] = _throughputs(_slower(case, 0))
-        found["throughput_requests_per_s_p90"] = _throughputs(_slower(case, 1))
+        shown = np.asarray(fleet.instances.any(axis=(1, 2)) | undominated(case).throughput.any(axis=0))
+        found["throughput_requests_per_s"] = _throughputs(case, shown)
+        found["throughput_requests_per_s_p10"] = _throughputs(_slower(case, 0), shown)
+        found["throughput_requests_per_s_p90"] = _throughputs(_slower(case, 1), shown)
     used = [one for one in range(len(case.accelerators)) if held[one].any()]
     found["cost_by_accelerator_usd_per_hour"] = {case.accelerators[one]: float(cost[one].sum()) for one in used}
     if (np.isfinite(case.price).sum(axis=1) > 1).any():
@@ -192,15 +217,22 @@ def _slower(case: Case, end: int) -> Case:
     return replace(case, throughput=case.throughput * ends)
 
 
-def _throughputs(case: Case) -> dict[str, dict[str, float]]:
-    """Return what one instance of each kind sustains of each class [requests/s]."""
+def _throughputs(case: Case, shown: Array) -> dict[str, dict[str, float]]:
+    """Return what one instance of some pools sustains of each class [requests/s]."""
     return {
-        name: {
-            asked: float(case.throughput[stream, case.pool_accelerator == one].max())
-            for stream, asked in enumerate(case.classes)
-        }
-        for one, name in enumerate(case.accelerators)
+        case.pools[pool]: {asked: float(case.throughput[one, pool]) for one, asked in enumerate(case.classes)}
+        for pool in np.flatnonzero(shown)
     }
+
+
+def _after_loss(case: Case, fleet: Fleet) -> dict[str, float]:
+    """Return how busy the busiest pool is where instances of each fail, at its highest over the day [1]."""
+    found = {}
+    for failure in failures(case, fleet):
+        room = usable(case, fleet, failure) / case.utilisation_max[case.pool_accelerator][:, None]
+        load = case.load(rerouted(case, fleet, failure))
+        found[case.pools[failure]] = float(np.divide(load, room, out=np.zeros_like(load), where=room > 0).max())
+    return found
 
 
 def _lengths(case: Case, question: FleetQuestion, name: str) -> Array:
@@ -233,28 +265,32 @@ def prices(case: Case, model: Model, relaxed: Solution) -> Array:
     Notes
     -----
     A rate stands in the rows of capacity alone, so that the relaxed cost changes with it by the price of an instance
-    times the work of the request, summed over where it goes (envelope theorem). Over a day it is the price of one
-    more request per second in the mean, with the stream's own profile.
+    times the work of the request, summed over where it goes before and after every failure (envelope theorem). Over a
+    day it is the price of one more request per second in the mean, with the stream's own profile.
     """
     assert relaxed.duals is not None
-    share = model.fleet(relaxed).share
+    routed = model.fleet(relaxed)
     scale = case.utilisation_max[case.pool_accelerator]
     worth = np.zeros(len(case.streams))
     mean = case.rate @ case.weight
     able = case.possible
-    for stream in range(len(case.streams)):
-        for h in range(case.periods):
-            price = np.array([-relaxed.duals.get(f"capacity {p} {h}", -math.inf) for p in range(len(scale))])
-            each = np.divide(
-                price, case.throughput[stream] * scale, out=np.full(len(scale), np.inf), where=able[stream]
-            )
-            if mean[stream] > 0:
-                goes = share[stream, :, h] > 0
-                worth[stream] += case.rate[stream, h] / mean[stream] * float(each[goes] @ share[stream, goes, h])
-            elif np.isfinite(each).any():
-                worth[stream] += float(each[np.isfinite(each)].min())
-            else:
-                worth[stream] = math.nan
+    for failure in model.failures:
+        share = routed.share if failure == NONE else routed.failover[failure]
+        for stream in range(len(case.streams)):
+            for h in range(case.periods):
+                price = np.array(
+                    [-relaxed.duals.get(f"capacity {failure} {p} {h}", -math.inf) for p in range(len(scale))]
+                )
+                each = np.divide(
+                    price, case.throughput[stream] * scale, out=np.full(len(scale), np.inf), where=able[stream]
+                )
+                if mean[stream] > 0:
+                    goes = share[stream, :, h] > 0
+                    worth[stream] += case.rate[stream, h] / mean[stream] * float(each[goes] @ share[stream, goes, h])
+                elif np.isfinite(each).any():
+                    worth[stream] += float(each[np.isfinite(each)].min())
+                else:
+                    worth[stream] = math.nan
     return worth
 
 

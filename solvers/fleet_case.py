@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.terms import Array
+from solvers.fleet_tails import soon_enough
 
 Integers = NDArray[np.int64]
 
@@ -35,6 +37,8 @@ class Graph:
         What the longest path may take [s].
     paths : tuple of (tuple of int, float)
         Streams of further paths, and what each may take [s].
+    level : float or None
+        Share of the requests of which a path's time is within its limit; None for its mean [1].
     """
 
     name: str
@@ -42,6 +46,7 @@ class Graph:
     before: tuple[tuple[int, ...], ...]
     latency_s: float
     paths: tuple[tuple[tuple[int, ...], float], ...] = ()
+    level: float | None = None
 
     def longest_s(self, latency_s: Array) -> Array:
         """Return how long after its beginning each call ends at the latest [s].
@@ -75,7 +80,7 @@ class Objective:
         Its key.
     limit_s : float
         What it is [s].
-    reached_s : array, (classes, A)
+    reached_s : array, (classes, P)
         What requests see at a light load, not a number where throughputs are given [s].
     """
 
@@ -88,8 +93,8 @@ class Objective:
 class Case:
     """The fleet to choose, as arrays over accelerators (A), pools (P), streams of requests (I) and periods (H).
 
-    A pool is the instances of one model on one kind of accelerator; a stream is a class of requests, or a call of a
-    request graph.
+    A pool is the instances of one model, size and type of weights on one kind of accelerator; a stream is a class of
+    requests, or a call of a request graph.
 
     Parameters
     ----------
@@ -115,6 +120,8 @@ class Case:
         Names of the models.
     pool_accelerator, pool_model, pool_size : array of int, (P,)
         Kind and model of each pool, and accelerators of one instance.
+    pool_precision : tuple of (str or None), (P,)
+        Type of the weights of each pool, None where throughputs are given.
     streams : tuple of str
         Names of the streams.
     stream_class : array of int, (I,)
@@ -133,14 +140,14 @@ class Case:
         What one instance sustains of a stream within the objectives; 0 where it cannot [requests/s].
     spread : array, (I, P)
         Standard deviation of the logarithm of the throughput, 0 where it is given [1].
-    latency_s : array, (I, P)
-        Of a stream's call; 0 where it is not known [s].
+    latency_s, latency_std_s : array, (I, P)
+        Of a stream's calls in a row: mean and standard deviation; 0 where it is not known [s].
     graphs : tuple of Graph
         Calls that follow one another.
     slices : int or None
         Equal parts a stream is cut into, each of which goes to one pool; None for any share.
     lost : int
-        Instances of each pool that may fail.
+        Instances of any one pool that may fail.
     requests : tuple of str
         What can be asked once more: the classes, then the graphs.
     calls : array, (requests, I)
@@ -162,6 +169,7 @@ class Case:
     pool_accelerator: Integers
     pool_model: Integers
     pool_size: Integers
+    pool_precision: tuple[str | None, ...]
     streams: tuple[str, ...]
     stream_class: Integers
     classes: tuple[str, ...]
@@ -172,12 +180,36 @@ class Case:
     throughput: Array
     spread: Array
     latency_s: Array
+    latency_std_s: Array
     graphs: tuple[Graph, ...]
     slices: int | None
     lost: int
     requests: tuple[str, ...]
     calls: Array
     objectives: tuple[Objective, ...] = ()
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools: the kind of accelerator, and what tells it from others of the kind."""
+        names = []
+        for pool, kind in enumerate(self.pool_accelerator):
+            others = np.flatnonzero(self.pool_accelerator == kind)
+            size, precision = self.pool_size[pool], self.pool_precision[pool]
+            same = others[self.pool_model[others] == self.pool_model[pool]]
+            name = self.accelerators[kind]
+            name += f" {self.models[self.pool_model[pool]]}" if len(set(self.pool_model[others])) > 1 else ""
+            name += f" x{size}" if len(set(self.pool_size[same])) > 1 else ""
+            name += f" {precision}" if len({self.pool_precision[one] for one in same}) > 1 else ""
+            names.append(name)
+        return tuple(names)
+
+    def pool(self, accelerator: str, model: str, size: int, precision: str | None) -> int | None:
+        """Return the number of a pool by what it is of, or None."""
+        for pool, kind in enumerate(self.pool_accelerator):
+            names = self.accelerators[kind], self.models[self.pool_model[pool]]
+            if (*names, self.pool_size[pool], self.pool_precision[pool]) == (accelerator, model, size, precision):
+                return pool
+        return None
 
     @property
     def periods(self) -> int:
@@ -200,7 +232,7 @@ class Case:
         """Whether a pool can take a stream within the objectives, of shape (I, P)."""
         return np.asarray((self.throughput > 0) & (self.throughput * MOST_INSTANCES >= self.rate.max(axis=1)[:, None]))
 
-    @property
+    @cached_property
     def possible(self) -> NDArray[np.bool_]:
         """Whether a pool can take a stream within the objectives and its graph's latency, of shape (I, P).
 
@@ -210,6 +242,9 @@ class Case:
         """
         able = self.able
         for graph in self.graphs:
+            if graph.level is not None:
+                able = soon_enough(self, graph, able)
+                continue
             fastest = self.fastest_s(able)
             before = graph.longest_s(fastest) - fastest
             after = graph.remaining_s(fastest)

@@ -11,6 +11,7 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.fleet_case import Case, Graph
 from solvers.fleet_model import Limit, build, limits
+from solvers.fleet_tails import shortest_s
 
 Reason = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Entries of ``why_not`` and of ``relaxation``."""
@@ -37,7 +38,7 @@ def unserved(case: Case) -> Reason | None:
                 changes[name] = _change(name, now, needed, unit)
     if not why:
         for graph in case.graphs:
-            if asked[list(graph.calls)].any():
+            if asked[list(graph.calls)].any() and not case.possible[list(graph.calls)].any(axis=1).all():
                 for name, now, needed in _late(case, graph):
                     why.append(_because(f"{name}: the fastest accelerators take longer than the limit"))
                     changes[name] = _change(name, now, needed, "s")
@@ -69,13 +70,20 @@ def _change(name: str, now: float, needed: float, unit: str) -> dict[str, Any]:
 
 
 def _late(case: Case, graph: Graph) -> list[tuple[str, float, float]]:
-    fastest = case.fastest_s(case.able)
-    longest = float(graph.longest_s(fastest).max())
+    if graph.level is None:
+        fastest = case.fastest_s(case.able)
+        longest = float(graph.longest_s(fastest).max())
+        own = [(path, float(sum(fastest[one] for one in path)), limit_s) for path, limit_s in graph.paths]
+    else:
+        times = shortest_s(case, graph, case.able)
+        whole = len(times) - len(graph.paths)
+        longest = max(times[:whole])
+        own = [(path, time_s, limit_s) for (path, limit_s), time_s in zip(graph.paths, times[whole:], strict=True)]
     found = [(f"latency[{graph.name}]", graph.latency_s, longest)]
-    for path, limit_s in graph.paths:
+    for path, time_s, limit_s in own:
         calls = " > ".join(case.streams[one].removeprefix(f"{graph.name}.") for one in path)
-        found.append((f"latency[{graph.name}: {calls}]", limit_s, float(sum(fastest[one] for one in path))))
-    return [entry for entry in found if entry[2] > entry[1] * (1 + 1e-12)]
+        found.append((f"latency[{graph.name}: {calls}]", limit_s, time_s))
+    return [entry for entry in found if entry[2] > entry[1] * (1 + 1e-9)]
 
 
 def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float | None = None) -> Reason:
@@ -104,6 +112,10 @@ def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float |
         ]
         return [_because(reason, {"needed": smallest.value + excess}), *others], changes
     together = _raised(case, tuple(there), routed, time_limit_s)
+    late = [entry for graph in case.graphs for entry in _late(case, graph)] if together is None else []
+    if late:
+        reason = "the accelerators that are in time on one path are late on another"
+        return [_because(reason)], [_change(name, now, needed, "s") for name, now, needed in late]
     if together is None:
         return [_because("no time was left to find which limits conflict")], []
     names = [limit.name(case) for limit in together]

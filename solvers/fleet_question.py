@@ -24,8 +24,33 @@ class _Strict(BaseModel):
     )
 
 
-def _form_of(value: Any) -> str:
-    return "by model" if isinstance(value, Mapping) else "of all"
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+def _or_by_name(value: Any) -> str:
+    return "by name" if isinstance(value, Mapping) else _one_or_several(value)
+
+
+def _list_or_by_name(value: Any) -> str:
+    return "by name" if isinstance(value, Mapping) else "several"
+
+
+Numbers = tuple[NotNegative, ...]
+Several = Annotated[tuple[Size, ...], Field(min_length=1), Tag("several")]
+Sizes = Annotated[Annotated[Size, Tag("one")] | Several, Discriminator(_one_or_several)]
+SizesByModel = Annotated[
+    Annotated[Size, Tag("one")] | Several | Annotated[dict[str, Sizes], Tag("by name")], Discriminator(_or_by_name)
+]
+Precisions = Annotated[
+    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Field(min_length=1), Tag("several")],
+    Discriminator(_one_or_several),
+]
+ByClass = Annotated[
+    Annotated[Numbers, Tag("several")]
+    | Annotated[dict[Annotated[int, Field(ge=1)], Numbers], Field(min_length=1), Tag("by name")],
+    Discriminator(_list_or_by_name),
+]
 
 
 class FleetAccelerator(_Strict):
@@ -45,29 +70,28 @@ class FleetAccelerator(_Strict):
     """Share of the accelerators rented on the spot market that is counted on; needed with a spot price."""
     max: Count | None = None
     """Accelerators there are; any number if left out."""
-    accelerators_per_instance: (
-        Annotated[Annotated[Size, Tag("of all")] | Annotated[dict[str, Size], Tag("by model")], Discriminator(_form_of)]
-        | None
-    ) = None
-    """Accelerators that hold one replica of a model; one number, or one by model. 1 with given throughputs, otherwise
-    what takes the fewest accelerators for the model's classes."""
+    accelerators_per_instance: SizesByModel | None = None
+    """Accelerators that hold one replica of a model: a number or several to choose from, or these by model. 1 with
+    given throughputs, otherwise any power of two inside a node."""
     node: str | None = None
     """Node whose links join the accelerators of an instance: a name of the catalogue or a path; the first of the
     catalogue with such accelerators if left out."""
-    precision_weights: str = "bf16"
-    """Type of the weights."""
+    precision_weights: Precisions = "bf16"
+    """Type of the weights, or several to choose from."""
     power: Watts | None = None
     """Of one accelerator, with its share of the host; the catalogue's limit if left out."""
     site: str | None = None
     """Where it stands; the first site if left out."""
     utilisation_max: Share | None = None
     """Share of an instance's throughput that may be used; the headroom's if left out."""
-    throughput_requests_per_s: tuple[NotNegative, ...] | None = None
+    throughput_requests_per_s: ByClass | None = None
     """Requests of each class that one instance sustains within the objectives, in the order of the classes; 0 where
-    it cannot; predicted if left out."""
-    latency_s: tuple[NotNegative, ...] | None = None
-    """Time of one request of each class from end to end, in the order of the classes; needed with request graphs where
+    it cannot; by accelerators of an instance where there are several to choose from; predicted if left out."""
+    latency_s: ByClass | None = None
+    """Mean time of one request of each class from end to end, in the same form; needed with request graphs where
     throughputs are given."""
+    latency_std_s: ByClass | None = None
+    """Standard deviation of that time, in the same form; for limits of percentiles; 0 if left out."""
 
 
 class FleetClass(_Strict):
@@ -118,6 +142,8 @@ class FleetGraph(_Strict):
     """Requests per second, each of which makes all calls."""
     latency: Seconds
     """What the longest path from the first to the last call may take."""
+    statistic: Literal["mean", "p90", "p99"] = "mean"
+    """Of the time of a path, what its limits are for."""
     calls: tuple[FleetCall, ...] = Field(min_length=1)
     """Its calls."""
     paths: tuple[FleetPath, ...] = ()
@@ -162,7 +188,7 @@ class FleetHeadroom(_Strict):
     utilisation_max: Share = 1.0
     """Share of an instance's throughput that may be used."""
     lost_instances: Count = 0
-    """Instances of each kind that may fail while the others of the kind carry its load; 1 for N+1."""
+    """Instances of any one kind that may fail while all others carry the requests; 1 for N+1."""
 
 
 class FleetSite(_Strict):
@@ -185,6 +211,25 @@ class FleetPurchase(_Strict):
     """By the period, and they may be taken away."""
 
 
+class FleetPool(_Strict):
+    """Instances of one model, size and type of weights on one kind of accelerator."""
+
+    name: str | None = None
+    """What the answer calls them."""
+    accelerator: str
+    """The kind."""
+    model: str
+    """The model."""
+    accelerators_per_instance: Size
+    """Accelerators of an instance."""
+    precision_weights: str | None = None
+    """Type of the weights; none with given throughputs."""
+    instances: Count
+    """How many."""
+    share: dict[str, NotNegative] = {}
+    """Share of each class that goes to them."""
+
+
 class FleetPeriod(_Strict):
     """What is rented in some periods of the day."""
 
@@ -198,6 +243,10 @@ class FleetPeriod(_Strict):
     """Share of each class on each kind; any if left out."""
     instances: dict[str, dict[str, Count]] | None = None
     """Instances of each model on each kind."""
+    pools: tuple[FleetPool, ...] | None = None
+    """Instances where a kind offers several sizes or types of weights; in place of routing and instances."""
+    failover: dict[str, dict[str, dict[str, NotNegative]]] | None = None
+    """Routing after the loss of instances of each kind, as an answer has it; not read."""
 
 
 class FleetPlan(_Strict):
@@ -211,6 +260,10 @@ class FleetPlan(_Strict):
     """Share of each class on each kind; any if left out."""
     instances: dict[str, dict[str, Count]] | None = None
     """Instances of each model on each kind."""
+    pools: tuple[FleetPool, ...] | None = None
+    """Instances where a kind offers several sizes or types of weights; in place of routing and instances."""
+    failover: dict[str, dict[str, dict[str, NotNegative]]] | None = None
+    """Routing after the loss of instances of each kind, as an answer has it; not read."""
     periods: tuple[FleetPeriod, ...] | None = None
     """The same by period of the day; all day alike if left out."""
 

@@ -28,11 +28,15 @@ from solvers.fleet_question import (
     FleetQuestion,
     FleetWorkload,
 )
-from solvers.fleet_throughput import Rates, class_throughputs, models_of, node_of
+from solvers.fleet_tails import LEVELS
+from solvers.fleet_throughput import Offer, models_of, node_of, offers_of, precisions_of
 from solvers.fleet_trace import with_classes
 from solvers.serve_faults import slow_objectives
 
 _Path = tuple[str | int, ...]
+
+MOST_PATHS = 1000
+"""Paths of a graph up to which percentiles are held on each."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,13 @@ def load_fleet(source: Source, base_dir: FilePath) -> FleetScenario:
     entries = [_catalogued(one) for one in question.accelerators]
     for path, message in _faults(question, entries):
         faults.append(source.fault(path, message))
-    rates = _rates(question, entries, source, base_dir, faults)
-    if faults or rates is None:
+    offers = [offers_of(question, number, one, source, base_dir, faults) for number, one in enumerate(entries)]
+    if faults:
         raise InputError(sorted(faults, key=lambda fault: (fault.line, fault.column)))
-    case = _case(question, entries, rates)
+    case = _case(question, entries, offers)
+    faults = [source.fault(path, message) for path, message in _pool_faults(question, case)]
+    if faults:
+        raise InputError(faults)
     resolved = _resolved(question, entries, class_names(workload), case, base_dir)
     warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
     return FleetScenario(question, case, source, resolved, warnings)
@@ -150,12 +157,63 @@ def _faults(question: FleetQuestion, entries: list[Accelerator | UnknownName]) -
                 if model not in models:
                     message = f"no class is of this model; {did_you_mean(model, models)}"
                     found.append(((*at, "accelerators_per_instance", model), message))
-        for key in ("throughput_requests_per_s", "latency_s"):
-            values = getattr(one, key)
-            if values is not None and len(values) != len(classes):
-                message = f"should hold a number for each of the {len(classes)} classes [got {len(values)}]"
-                found.append(((*at, key), message))
+        found += _given_faults(one, at, len(classes), bool(question.workload.graphs))
     return found + _workload_faults(question.workload, classes) + _plan_faults(question, classes)
+
+
+def _given_faults(one: FleetAccelerator, at: _Path, classes: int, graphs: bool) -> list[tuple[_Path, str]]:
+    """Return what is wrong with numbers that are given in the place of predicted ones."""
+    found: list[tuple[_Path, str]] = []
+    given = one.throughput_requests_per_s
+    for key in ("throughput_requests_per_s", "latency_s", "latency_std_s"):
+        values = getattr(one, key)
+        by_size = isinstance(values, Mapping)
+        for size, numbers in values.items() if by_size else ((None, values),):
+            if numbers is not None and len(numbers) != classes:
+                where: _Path = (*at, key) if size is None else (*at, key, size)
+                found.append((where, f"should hold a number for each of the {classes} classes [got {len(numbers)}]"))
+        if values is not None and given is not None and by_size is not isinstance(given, Mapping):
+            found.append(((*at, key), "should be in the form of throughput_requests_per_s, by accelerators or not"))
+        elif by_size and isinstance(given, Mapping) and set(values) != set(given):
+            found.append(((*at, key), f"should be of the same numbers of accelerators, {sorted(given)}"))
+    if given is None:
+        return found
+    if graphs and one.latency_s is None:
+        found.append(((*at, "latency_s"), "missing; the request graphs have limits of latency"))
+    if len(precisions_of(one)) > 1:
+        message = "several to choose from, but throughputs are given; write an accelerator for each"
+        found.append(((*at, "precision_weights"), message))
+    size = one.accelerators_per_instance
+    if isinstance(given, Mapping) and size is not None:
+        found.append(((*at, "accelerators_per_instance"), "stands beside throughputs that are given by it"))
+    if not isinstance(given, Mapping):
+        for model, several in size.items() if isinstance(size, Mapping) else ((None, size),):
+            if isinstance(several, tuple):
+                within: _Path = () if model is None else (model,)
+                where = (*at, "accelerators_per_instance", *within)
+                found.append((where, "several to choose from; throughput_requests_per_s should be given by them"))
+    return found
+
+
+def _pool_faults(question: FleetQuestion, case: Case) -> list[tuple[_Path, str]]:
+    """Return the pools of a plan that nobody offers."""
+    if question.plan is None:
+        return []
+    found: list[tuple[_Path, str]] = []
+    parts: list[tuple[_Path, FleetPlan | FleetPeriod]] = [(("plan",), question.plan)]
+    parts += [(("plan", "periods", number), part) for number, part in enumerate(question.plan.periods or ())]
+    for at, part in parts:
+        for number, pool in enumerate(part.pools or ()):
+            kind = pool.accelerator, pool.model, pool.accelerators_per_instance, pool.precision_weights
+            if case.pool(*kind) is None:
+                said = " of ".join(map(str, kind[1::-1])) + f", {kind[2]} accelerators"
+                said += f", {kind[3]}" if kind[3] else ""
+                found.append(((*at, "pools", number), f"no such instance is offered [got {said}]"))
+            for name in pool.share:
+                if name not in case.streams:
+                    at_name = (*at, "pools", number, "share", name)
+                    found.append((at_name, f"no such class; {did_you_mean(name, case.streams)}"))
+    return found
 
 
 def _twice(names: list[str], at: _Path, key: str, first: int = 0) -> list[tuple[_Path, str]]:
@@ -203,14 +261,32 @@ def _graph_faults(graph: FleetGraph, at: _Path, classes: list[str]) -> list[tupl
         for place, name in enumerate(call.after):
             if name not in calls:
                 found.append(((*here, "after", place), f"no such call; {did_you_mean(name, calls)} [got {name!r}]"))
-    if not found and ordered(graph) is None:
+    order = None if found else ordered(graph)
+    if not found and order is None:
         found.append(((*at, "calls"), "some calls wait for one another in a circle"))
+    if order is not None and graph.statistic != "mean" and _path_count(graph, order) > MOST_PATHS:
+        message = f"percentiles are held on each path, of at most {MOST_PATHS} [got {_path_count(graph, order)}]"
+        found.append(((*at, "statistic"), message))
     for number, path in enumerate(graph.paths):
+        found += [
+            ((*at, "paths", number, "calls", place), f"stands twice [got {name!r}]")
+            for place, name in enumerate(path.calls)
+            if name in path.calls[:place]
+        ]
         for place, name in enumerate(path.calls):
             if name not in calls:
                 where = (*at, "paths", number, "calls", place)
                 found.append((where, f"no such call; {did_you_mean(name, calls)} [got {name!r}]"))
     return found
+
+
+def _path_count(graph: FleetGraph, order: list[int]) -> int:
+    ways: dict[str, int] = {}
+    for number in order:
+        call = graph.calls[number]
+        ways[call.name] = sum(ways[one] for one in call.after) or 1
+    waited_for = {one for call in graph.calls for one in call.after}
+    return sum(count for name, count in ways.items() if name not in waited_for)
 
 
 def ordered(graph: FleetGraph) -> list[int] | None:
@@ -275,33 +351,22 @@ def _length(workload: FleetWorkload) -> int:
     return max(len(workload.profile), *(len(one.profile or ()) for one in rated))
 
 
-def _rates(
-    question: FleetQuestion,
-    entries: list[Accelerator | UnknownName],
-    source: Source,
-    base_dir: FilePath,
-    faults: list[Fault],
-) -> list[Rates] | None:
-    """Return what an instance of each kind sustains."""
-    count, found = len(question.workload.classes), []
-    for number, (one, entry) in enumerate(zip(question.accelerators, entries, strict=True)):
-        rates = class_throughputs(question, number, entry, source, base_dir, faults)
-        if question.workload.graphs and one.throughput_requests_per_s is not None and one.latency_s is None:
-            at = ("accelerators", number, "latency_s")
-            faults.append(source.fault(at, "missing; the request graphs have limits of latency"))
-        if rates is not None and len(rates.throughput) == len(rates.latency_s) == count:
-            found.append(rates)
-    return None if faults else found
-
-
-def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rates: list[Rates]) -> Case:
+def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], offers: list[list[Offer]]) -> Case:
     workload, kinds = question.workload, question.accelerators
     models = list(dict.fromkeys(models_of(question)))
     of_class = np.array([models.index(name) for name in models_of(question)])
-    pools = [(one, model) for model in range(len(models)) for one in range(len(kinds))]
-    kind, held = np.array(pools).T
-    throughput, latency, spread = (
-        np.array([getattr(one, name) for one in rates]).T for name in ("throughput", "latency_s", "spread")
+    pools = [
+        (one, offer)
+        for model in models
+        for one, offered in enumerate(offers)
+        for offer in offered
+        if offer.model == model
+    ]
+    kind = np.array([one for one, _ in pools])
+    held = np.array([models.index(offer.model) for _, offer in pools])
+    throughput, latency, deviation, spread = (
+        np.array([getattr(offer, name) for _, offer in pools]).T
+        for name in ("throughput", "latency_s", "latency_std_s", "spread")
     )
     streams = list(range(len(workload.classes)))
     asked_rates = [one.rate_rps * _profile(one.profile, workload) for one in workload.classes]
@@ -321,6 +386,7 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
                 tuple(tuple(first + names.index(name) for name in graph.calls[number].after) for number in order),
                 graph.latency,
                 tuple((tuple(first + names.index(name) for name in path.calls), path.latency) for path in graph.paths),
+                LEVELS[graph.statistic],
             )
         )
     of_stream = np.array(streams)
@@ -351,7 +417,8 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
         models=tuple(models),
         pool_accelerator=kind,
         pool_model=held,
-        pool_size=np.array([rates[one].sizes[models[model]] for one, model in pools]),
+        pool_size=np.array([offer.accelerators for _, offer in pools]),
+        pool_precision=tuple(offer.precision_weights for _, offer in pools),
         streams=tuple(stream_names(workload)),
         stream_class=of_stream,
         classes=tuple(class_names(workload)),
@@ -359,16 +426,17 @@ def _case(question: FleetQuestion, entries: list[Accelerator | UnknownName], rat
         rate=rate,
         weight=np.bincount(alike) / len(alike),
         hours=tuple(tuple(np.flatnonzero(alike == one).tolist()) for one in range(rate.shape[1])),
-        throughput=np.where(matches, throughput[of_stream][:, kind], 0.0),
-        spread=spread[of_stream][:, kind],
-        latency_s=latency[of_stream][:, kind] * np.array(counts)[:, None],
+        throughput=np.where(matches, throughput[of_stream], 0.0),
+        spread=np.where(matches, spread[of_stream], 0.0),
+        latency_s=latency[of_stream] * np.array(counts)[:, None],
+        latency_std_s=deviation[of_stream] * np.sqrt(counts)[:, None],
         graphs=tuple(graphs),
         slices=workload.slice_factor,
         lost=question.headroom.lost_instances,
         requests=tuple(class_names(workload) + [graph.name for graph in workload.graphs]),
         calls=calls,
         objectives=tuple(
-            Objective(f"slo.{name}", limit, np.array([one.reached_s[name] for one in rates]).T)
+            Objective(f"slo.{name}", limit, np.array([offer.reached_s[name] for _, offer in pools]).T)
             for name, limit in question.slo.limits.items()
         ),
     )
@@ -392,11 +460,8 @@ def _resolved(
         if power is not None:
             offer["power"] = power
         offer["utilisation_max"] = float(case.utilisation_max[number])
-        sizes = {
-            case.models[case.pool_model[pool]]: int(case.pool_size[pool])
-            for pool in np.flatnonzero(case.pool_accelerator == number)
-        }
-        offer["accelerators_per_instance"] = sizes if len(sizes) > 1 else next(iter(sizes.values()))
+        if not isinstance(one.throughput_requests_per_s, Mapping):
+            offer["accelerators_per_instance"] = _written_sizes(case, number)
         if one.throughput_requests_per_s is None and one.node is None and not isinstance(entry, UnknownName):
             offer["node"] = node_of(entry.name)
     for name, asked in zip(names, written["workload"]["classes"], strict=True):
@@ -410,6 +475,17 @@ def _resolved(
         if key in part and (base_dir / part[key]).exists():
             part[key] = str((base_dir / part[key]).resolve())
     return written
+
+
+def _written_sizes(case: Case, kind: int) -> Any:
+    """Return the accelerators of an instance: one number where there is one, by model where there are several."""
+    sizes: dict[str, list[int]] = {}
+    for pool in np.flatnonzero(case.pool_accelerator == kind):
+        several = sizes.setdefault(case.models[case.pool_model[pool]], [])
+        if case.pool_size[pool] not in several:
+            several.append(int(case.pool_size[pool]))
+    written = {model: several if len(several) > 1 else several[0] for model, several in sizes.items()}
+    return written if len(written) > 1 else next(iter(written.values()))
 
 
 def fleet_schema() -> dict[str, Any]:

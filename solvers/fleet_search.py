@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solvers.fleet_case import RESERVED, Case
 from solvers.fleet_infeasible import only_period
@@ -34,6 +35,32 @@ class Found:
     infeasible: bool = False
 
 
+def undominated(case: Case) -> Case:
+    """Return a case without pools that no fleet needs.
+
+    A pool is not needed where as many accelerators of the same kind in instances of another of the same model, smaller
+    or as large, sustain as much of every stream and answer it no later.
+    """
+    needed: NDArray[np.bool_] = np.ones(len(case.pool_size), bool)
+    for one, size in enumerate(case.pool_size):
+        for other, less in enumerate(case.pool_size):
+            same = (case.pool_accelerator[one], case.pool_model[one]) == (
+                case.pool_accelerator[other],
+                case.pool_model[other],
+            )
+            if one == other or not (same and needed[other]) or size % less:
+                continue
+            served = case.throughput[:, one] > 0
+            enough = (case.throughput[:, other] * (size // less) >= case.throughput[:, one]).all()
+            sooner = all(
+                (times[served, other] <= times[served, one]).all() for times in (case.latency_s, case.latency_std_s)
+            )
+            if enough and (sooner or not case.graphs):
+                needed[one] = False
+                break
+    return replace(case, throughput=np.where(needed, case.throughput, 0.0))
+
+
 def cheapest(case: Case, gap: float | None, until: float) -> Found:
     """Find the cheapest fleet.
 
@@ -50,6 +77,7 @@ def cheapest(case: Case, gap: float | None, until: float) -> Found:
     -----
     Only accelerators reserved for the day join its periods. Where none are offered each period is a problem of its own.
     """
+    case = undominated(case)
     if case.periods == 1 or np.isfinite(case.price[:, RESERVED]).any():
         return _together(case, gap, until)
     parts = []
@@ -64,10 +92,10 @@ def cheapest(case: Case, gap: float | None, until: float) -> Found:
     fleets = [part.fleet for part in parts if part.fleet is not None]
     if len(fleets) < len(parts):
         return Found(None, bound)
-    instances, share = (
-        np.concatenate([getattr(one, name) for one in fleets], axis=2) for name in ("instances", "share")
+    instances, share, failover = (
+        np.concatenate([getattr(one, name) for one in fleets], axis=-1) for name in ("instances", "share", "failover")
     )
-    return Found(Fleet(instances, fleets[0].reserved, share), bound)
+    return Found(Fleet(instances, fleets[0].reserved, share, failover), bound)
 
 
 def _together(case: Case, gap: float | None, until: float) -> Found:

@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.catalogue import UnknownName, find, names, resolve_cluster
+from hardware.catalogue import Machine, UnknownName, find, names, resolve_cluster
 from hardware.faults import Fault, InputError, Path
 from hardware.schema import Accelerator
 from hardware.yaml_source import Source, did_you_mean
@@ -24,28 +24,35 @@ from perfmodel.serving.server import PRECISIONS, Server, server
 from perfmodel.serving.spread import step_spread
 from perfmodel.serving.step import Deployment, step
 from perfmodel.terms import Array
-from solvers.fleet_question import FleetAccelerator, FleetQuestion
+from solvers.fleet_question import ByClass, FleetAccelerator, FleetQuestion
+from solvers.serve_faults import able_of
 
 _POINTS = 32
 """Rates that are tried between none and the capacity, and again between the best of these and the next."""
 _IDLE = 1e-6
 """Share of the capacity at which a request is alone."""
+_LEVELS = 64
+"""Requests, at equal steps of probability, by which the spread of their times is found."""
 _LIGHT = 0.05
 """Share of the capacity that an objective should leave to be worth renting for."""
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What one instance sustains, by class.
+class Offer:
+    """What one instance of a model, of one size and type of weights, sustains of each class; zero of other models'.
 
     Parameters
     ----------
+    model : str
+        The model.
+    accelerators : int
+        Of an instance.
+    precision_weights : str or None
+        Type of the weights; None where the throughput is given.
     throughput : array
         Requests within the objectives; 0 where there are none [requests/s].
-    latency_s : array
-        From the arrival of a request to its last token, at that throughput [s].
-    sizes : mapping of str to int
-        Accelerators of an instance by model.
+    latency_s, latency_std_s : array
+        From the arrival of a request to its last token, at that throughput: mean and standard deviation [s].
     reached_s : mapping of str to array
         What requests see of each objective at a twentieth of the capacity; infinite where the model does not fit, not a
         number where the throughput is given [s].
@@ -53,9 +60,12 @@ class Rates:
         Standard deviation of the logarithm of the throughput, 0 where it is given [1].
     """
 
+    model: str
+    accelerators: int
+    precision_weights: str | None
     throughput: Array
     latency_s: Array
-    sizes: Mapping[str, int]
+    latency_std_s: Array
     reached_s: Mapping[str, Array]
     spread: Array
 
@@ -65,10 +75,17 @@ def models_of(question: FleetQuestion) -> list[str]:
     return [one.model or question.model or "model" for one in question.workload.classes]
 
 
-def per_instance(one: FleetAccelerator, model: str) -> int | None:
-    """Return the accelerators of an instance as they are given, or None."""
+def sizes_of(one: FleetAccelerator, model: str) -> tuple[int, ...] | None:
+    """Return the accelerators that an instance may have as they are given, or None."""
     size = one.accelerators_per_instance
-    return size.get(model) if isinstance(size, Mapping) else size
+    if isinstance(size, Mapping):
+        size = size.get(model)
+    return (size,) if isinstance(size, int) else size
+
+
+def precisions_of(one: FleetAccelerator) -> tuple[str, ...]:
+    """Return the types of weights to choose from."""
+    return (one.precision_weights,) if isinstance(one.precision_weights, str) else one.precision_weights
 
 
 @cache
@@ -81,15 +98,15 @@ def node_of(accelerator: str) -> str | None:
     return None
 
 
-def class_throughputs(
+def offers_of(
     question: FleetQuestion,
     number: int,
     entry: Accelerator | UnknownName,
     source: Source,
     base_dir: FilePath,
     faults: list[Fault],
-) -> Rates | None:
-    """Return what one instance of a kind sustains of each class.
+) -> list[Offer]:
+    """Return the instances that one kind of accelerator offers of each model.
 
     Parameters
     ----------
@@ -103,76 +120,75 @@ def class_throughputs(
         The document and its folder.
     faults : list of Fault
         Takes what is wrong.
-
-    Returns
-    -------
-    Rates or None
-        None where something is wrong.
     """
     one, at = question.accelerators[number], ("accelerators", number)
     models = models_of(question)
-    given = one.throughput_requests_per_s
-    if given is not None:
-        latency = one.latency_s or (0.0,) * len(given)
-        unknown = np.full(len(given), np.nan)
-        sizes = {model: per_instance(one, model) or 1 for model in models}
-        return Rates(
-            np.array(given), np.array(latency), sizes, dict.fromkeys(question.slo.limits, unknown), np.zeros(len(given))
-        )
+    if one.throughput_requests_per_s is not None:
+        return _given(question, one, models)
     if question.model is None and any(asked.model is None for asked in question.workload.classes):
         message = f"missing; {one.name} needs throughput_requests_per_s, one for each class, or the scenario a model"
         faults.append(source.fault((*at, "throughput_requests_per_s"), message))
-        return None
+        return []
     node = one.node or (None if isinstance(entry, UnknownName) else node_of(entry.name))
     if node is None:
         message = f"missing; {entry}" if isinstance(entry, UnknownName) else f"missing; no node has {entry.name}"
         faults.append(source.fault((*at, "throughput_requests_per_s"), message))
-        return None
+        return []
     engine = engines().get(question.engine)
-    precision = one.precision_weights
     if engine is None:
         message = f"unknown engine; {did_you_mean(question.engine, engines())} [got {question.engine!r}]"
         _once(faults, source.fault(("engine",), message))
-    if precision not in PRECISIONS:
-        message = f"unknown; {did_you_mean(precision, PRECISIONS)} [got {precision!r}]"
-        faults.append(source.fault((*at, "precision_weights"), message))
+    known = [precision for precision in precisions_of(one) if precision in PRECISIONS]
+    for precision in precisions_of(one):
+        if precision not in known:
+            message = f"unknown; {did_you_mean(precision, PRECISIONS)} [got {precision!r}]"
+            faults.append(source.fault((*at, "precision_weights"), message))
     found = {model: _architecture(question, model, source, base_dir, faults) for model in models}
     try:
         machine = resolve_cluster(node, base_dir, 1, source=source, at=(*at, "node"))
     except InputError as error:
         faults += error.faults
-        return None
-    if engine is None or precision not in PRECISIONS or None in found.values():
-        return None
-    rates: dict[str, Rates] = {}
+        return []
+    if engine is None or None in found.values():
+        return []
+    offers: list[Offer] = []
     for model, architecture in found.items():
         assert architecture is not None
-        classes = [place for place, name in enumerate(models) if name == model]
-        try:
-            served = server(architecture, machine, engine, precision_weights=precision)
-        except ValueError as error:
-            faults.append(source.fault((*at, "precision_weights"), f"{error} [got {precision!r}]"))
-            return None
-        allowed = _sizes(served, per_instance(one, model))
+        allowed = _sizes(architecture, machine, sizes_of(one, model))
         if isinstance(allowed, str):
             faults.append(source.fault((*at, "accelerators_per_instance"), allowed))
-            return None
-        rates[model] = _modelled(served, question, classes, model, np.array(allowed))
-    order = [(model, models[:number].count(model)) for number, model in enumerate(models)]
+            continue
+        for precision in known:
+            try:
+                served = server(architecture, machine, engine, precision_weights=precision)
+            except ValueError as error:
+                able = ", ".join(able_of(precision))
+                message = f"{error}; accelerators that have it: {able} [got {precision!r}]"
+                _once(faults, source.fault((*at, "precision_weights"), message))
+                continue
+            offers += _modelled(served, question, model, np.array(allowed))
+    return offers
 
-    def by_class(values: Mapping[str, Array]) -> Array:
-        return np.array([values[model][place] for model, place in order])
 
-    return Rates(
-        by_class({model: part.throughput for model, part in rates.items()}),
-        by_class({model: part.latency_s for model, part in rates.items()}),
-        {model: part.sizes[model] for model, part in rates.items()},
-        {
-            name: by_class({model: part.reached_s[name] for model, part in rates.items()})
-            for name in question.slo.limits
-        },
-        by_class({model: part.spread for model, part in rates.items()}),
-    )
+def _given(question: FleetQuestion, one: FleetAccelerator, models: list[str]) -> list[Offer]:
+    """Return instances of given throughputs: of the sizes by which they are given, or of the only one."""
+    given = one.throughput_requests_per_s
+    assert given is not None
+    offers = []
+    for model in dict.fromkeys(models):
+        own = np.array([name == model for name in models])
+        sizes = tuple(given) if isinstance(given, Mapping) else sizes_of(one, model) or (1,)
+        for size in sizes:
+
+            def of_size(values: ByClass | None, size: int = size, own: NDArray[np.bool_] = own) -> Array:
+                numbers = values.get(size) if isinstance(values, Mapping) else values
+                return np.where(own, numbers or np.zeros(len(own)), 0.0)
+
+            rate, mean, spread = map(of_size, (given, one.latency_s, one.latency_std_s))
+            unknown = np.full(len(own), np.nan)
+            reached = dict.fromkeys(question.slo.limits, unknown)
+            offers.append(Offer(model, size, None, rate, mean, spread, reached, np.zeros(len(own))))
+    return offers
 
 
 def _once(faults: list[Fault], fault: Fault) -> None:
@@ -195,34 +211,64 @@ def _architecture(
     return None
 
 
-def _modelled(served: Server, question: FleetQuestion, classes: list[int], model: str, sizes: Array) -> Rates:
-    """Return what an instance sustains of the classes of one model, at the size that takes the fewest accelerators."""
-    asked = [question.workload.classes[number] for number in classes]
-    limits = question.slo.limits
+def _modelled(served: Server, question: FleetQuestion, model: str, sizes: Array) -> list[Offer]:
+    """Return what instances of every size sustain of the classes of one model; those that hold none of it left out."""
+    names, limits = models_of(question), question.slo.limits
+    shape = (len(sizes), len(names))
+    throughput, mean, std, spread = (np.zeros(shape) for _ in range(4))
+    reached = {name: np.full(shape, np.nan) for name in limits}
     room = capacity(served, Deployment(tp=sizes), served.engine.defaults.max_num_batched_tokens).cache_tokens
-    found = [_sustained(served, sizes, room, Demand(one.isl, one.osl), limits) for one in asked]
-    throughput = np.array([one[0] for one in found])
-    chosen = _fewest(throughput, sizes, np.array([one.rate_rps for one in asked]))
-    return Rates(
-        throughput[:, chosen],
-        np.array([one[1][chosen] for one in found]),
-        {model: int(sizes[chosen])},
-        {name: np.array([one[2][name] for one in found]) for name in limits},
-        np.array([_spread(served, int(sizes[chosen]), Demand(one.isl, one.osl), room[chosen]) for one in asked]),
-    )
+    for place, (asked, own) in enumerate(zip(question.workload.classes, names, strict=True)):
+        if own != model:
+            continue
+        demand = Demand(asked.isl, asked.osl)
+        rate, there, light = _sustained(served, sizes, room, demand, limits)
+        throughput[:, place], spread[:, place] = rate, _spread(served, sizes, demand, room)
+        mean[:, place], std[:, place] = there.of("e2e_mean")[:, 0], deviation_s(there)[:, 0]
+        fits = np.isfinite(light.of("e2e_mean")[:, 0]) & (room >= asked.isl + asked.osl)
+        for name in limits:
+            reached[name][:, place] = np.where(fits, light.of(name)[:, 0], np.inf)
+    return [
+        Offer(
+            model,
+            int(size),
+            served.precision_weights,
+            throughput[row],
+            mean[row],
+            std[row],
+            {name: values[row] for name, values in reached.items()},
+            spread[row],
+        )
+        for row, size in enumerate(sizes)
+    ]
 
 
-def _spread(served: Server, size: int, demand: Demand, room: float) -> float:
+def deviation_s(seen: Latency) -> Array:
+    """Return the standard deviation of the time of a whole request [s].
+
+    Answers of a class are equally long; of a request that waits long for its first token the others are slow too.
+    """
+    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    at = levels.reshape(-1, *(1,) * np.ndim(seen.load))
+    whole = seen.quantile_s("ttft", at) + seen.gaps * seen.quantile_s("tpot", at)
+    return np.asarray(np.broadcast_to(whole, (_LEVELS, *np.shape(seen.load))).std(axis=0))
+
+
+def _spread(served: Server, sizes: Array, demand: Demand, room: Array) -> list[float]:
     """Return how far measured throughputs are from predicted ones, by a step of as many sequences as fit."""
-    running = max(float(slots(room, demand, NO_SPECULATION, served.engine.defaults.max_num_seqs)), 1.0)
-    term = step(served, Deployment(tp=size), decode_load(demand, NO_SPECULATION, running))
-    return step_spread(served, term, "throughput")
+    running = np.maximum(slots(room, demand, NO_SPECULATION, served.engine.defaults.max_num_seqs), 1.0)
+    return [
+        step_spread(
+            served, step(served, Deployment(tp=int(size)), decode_load(demand, NO_SPECULATION, many)), "throughput"
+        )
+        for size, many in zip(sizes, running.tolist(), strict=True)
+    ]
 
 
 def _sustained(
     served: Server, sizes: Array, room: Array, demand: Demand, limits: Mapping[str, float]
-) -> tuple[Array, Array, dict[str, float]]:
-    """Return throughput and mean latency of one class by size, and what the quickest size reaches of each objective.
+) -> tuple[Array, Latency, Latency]:
+    """Return the throughput of one class by size, what requests see there, and what they see at a light load.
 
     Notes
     -----
@@ -259,29 +305,17 @@ def _sustained(
         last = np.maximum(np.logical_and.accumulate(kept(seen(rates)), axis=1).sum(axis=1, keepdims=True) - 1, 0)
         low = np.take_along_axis(rates, last, 1)
     there, light = seen(low), seen(most * _LIGHT)
-    throughput = np.where(kept(there), low, 0.0)[:, 0]
-    quickest = int(np.where(fits, light.of("e2e_mean")[:, 0], np.inf).argmin())
-    reached = {name: float(light.of(name)[quickest, 0]) if fits.any() else np.inf for name in limits}
-    return throughput, np.asarray(there.of("e2e_mean"))[:, 0], reached
+    return np.where(kept(there), low, 0.0)[:, 0], there, light
 
 
-def _sizes(served: Server, size: int | None) -> list[int] | str:
+def _sizes(architecture: Architecture, machine: Machine, given: tuple[int, ...] | None) -> list[int] | str:
     """Return the tensor-parallel degrees that divide the heads and stay inside a node, or what is wrong with one."""
-    heads = min(group.attention.heads for group in served.architecture.layers)
-    most = served.machine.node.accelerators.count
-    if size is not None:
+    heads = min(group.attention.heads for group in architecture.layers)
+    most = machine.node.accelerators.count
+    for size in given or ():
         if heads % size:
-            return f"does not divide the {heads} attention heads of {served.architecture.name} [got {size}]"
+            return f"does not divide the {heads} attention heads of {architecture.name} [got {size}]"
         if size > most:
-            return f"{served.machine.node.name} has {most} accelerators [got {size}]"
-        return [size]
-    return [degree for degree in (2**power for power in range(most.bit_length())) if heads % degree == 0]
-
-
-def _fewest(throughput: Array, sizes: Array, rate: Array) -> int:
-    """Return which size serves the most classes, and of those the one that takes the fewest accelerators."""
-    weight = rate if rate.any() else np.ones_like(rate)
-    work = np.divide(1.0, throughput, out=np.zeros_like(throughput), where=throughput > 0)
-    served = (throughput > 0).sum(axis=0)
-    order = np.lexsort((sizes, (weight[:, None] * work).sum(axis=0) * sizes, -served))
-    return int(order[0])
+            return f"{machine.node.name} has {most} accelerators [got {size}]"
+    degrees = [2**power for power in range(most.bit_length())]
+    return list(given or (degree for degree in degrees if heads % degree == 0))

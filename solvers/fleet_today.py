@@ -9,8 +9,8 @@ import numpy as np
 from perfmodel.terms import Array
 from solvers.fleet_case import ON_DEMAND, PURCHASES, RESERVED, SPOT, Case
 from solvers.fleet_infeasible import Reason, beyond_limits, only_period, unserved
-from solvers.fleet_model import Fleet, Model, build, whole_shares
-from solvers.fleet_question import FleetPeriod, FleetPlan
+from solvers.fleet_model import NONE, Fleet, Model, build, whole_shares
+from solvers.fleet_question import FleetPeriod, FleetPlan, FleetPool
 from solvers.fleet_scenario import FleetScenario
 
 
@@ -71,9 +71,27 @@ def _routing(case: Case, parts: list[FleetPlan | FleetPeriod]) -> Array:
         for name, shares in (part.routing or {}).items():
             stream = case.streams.index(name)
             for pool, one in enumerate(case.pool_accelerator):
-                own = case.pool_model[pool] == case.stream_model[stream]
-                routed[stream, pool, h] = shares.get(case.accelerators[one], 0.0) if own else 0.0
+                share = shares.get(case.accelerators[one], 0.0) if pool in _pools_of(case, stream, one) else 0.0
+                if not share or len(_pools_of(case, stream, one)) == 1:  # else the pools of the kind may divide it
+                    routed[stream, pool, h] = share
+        if part.pools is not None:
+            routed[:, :, h] = np.where(case.rate[:, h] > 0, 0.0, np.nan)[:, None]
+            for given in part.pools:
+                for name, share in given.share.items():
+                    routed[case.streams.index(name), _number(case, given), h] = share
     return whole_shares(routed)
+
+
+def _number(case: Case, given: FleetPool) -> int:
+    number = case.pool(given.accelerator, given.model, given.accelerators_per_instance, given.precision_weights)
+    assert number is not None  # checked with the scenario
+    return number
+
+
+def _pools_of(case: Case, stream: int, one: int) -> list[int]:
+    """Return the pools of a kind that hold the model of a stream."""
+    own = (case.pool_accelerator == one) & (case.pool_model == case.stream_model[stream])
+    return [int(pool) for pool in np.flatnonzero(own)]
 
 
 def _misrouted(case: Case, routed: Array) -> Reason | None:
@@ -92,6 +110,19 @@ def _fix(model: Model, part: FleetPlan | FleetPeriod, h: int) -> None:
     case, problem = model.case, model.problem
     for one, name in enumerate(case.accelerators):
         problem += model.held[one, h] == part.counts.get(name, 0), f"given_{one}_{h}"
+    if part.pools is not None:
+        instances = {_number(case, given): given.instances for given in part.pools}
+        for pool in range(len(case.pool_size)):
+            there = [variable for (p, _, at), variable in model.instances.items() if (p, at) == (pool, h)]
+            problem += pulp.lpSum(there) == instances.get(pool, 0), f"given_pool_{pool}_{h}"
+    for stream, (asked, shares) in enumerate((part.routing or {}).items() if part.pools is None else ()):
+        number = case.streams.index(asked)
+        for one, name in enumerate(case.accelerators):
+            divided = [(number, pool, h) for pool in _pools_of(case, number, one)]
+            there = [model.unit[key] * model.share[NONE, *key] for key in divided if (NONE, *key) in model.share]
+            if len(divided) > 1 and there:
+                problem += pulp.lpSum(there) == shares.get(name, 0.0), f"given_share_{stream}_{one}_{h}"
+    for one, name in enumerate(case.accelerators):
         bought = None if part.purchases is None else part.purchases.get(name)
         if bought is None:
             continue

@@ -103,12 +103,49 @@ def per_instance(offer: Mapping[str, Any], model: str) -> int:
 
 def check_period(written: Mapping[str, Any], offers: Mapping[str, Any], part: Mapping[str, Any], h: int) -> None:
     workload, lost = written["workload"], written["headroom"]["lost_instances"]
+    loads = {"": load_of(written, offers, part["routing"], h)}
+    # whatever instances of one kind are lost, the others carry the requests, rerouted
+    loads |= {name: load_of(written, offers, routing, h) for name, routing in part.get("failover", {}).items()}
+    models = list(dict.fromkeys(one.get("model", written.get("model")) for one in workload["classes"]))
+    for where, one in offers.items():
+        bought, count = way_to_rent(part, one), part["counts"][where]
+        assert count <= one.get("max", math.inf)
+        instances = {
+            model: part["instances"][model].get(where, 0) if "instances" in part else count // per_instance(one, model)
+            for model in models
+        }
+        needed = sum(n * per_instance(one, model) for model, n in instances.items())
+        assert needed <= count
+        counted = sum(bought.values()) - (1 - one.get("spot_availability", 1.0)) * bought.get("spot", 0)
+        for model, n in instances.items():
+            # with one model the spot market's share is known
+            there = counted / per_instance(one, model) if len(models) == 1 and needed == count else n
+            pool = where if len(models) == 1 else f"{where} {model}"
+            assert not lost or pool in loads or not loads[""].get((where, model))
+            for failure, load in loads.items():
+                left = max(there - lost, 0) if failure == pool else there
+                assert load.get((where, model), 0) <= one["utilisation_max"] * left * (1 + TOLERANCE) + TOLERANCE
+    for site in written["sites"]:
+        here = [one for one in offers.values() if one.get("site", written["sites"][0]["name"]) == site["name"]]
+        if "power" in site:
+            assert sum(one["power"] * part["counts"][one["name"]] for one in here) <= site["power"] * (1 + TOLERANCE)
+    for graph in workload.get("graphs", []):
+        if graph["rate_rps"] * factor(graph, workload, h):
+            for routing in (part["routing"], *part.get("failover", {}).values()):
+                check_latency(written, offers, routing, graph)
+
+
+def load_of(
+    written: Mapping[str, Any], offers: Mapping[str, Any], routing: Mapping[str, Any], h: int
+) -> dict[tuple[str, str], float]:
+    """Return the instances of each kind and model that a routing keeps busy; every request goes somewhere."""
+    workload = written["workload"]
     model_of = [one.get("model", written.get("model")) for one in workload["classes"]]
     load: dict[tuple[str, str], float] = {}
     for name, number, rate, _ in demands(written, h):
         if rate == 0:
             continue
-        shares = part["routing"][name]
+        shares = routing[name]
         assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-9)
         for where, share in shares.items():
             throughput = offers[where]["throughput_requests_per_s"][number]
@@ -117,32 +154,11 @@ def check_period(written: Mapping[str, Any], offers: Mapping[str, Any], part: Ma
             assert not slices or math.isclose(share * slices, round(share * slices), abs_tol=1e-6)
             key = (where, model_of[number])
             load[key] = load.get(key, 0.0) + rate * share / throughput
-    for where, one in offers.items():
-        bought, count = way_to_rent(part, one), part["counts"][where]
-        assert count <= one.get("max", math.inf)
-        models = [model for other, model in load if other == where]
-        instances = {
-            model: part["instances"][model][where] if "instances" in part else count // per_instance(one, model)
-            for model in models
-        }
-        needed = sum(n * per_instance(one, model) for model, n in instances.items())
-        assert needed <= count
-        counted = sum(bought.values()) - (1 - one.get("spot_availability", 1.0)) * bought.get("spot", 0)
-        for model, n in instances.items():
-            # whichever instance is lost, those left carry the load; with one model the spot market's share is known
-            left = (counted / per_instance(one, model) if len(models) == 1 and needed == count else n) - lost
-            assert load[where, model] <= one["utilisation_max"] * left * (1 + TOLERANCE) + TOLERANCE
-    for site in written["sites"]:
-        here = [one for one in offers.values() if one.get("site", written["sites"][0]["name"]) == site["name"]]
-        if "power" in site:
-            assert sum(one["power"] * part["counts"][one["name"]] for one in here) <= site["power"] * (1 + TOLERANCE)
-    for graph in workload.get("graphs", []):
-        if graph["rate_rps"] * factor(graph, workload, h):
-            check_latency(written, offers, part, graph)
+    return load
 
 
 def check_latency(
-    written: Mapping[str, Any], offers: Mapping[str, Any], part: Mapping[str, Any], graph: Mapping[str, Any]
+    written: Mapping[str, Any], offers: Mapping[str, Any], routing: Mapping[str, Any], graph: Mapping[str, Any]
 ) -> None:
     """Walk every path from a first to a last call, on the slowest accelerator each call may meet."""
     names = [one["name"] for one in written["workload"]["classes"]]
@@ -150,7 +166,7 @@ def check_latency(
 
     def takes(name: str) -> float:
         number = names.index(calls[name]["class"])
-        met = part["routing"][f"{graph['name']}.{name}"]
+        met = routing[f"{graph['name']}.{name}"]
         return max(offers[where]["latency_s"][number] for where in met) * calls[name]["count"]
 
     def paths(name: str) -> list[list[str]]:
@@ -226,8 +242,10 @@ def relaxed_parts(parts: dict[str, Any], changes: Any) -> dict[str, Any] | None:
     return parts
 
 
-def cheapest(prices: Any, throughput: Any, rates: Any, slices: int, most: Any, lost: int = 0) -> float:
-    """Find the least cost by trying every division of the slices: one dimension of sets of loads after another."""
+def cheapest(
+    prices: Any, throughput: Any, rates: Any, slices: int, most: Any, lost: int = 0, together: Any = ()
+) -> float:
+    """Find the least cost by trying all counts, with every division of the slices, before and after every failure."""
     throughput, rates = np.asarray(throughput, dtype=float), np.asarray(rates, dtype=float)
     kinds = len(prices)
     loads = {(0.0,) * kinds}
@@ -243,14 +261,21 @@ def cheapest(prices: Any, throughput: Any, rates: Any, slices: int, most: Any, l
                 for split in compositions(slices, kinds)
             ]
             loads = {tuple(a + b for a, b in zip(old, new, strict=True)) for old in loads for new in parts}
-    best = math.inf
-    for load in loads:
-        if math.isinf(sum(load)):
-            continue
-        counts = [math.ceil(one - 1e-9) + (lost if one else 0) for one in load]
-        if all(count <= limit for count, limit in zip(counts, most, strict=True)):
-            best = min(best, sum(count * price for count, price in zip(counts, prices, strict=True)))
-    return best
+    reached = np.array([load for load in loads if not math.isinf(sum(load))]).reshape(-1, kinds)
+    counts = np.indices([most[kind] + 1 for kind in range(kinds)]).reshape(kinds, -1).T
+    for weights, limit in together:
+        counts = counts[counts @ np.asarray(weights) <= limit]
+    held = np.array([carried(reached, count) for count in counts], bool)
+    for kind in range(kinds if lost else 0):
+        left = counts.copy()
+        left[:, kind] = np.maximum(left[:, kind] - lost, 0)
+        held &= np.array([carried(reached, count) for count in left], bool)
+    return float(min(counts[held] @ np.asarray(prices), default=math.inf))
+
+
+def carried(loads: Any, counts: Any) -> bool:
+    """Tell whether counts carry some division of the requests."""
+    return bool((loads <= counts + 1e-9).all(axis=1).any())
 
 
 def compositions(total: int, parts: int) -> list[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from hardware.faults import InputError
 from hardware.yaml_source import Source, read_yaml
 from perfmodel.architecture import load_architecture
 from perfmodel.serving.engine import engines
-from perfmodel.serving.latency import pool
-from perfmodel.serving.law import Demand
+from perfmodel.serving.latency import pool, together
+from perfmodel.serving.law import NO_SPECULATION, Demand
 from perfmodel.serving.server import server
 from perfmodel.serving.step import Deployment
 from perfmodel.simulation import Engine as SimulatedEngine
 from perfmodel.simulation import simulate
 from solvers.fleet import plan
 from solvers.fleet_scenario import load_fleet
+from solvers.fleet_tails import quantile_s
+from solvers.fleet_throughput import deviation_s
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "fleet-mixed-8b.yaml"
@@ -37,7 +40,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("fleet-*.yaml"))
 PREDICTED: dict[str, Any] = {
     "model": "llama-3.1-8b",
     "accelerators": [
-        {"name": "l4", "price_usd_per_hour": 0.7},
+        {"name": "l4", "price_usd_per_hour": 0.7, "accelerators_per_instance": 2},
         {"name": "a100-80gb-sxm", "price_usd_per_hour": 3.67, "accelerators_per_instance": 1},
     ],
     "workload": {"classes": [{"isl": 1000, "osl": 200, "rate_rps": 9.0}]},
@@ -134,10 +137,59 @@ workload: {classes: [{isl: 10, osl: 10, rate_rps: 1}]}
     text = text.replace("8c", "8b").replace("vlm", "vllm").replace("no such", "h100-80gb-sxm")
     assert faults(text) == [
         "asked.yaml:5:39: accelerators[0].precision_weights: l4 has no fp4 peak; it has fp32, tf32, bf16, "
-        "fp16, fp8, int8 [got 'fp4']",
+        "fp16, fp8, int8; accelerators that have it: b200-sxm, b300-sxm, gb200, gb300, mi355x, rtx-pro-6000-server, "
+        "rtx-pro-6000-workstation [got 'fp4']",
         "asked.yaml:7:50: accelerators[2].accelerators_per_instance: does not divide the 32 attention heads of "
         "llama-3.1-8b [got 3]",
     ]
+
+
+def test_the_smallest_cost_takes_any_size_and_type_of_weights() -> None:
+    """Every size and type alone costs no less than all to choose from; a type of weights is left to the search."""
+    one = {"name": "l4", "price_usd_per_hour": 0.7}
+    asked = PREDICTED | {"slo": {"tpot_mean": 0.05}}
+    types = ["bf16", "fp8"]
+    free = plan(scenario(**asked | {"accelerators": [one | {"precision_weights": types}]}), top=0)
+    assert free.status == "optimal" and free.plan is not None and free.objective.value is not None
+    costs = []
+    for size in (1, 2, 4, 8):
+        for precision in types:
+            alone = one | {"precision_weights": precision, "accelerators_per_instance": size}
+            found = plan(scenario(**asked | {"accelerators": [alone]}), top=0)
+            costs.append(math.inf if found.objective.value is None else found.objective.value)
+    assert free.objective.value <= min(costs) * (1 + 1e-9)
+    pools = free.plan["pools"]
+    assert {pool["precision_weights"] for pool in pools} <= set(types)
+    assert sum(pool["share"]["1000-200"] for pool in pools) == pytest.approx(1)
+
+
+def test_percentiles_of_paths_against_simulated_calls() -> None:
+    """Two calls in a row and one more, request by request on the same steps: as far off as docs/fleet.md says."""
+    served = server(
+        load_architecture("llama-3.1-8b", Path()), resolve_cluster("dgx-a100", Path(), 1), engines()["vllm"]
+    )
+    limits, count, random = served.engine.defaults, 8000, np.random.default_rng(7)
+    for load, tolerances in ((0.3, (0.02, 0.03)), (0.6, (0.04, 0.13)), (0.8, (0.1, 0.17))):
+        mean = variance = 0.0
+        total = np.zeros(count // 2)
+        for prompt, answer, times in ((1000, 200, 2), (4000, 100, 1)):
+            demand = Demand(prompt, answer)
+            most = (limits.max_num_seqs, limits.max_num_batched_tokens)
+            one = pool(served, Deployment(), demand, max_batch=most[0], token_budget=most[1])
+            capacity = float(together(served, one, demand, NO_SPECULATION, 1e-9, 1).prompts.capacity_requests_per_s)
+            seen = together(served, one, demand, NO_SPECULATION, load * capacity, 1)
+            mean += times * float(seen.of("e2e_mean"))
+            variance += times * float(deviation_s(seen)) ** 2
+            arrival_s = random.exponential(1 / (load * capacity), count).cumsum()
+            found = simulate(
+                SimulatedEngine(one.law, "chunked", *most), arrival_s, np.full(count, prompt), np.full(count, answer)
+            )
+            each = found.ttft_s + (answer - 1) * found.tpot_s + served.engine.prompt_overhead
+            for _ in range(times):
+                total += random.permutation(each[count // 2 :])
+        for level, tolerance in zip((0.9, 0.99), tolerances, strict=True):
+            error = float(quantile_s(mean, variance, level)) / np.quantile(total, level) - 1
+            assert abs(error) <= tolerance
 
 
 # --- traces --------------------------------------------------------------------------------------------------------
@@ -153,7 +205,7 @@ def test_a_trace_is_cut_into_classes(tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("\n".join(rows) + "\n")
     text = """kind: fleet
 model: llama-3.1-8b
-accelerators: [{name: a100-80gb-sxm, price_usd_per_hour: 3.67}]
+accelerators: [{name: a100-80gb-sxm, price_usd_per_hour: 3.67, accelerators_per_instance: 1}]
 workload: {trace: {file: trace.csv, periods: 2}}
 slo: {tpot_mean: 100 ms}
 """
