@@ -145,10 +145,9 @@ def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableT
     if rates:
         # of what is rented; the rest stands in the other forms
         rented = [pool["name"] for pool in plan["pools"]] if "pools" in plan else names
-        columns = [name for name in rented if name in rates]
-        asked = next(iter(rates.values()), {})
-        each = [(text(one), *(number(rates[name][one]) for name in columns)) for one in asked]
-        heads = ("", *columns)
+        shown = [name for name in rented if name in rates]
+        each = [(text(asked), *(number(rates[name][asked]) for name in shown)) for asked in next(iter(rates.values()))]
+        heads = ("", *shown)
         parts.append(table("Requests per second of one instance", heads, each, numbers=range(1, len(heads))))
     if "periods" in plan:
         hours = [

@@ -91,7 +91,7 @@ class FleetAccelerator(_Strict):
     """Mean time of one request of each class from end to end, in the same form; needed with request graphs where
     throughputs are given."""
     latency_std_s: ByClass | None = None
-    """Standard deviation of that time, in the same form; for limits of percentiles; 0 if left out."""
+    """Standard deviation of that time, in the same form; needed with limits of percentiles."""
 
 
 class FleetClass(_Strict):

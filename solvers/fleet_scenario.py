@@ -157,11 +157,13 @@ def _faults(question: FleetQuestion, entries: list[Accelerator | UnknownName]) -
                 if model not in models:
                     message = f"no class is of this model; {did_you_mean(model, models)}"
                     found.append(((*at, "accelerators_per_instance", model), message))
-        found += _given_faults(one, at, len(classes), bool(question.workload.graphs))
+        found += _given_faults(one, at, len(classes), question.workload.graphs)
     return found + _workload_faults(question.workload, classes) + _plan_faults(question, classes)
 
 
-def _given_faults(one: FleetAccelerator, at: _Path, classes: int, graphs: bool) -> list[tuple[_Path, str]]:
+def _given_faults(
+    one: FleetAccelerator, at: _Path, classes: int, graphs: tuple[FleetGraph, ...]
+) -> list[tuple[_Path, str]]:
     """Return what is wrong with numbers that are given in the place of predicted ones."""
     found: list[tuple[_Path, str]] = []
     given = one.throughput_requests_per_s
@@ -180,6 +182,8 @@ def _given_faults(one: FleetAccelerator, at: _Path, classes: int, graphs: bool) 
         return found
     if graphs and one.latency_s is None:
         found.append(((*at, "latency_s"), "missing; the request graphs have limits of latency"))
+    if one.latency_std_s is None and any(graph.statistic != "mean" for graph in graphs):
+        found.append(((*at, "latency_std_s"), "missing; the request graphs have limits of percentiles"))
     if len(precisions_of(one)) > 1:
         message = "several to choose from, but throughputs are given; write an accelerator for each"
         found.append(((*at, "precision_weights"), message))
