@@ -88,7 +88,13 @@ class Placed:
         return {"resident": resident, "interleaved": brought, "host": max(1 - resident - brought, 0.0)}
 
 
-def place(asked: Finetune, *, interleaved: float | None = None, totals: Totals | None = None) -> Placed | None:
+def place(
+    asked: Finetune,
+    *,
+    interleaved: float | None = None,
+    kept: Mapping[str, float] | None = None,
+    totals: Totals | None = None,
+) -> Placed | None:
     """Find the placement of a layout that takes the least time.
 
     Parameters
@@ -97,6 +103,8 @@ def place(asked: Finetune, *, interleaved: float | None = None, totals: Totals |
         The layout.
     interleaved : float
         Share of the parameters that accelerators update while their states live elsewhere; free if left out.
+    kept : mapping of str to float
+        Shares of objects that stay with the accelerators; free if left out.
     totals : mapping of mapping
         Shares of each object by tier; free if left out.
 
@@ -109,7 +117,11 @@ def place(asked: Finetune, *, interleaved: float | None = None, totals: Totals |
 
     problem = pulp.LpProblem("finetune", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
-    _structure(problem, asked, share, interleaved, totals)
+    brought = _structure(problem, asked, share, totals)
+    if interleaved is not None:
+        problem += brought == interleaved
+    for thing, part in (kept or {}).items():
+        problem += _parts(share, thing, tier=HBM) == part
     times = resource_times(asked)
     unit = asked.forward_s + asked.backward_s  # times count in those of the passes
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
@@ -139,41 +151,40 @@ def place(asked: Finetune, *, interleaved: float | None = None, totals: Totals |
     return replace(placed, rate_prices=rates)
 
 
-def _structure(
-    problem: Any, asked: Finetune, share: Mapping[Share, Any], interleaved: float | None, totals: Totals | None
-) -> None:
-    """Add what holds shares together: every state of a parameter is updated by the same hands."""
-    import pulp
+def _structure(problem: Any, asked: Finetune, share: Mapping[Share, Any], totals: Totals | None) -> Any:
+    """Add what holds shares together, and return the share of the parameters that accelerators are brought.
 
-    def parts(thing: str, *, tier: str | None = None, elsewhere: bool = False, way: str | None = None) -> Any:
-        return pulp.lpSum(
-            variable
-            for key, variable in share.items()
-            if key[0] == thing
-            and (tier is None or key[1] == tier)
-            and not (elsewhere and key[1] == HBM)
-            and (way is None or key[2] == way)
-        )
-
+    Every state of a parameter is updated by the same hands.
+    """
     resident = share["momentum", HBM, ""]
     brought, hosted = problem.add_variable("brought", 0, 1), problem.add_variable("hosted", 0, 1)
     problem += resident + brought + hosted == 1
     for thing in STATES:
         problem += share[thing, HBM, ""] == resident
-        problem += parts(thing, way=BY_ACCELERATORS) == brought
-        problem += parts(thing, way=BY_HOST) == hosted
-    problem += parts("weights", way=BY_HOST) == hosted
-    problem += parts("weights", way=BY_ACCELERATORS) == resident + brought
+        problem += _parts(share, thing, way=BY_ACCELERATORS) == brought
+        problem += _parts(share, thing, way=BY_HOST) == hosted
+    problem += _parts(share, "weights", way=BY_HOST) == hosted
+    problem += _parts(share, "weights", way=BY_ACCELERATORS) == resident + brought
     # gradients of what the accelerators hold stay; all others leave as they are made
     problem += share["gradients", HBM, ""] == resident
-    problem += parts("gradients") == 1
-    problem += parts("activations") == 1
-    problem += parts("activations", elsewhere=True) <= asked.most_activations
-    if interleaved is not None:
-        problem += brought == interleaved
+    problem += _parts(share, "gradients") == 1
+    problem += _parts(share, "activations") == 1
+    problem += share["activations", HBM, ""] >= 1 - asked.most_activations
     for thing, tiers in (totals or {}).items():
         for tier in (HBM, *(path.name for path in asked.paths)):
-            problem += parts(thing, tier=tier) == tiers.get(tier, 0.0)
+            problem += _parts(share, thing, tier=tier) == tiers.get(tier, 0.0)
+    return brought
+
+
+def _parts(share: Mapping[Share, Any], thing: str, *, tier: str | None = None, way: str | None = None) -> Any:
+    """Return the sum of an object's shares, of one tier or updated in one way."""
+    import pulp
+
+    return pulp.lpSum(
+        variable
+        for key, variable in share.items()
+        if key[0] == thing and (tier is None or key[1] == tier) and (way is None or key[2] == way)
+    )
 
 
 def missing_bytes(asked: Finetune, totals: Totals | None = None) -> dict[str, tuple[float, float]]:
@@ -190,7 +201,7 @@ def missing_bytes(asked: Finetune, totals: Totals | None = None) -> dict[str, tu
 
     problem = pulp.LpProblem("relaxation", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
-    _structure(problem, asked, share, None, totals)
+    _structure(problem, asked, share, totals)
     rows = memory_rows(asked)
     unit = sum(room for room, _ in rows.values())
     more = {name: problem.add_variable(f"more_{name}", 0) for name in rows}

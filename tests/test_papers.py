@@ -75,6 +75,27 @@ def test_claims_about_kernels_have_one_line_each(papers):
     assert found["flashllm-03"].high < 2 / 0.525
 
 
+@pytest.mark.slow
+def test_claims_about_state_elsewhere_have_one_line_each(papers):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    elsewhere = benchmark("papers_kv")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    found = {line["claim_id"]: line["answer"] for line in elsewhere.lines(claims)}
+    prefixes = ("cxl-", "dos-", "expertflow-", "instinfer-", "lamina-", "tpi-")
+    others = {"lamina-08"}  # the table of kernels has it
+    assert {row["claim_id"] for row in claims if row["claim_id"].startswith(prefixes)} - others <= set(found)
+    for answer in filter(None, found.values()):
+        assert -100 < answer.low <= answer.value <= answer.high < math.inf
+    # 80 GB over 8,192 tokens of 327,680 bytes
+    assert found["lamina-07"].low == pytest.approx(29.8, abs=0.01)
+    # an update by accelerators beside the host never takes longer
+    assert found["dos-01"].low >= 1
+    # eight channels of 1.4 GB/s against a link of 7 GB/s, and an eighth of the tokens
+    assert found["instinfer-01"].high <= 8 * 11.2 / 7
+
+
 def test_compression_gains_nothing_where_nothing_is_sent(network):
     # a step of 1 s, 9 s in full or 0.5 s as signs: 10/1.5; with a tenth in full 10/(1 + 0.9 + 0.45)
     exchange = network.Exchange(1.0, 9.0, 0.5)
