@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hardware.schema import Node
+from hardware.topology import Level
 from perfmodel.serving.engine import Engine
 from perfmodel.terms import Array, Number
 
@@ -30,6 +31,23 @@ def transfer_time(size_bytes: Number, engine: Engine, node: Node) -> Array:
         raise ValueError(f"{engine.name} states no transfer, or {node.name} has no adapters")
     rate = node.nics.count * node.nics.bandwidth
     return np.asarray(engine.transfer.start + np.asarray(size_bytes, float) / (engine.transfer.efficiency * rate))
+
+
+def way_out(level: Level, node: Node, engine: Engine) -> tuple[float, float]:
+    """Return the rate [bytes/s] and the latency [s] at which an accelerator sends keys and values over a level.
+
+    Parameters
+    ----------
+    level : Level
+        What they pass, at the most.
+    node : Node
+        Its links carry all of their rate; the network's adapters what the engine reaches, after its start.
+    engine : Engine
+        Whose start and efficiency, where it states them.
+    """
+    if engine.transfer is None or level.ranks <= node.accelerators.count:
+        return level.bandwidth, level.latency
+    return level.bandwidth * engine.transfer.efficiency, level.latency + engine.transfer.start
 
 
 def exposed_transfer(layer_transfer_s: Number, layer_compute_s: Number, layers: int) -> Array:

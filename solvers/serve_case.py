@@ -10,6 +10,7 @@ import numpy as np
 
 from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.kv_transfer import exposed_transfer, way_out
 from perfmodel.serving.capacity import Capacity, capacity
 from perfmodel.serving.latency import Latency, Pool, apart, looped, pool, slots, slower
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, prompt_load, seconds
@@ -252,9 +253,8 @@ def sending(
 
     Notes
     -----
-    Each accelerator of the smaller instance has its own way, over the innermost level that holds both. With T the time
-    of all on the way and L layers, each sent while the next is computed, max(T - prompt (L - 1)/L, T/L) and the latency
-    are left.
+    Each accelerator of the smaller instance has its own way, over the innermost level that holds both. What of it is
+    left when the prompt is computed, layer by layer, is `exposed_transfer`, and the latency.
     """
     size = kv_bytes_per_token(server.architecture, server.cache_bytes) * scenario.demand.prompt_tokens
     ways = np.minimum(prompts.accelerators, tokens.accelerators)
@@ -263,10 +263,11 @@ def sending(
     latency: Array = np.zeros(np.shape(span))
     for level in reversed(levels(scenario.machine)):
         inside = (span <= level.ranks) | ~np.isfinite(bandwidth)
-        bandwidth, latency = np.where(inside, level.bandwidth, bandwidth), np.where(inside, level.latency, latency)
+        rate, start_s = way_out(level, scenario.machine.node, server.engine)
+        bandwidth, latency = np.where(inside, rate, bandwidth), np.where(inside, start_s, latency)
     whole = size / (ways * bandwidth)
     depth = server.architecture.depth
-    left = np.maximum(whole - np.asarray(prompt_s) * (depth - 1) / depth, whole / depth)
+    left = exposed_transfer(whole / depth, np.asarray(prompt_s) / depth, depth)
     return np.asarray(whole), np.asarray(left + latency)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.kv_transfer import exposed_transfer
 from perfmodel.serving.latency import PERCENTILES, Latency, Pool, apart, slower, together
 from perfmodel.serving.spread import factors
 from perfmodel.terms import Array
@@ -128,7 +129,7 @@ def _sent(first: Case, after: Case) -> tuple[float, float]:
     alone_s = float(
         prompt_alone_s(first.server, first.tokens.deployment, first.scenario.demand, first.tokens.token_budget)
     )
-    return whole, max(whole - alone_s * (depth - 1) / depth, whole / depth)
+    return whole, float(exposed_transfer(whole / depth, alone_s / depth, depth))
 
 
 def seen_of(scenario: ServeScenario, groups: list[Group], rate: float) -> Seen:

@@ -22,6 +22,7 @@ import numpy as np
 
 from hardware.topology import levels
 from perfmodel.kv_cache import kv_bytes_per_token
+from perfmodel.kv_transfer import way_out
 from perfmodel.serving.latency import handoff_s
 from solvers.backend import OPTIMAL_GAP, Solution, solve
 from solvers.serve_found import POOL, Family, Searched
@@ -156,7 +157,7 @@ def _less(scenario: ServeScenario, question: Any) -> Any:
 def link_rate(scenario: ServeScenario) -> float:
     """Return the rate of an accelerator's way out of its instance [bytes/s]."""
     found = levels(scenario.machine)
-    return float(found[-1].bandwidth) if found else float("inf")
+    return way_out(found[-1], scenario.machine.node, scenario.engine)[0] if found else float("inf")
 
 
 def _undominated(units: Any) -> Iterator[Unit]:

@@ -119,7 +119,7 @@ def settings(one: Started, folder: Path) -> dict[str, Any]:
 
 
 def pool_of(engine: str, one: Started, folder: Path) -> dict[str, Any]:
-    """The pool that the arguments mean, after the engines' definitions of them."""
+    """The pool that the arguments mean, after the engines' definitions of them; tokens are of one batch under way."""
     if engine == "vllm":
         tp, pp, dp = (one.number(f"--{name}-parallel-size") for name in ("tensor", "pipeline", "data"))
         return {
@@ -128,31 +128,32 @@ def pool_of(engine: str, one: Started, folder: Path) -> dict[str, Any]:
             "dp": dp,
             "ep": tp * dp if "--enable-expert-parallel" in one.given else 1,
             "max_num_seqs": one.number("--max-num-seqs"),
-            "max_num_batched_tokens": one.number("--max-num-batched-tokens"),
+            "max_num_batched_tokens": pp * one.number("--max-num-batched-tokens"),
         }
     if engine == "sglang":
         # sizes and limits are of all ranks of attention data parallelism together
-        dp = one.number("--attn-dp-size")
+        dp, pp = one.number("--attn-dp-size"), one.number("--pp-size")
         assert one.number("--tp-size") % dp == one.number("--max-running-requests") % dp == 0
         return {
             "tp": one.number("--tp-size") // dp,
-            "pp": one.number("--pp-size"),
+            "pp": pp,
             "dp": dp,
             "ep": one.number("--ep-size"),
             "max_num_seqs": one.number("--max-running-requests") // dp,
-            "max_num_batched_tokens": one.number("--chunked-prefill-size") // dp,
+            "max_num_batched_tokens": pp * one.number("--chunked-prefill-size") // dp,
         }
     found, ways = settings(one, folder), one.number("--tensor_parallel_size")
+    pp = one.number("--pipeline_parallel_size")
     apart = found["enable_attention_dp"]
     ep = int(one.given.get("--moe_expert_parallel_size", 1))
     assert found.get("moe_tensor_parallel_size", ways) * ep == ways
     return {
         "tp": 1 if apart else ways,
-        "pp": one.number("--pipeline_parallel_size"),
+        "pp": pp,
         "dp": ways if apart else 1,
         "ep": ep,
         "max_num_seqs": one.number("--max_batch_size"),
-        "max_num_batched_tokens": one.number("--max_num_tokens"),
+        "max_num_batched_tokens": pp * one.number("--max_num_tokens"),
     }
 
 

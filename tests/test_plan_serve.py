@@ -158,6 +158,18 @@ def test_pools_of_their_own() -> None:
     assert value(result, "kv_transfer_exposed_s") < value(result, "kv_transfer_s")
 
 
+def test_keys_and_values_between_nodes_take_what_the_engine_reaches() -> None:
+    """1,000 tokens of 131,072 bytes from a node to another: eight adapters of 400 Gbit/s each at 0.729 and 0.381 ms.
+
+    Inside a node they pass NVLink: 450 GB/s of one accelerator.
+    """
+    away = {"prefill": {"tp": 8}, "decode": {"tp": 8}, "disaggregated": True}
+    far = value(predicted(plan=away, cluster="superpod-16x8", nodes=2), "kv_transfer_s")
+    assert far == pytest.approx(1000 * 131_072 / (8 * 50e9 * 0.729))
+    near = {"prefill": {"tp": 1}, "decode": {"tp": 1}, "disaggregated": True}
+    assert value(predicted(plan=near), "kv_transfer_s") == pytest.approx(1000 * 131_072 / 450e9)
+
+
 def test_what_is_asked_can_be_too_much() -> None:
     workload = {"arrivals": {"process": "poisson", "rate_rps": 1000}, "lengths": {"isl": 1000, "osl": 200}}
     result = predicted(workload=workload)

@@ -260,7 +260,8 @@ def _pool(
         **{size: int(getattr(spread, size)) for size in ("tp", "pp", "dp", "ep")},
         replicas=part.replicas,
         max_num_seqs=part.max_num_seqs,
-        max_num_batched_tokens=part.max_num_batched_tokens,
+        # engines limit each of the batches that the stages of a pipeline have under way, a plan all of them
+        max_num_batched_tokens=math.ceil(part.max_num_batched_tokens / stages),
         max_model_len=model_length(role, question, int(held), missing),
         cache_bytes=int(memory.cache),
         cache_tokens=int(held),
