@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hardware.faults import Fault, InputError
+from perfmodel.power.forecast import Moments
 from perfmodel.power.served import ServerStatistics
 from perfmodel.requests import DAY_S
 from perfmodel.table_files import pieces
@@ -251,6 +252,35 @@ class PoolLoad:
     peak_load: float
     profile: Profile
     bursts: Bursts
+
+    def moments(self, bin_s: float = 300.0) -> Moments:
+        """Return the moments of its power over a week.
+
+        Parameters
+        ----------
+        bin_s : float
+            Length of a part of the week [s].
+
+        Notes
+        -----
+        Means over the bursts, whose logarithm is normal. What servers share is split over the parts of the bursts as
+        the variance of their logarithm is.
+        """
+        spread2 = self.bursts.log_variances
+        total = float(spread2.sum())
+        points, weights = np.polynomial.hermite_e.hermegauss(15)
+        weights = weights / weights.sum()
+        time = (np.arange(round(WEEK_S / bin_s)) + 0.5) * bin_s
+        factor = np.exp(np.sqrt(total) * points - total / 2)
+        load = self.peak_load * self.profile.load(time)[:, None] * factor
+        power = self.statistics.mean(load)
+        mean = power @ weights
+        common = np.maximum(power**2 @ weights - mean**2, 0.0)
+        fast, slow = (part @ weights for part in self.statistics.variance(load))
+        split = spread2 / total if total else spread2
+        return Moments(
+            bin_s, mean, fast, slow, self.statistics.time_s, split[:, None] * common, np.array(self.bursts.times_s)
+        )
 
 
 def demands(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int, seed: int) -> Iterator[Array]:

@@ -156,8 +156,8 @@ def simulate(
     Notes
     -----
     A decision at a step acts on the servers its latency later, one step at least. Time is cut into blocks no longer
-    than the shortest latency, within which all clocks are known from decisions before: a block of many racks is one
-    array operation.
+    than the latency, within which all clocks are known from decisions before: a block of many racks is one array
+    operation.
     """
     idle = Policy((), np.ones((1, len(pools.idle_w))), 0.0, step_s, 1.0, step_s)
     state = _State(step_s, plant, pools, policy or idle, braked=policy is not None)
@@ -182,7 +182,7 @@ class _State:
         self.asked = np.zeros((self.delay, controllers), np.int64)
         self.pulled = np.zeros((self.brake_delay, controllers), bool)
         self.level = np.zeros(controllers, np.int64)
-        self.age = np.full(controllers, self.delay)
+        self.changed = np.full(controllers, -self.delay)
         self.brake = np.zeros(controllers, bool)
         self.step = 0
         self.peak_w, self.energy_j, self.over_s = (np.zeros(nodes) for _ in range(3))
@@ -200,54 +200,86 @@ class _State:
         self._note_rise(power[:, self.plant.controlled])
         busy = np.maximum(demand - self.group.idle_w * self.plant.servers, 0.0)
         self.done += np.bincount(self.plant.pool, busy.sum(axis=0, dtype=float), len(self.done))
-        block = min(self.delay, self.brake_delay)
-        for begin in range(0, steps, block):
-            self._block(demand[begin : begin + block], power[begin : begin + block])
+        for begin in range(0, steps, self.delay):
+            end = min(begin + self.delay, steps)
+            if not self._block(demand[begin:end], power[begin:end]):
+                for first in range(begin, end, self.brake_delay):
+                    last = min(first + self.brake_delay, end)
+                    self._block(demand[first:last], power[first:last])
         self._note(power)
 
-    def _block(self, demand: Array, power: Array) -> None:
-        """Set the power of all nodes in a block, and decide what to ask for."""
-        steps = self.step + np.arange(len(demand))
-        self.step += len(demand)
-        acting, braking = self.asked[steps % self.delay], self.pulled[steps % self.brake_delay]
-        capped = bool(acting.any() or braking.any())
-        if capped:
-            self._cap(demand, power, acting, braking)
-            for number in range(self.policy.levels + 1):
-                self.level_s[:, number] += (acting == number).sum(axis=0) * self.step_s
-        else:
-            self.level_s[:, 0] += len(demand) * self.step_s
-        if not self.braked:
-            return
-        share = power[:, self.plant.controlled] / self.limit_w
-        first = self.policy.thresholds[0] if self.policy.levels else 1.0
-        if not self.level.any() and not self.brake.any() and not (share > min(first, 1.0)).any():
-            self.asked[steps % self.delay], self.pulled[steps % self.brake_delay] = 0, False
-            self.age += len(demand)
-            return
-        for now, at in zip(share, steps.tolist(), strict=True):
-            level = next_level(now, self.level, self.age >= self.delay, self.policy)
-            self.age = np.where(level != self.level, 1, self.age + 1)
-            brake = (now > 1.0) | (self.brake & (now >= 1.0 - self.policy.hysteresis))
-            self.brakes += brake & ~self.brake
-            self.level, self.brake = level, brake
-            self.asked[at % self.delay], self.pulled[at % self.brake_delay] = level, brake
+    def _block(self, demand: Array, power: Array) -> bool:
+        """Set the power of all nodes in a block, and decide what to ask for.
 
-    def _cap(self, demand: Array, power: Array, acting: Integers, braking: NDArray[np.bool_]) -> None:
-        """Lower the clocks of groups whose controllers act."""
+        A block is no longer than the policy's latency. One that is longer than the brake's, in which a brake is or
+        comes to be pulled, is left as it was: False.
+        """
+        long = len(demand) > self.brake_delay
+        if long and (self.brake.any() or self.pulled.any()):
+            return False
+        steps = self.step + np.arange(len(demand))
+        acting, braking = self.asked[steps % self.delay], self.pulled[steps[: self.brake_delay] % self.brake_delay]
+        now, capped = power, bool(acting.any() or braking.any())
+        if capped:
+            less, work = self._capped(demand, acting, np.zeros(acting.shape, bool) if long else braking)
+            now = power + np.asarray(self.supplied @ less.T).T
+        share = now[:, self.plant.controlled] / self.limit_w
+        if long and self.braked and (share > 1.0).any():
+            return False
+        if capped:
+            power[:] = now
+            self.lost += work
+        for number in range(self.policy.levels + 1):
+            self.level_s[:, number] += (acting == number).sum(axis=0) * self.step_s
+        self.step += len(demand)
+        if self.braked:
+            self._decide(share, steps)
+        return True
+
+    def _decide(self, share: Array, steps: Integers) -> None:
+        """Note what controllers ask for at every step of a block, going from change to change."""
+        thresholds = np.array([-np.inf, *self.policy.thresholds, np.inf])
+        asked = np.broadcast_to(self.level, share.shape).copy()
+        pulled = np.broadcast_to(self.brake, share.shape).copy()
+        at, start = steps[:, None], np.full(len(self.level), steps[0])
+        while True:
+            enters, leaves = thresholds[self.level + 1], thresholds[self.level] - self.policy.hysteresis
+            waits = np.where(enters == thresholds[self.level], self.changed + self.delay, 0)
+            change = ((share > enters) & (at >= waits)) | (share < leaves)
+            change |= np.where(self.brake, share < 1.0 - self.policy.hysteresis, share > 1.0)
+            change &= at >= start
+            own = np.flatnonzero(change.any(axis=0))
+            if not len(own):
+                break
+            first = change[:, own].argmax(axis=0)
+            now, step, before = share[first, own], steps[first], self.level[own]
+            self.level[own] = next_level(now, before, step - self.changed[own] >= self.delay, self.policy)
+            self.changed[own] = np.where(self.level[own] != before, step, self.changed[own])
+            braked = (now > 1.0) | (self.brake[own] & (now >= 1.0 - self.policy.hysteresis))
+            self.brakes[own] += braked & ~self.brake[own]
+            self.brake[own], start[own] = braked, step + 1
+            later = at >= step
+            asked[:, own] = np.where(later, self.level[own], asked[:, own])
+            pulled[:, own] = np.where(later, braked, pulled[:, own])
+        self.asked[steps % self.delay] = asked
+        last = slice(-self.brake_delay, None)
+        self.pulled[steps[last] % self.brake_delay] = pulled[last]
+
+    def _capped(self, demand: Array, acting: Integers, braking: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return what lower clocks change of the power of groups [W], and work that is late, by pools [J]."""
         touched = np.asarray(acting.any(axis=0) | braking.any(axis=0))
         groups = np.flatnonzero((self.controller >= 0) & touched[self.controller])
         of = self.controller[groups]
         own = Pools(**{name: value[groups] for name, value in vars(self.group).items()})
         clock = self.policy.clocks.astype(np.float32)[acting[:, of], self.plant.pool[groups]]
-        clock = np.where(braking[:, of], np.minimum(clock, np.float32(self.policy.brake_clock)), clock)
+        if braking.any():
+            clock = np.where(braking[:, of], np.minimum(clock, np.float32(self.policy.brake_clock)), clock)
         servers = self.plant.servers[groups].astype(np.float32)
         asked = demand[:, groups]
         less = np.zeros_like(demand)
         less[:, groups] = clocked_power_w(asked, clock, own, servers) - asked
-        power += np.asarray(self.supplied @ less.T).T
         work = np.maximum(asked - own.idle_w * servers, 0.0) * (time_ratio(clock, own.compute_share) - 1.0)
-        self.lost += np.bincount(self.plant.pool[groups], work.sum(axis=0, dtype=float), len(self.lost))
+        return less, np.bincount(self.plant.pool[groups], work.sum(axis=0, dtype=float), len(self.lost))
 
     def _note_rise(self, power: Array) -> None:
         """Note the largest rise within the latency, over the end of the piece before and this one."""
