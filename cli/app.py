@@ -40,6 +40,7 @@ from cli.routing import plan_routing, predict_routing
 from cli.sequence import plan_sequence, predict_sequence
 from cli.serve import plan_serve, predict_serve
 from cli.serving import validate_serving
+from cli.sweep import sweep
 
 if TYPE_CHECKING:
     from cli.answer import Progress
@@ -237,6 +238,7 @@ checks.command("collective")(validate_collective)
 checks.command("power")(validate_power)
 checks.command("serving")(validate_serving)
 app.command("schema")(schema)
+app.command("sweep")(sweep)
 app.command("calibrate")(calibrate)
 app.command("bench")(bench)
 for _name, _validate_kernels, _help in kernel_validations():

@@ -253,7 +253,7 @@ def schema(
         str,
         typer.Argument(
             help="accelerator, node, cluster, efficiency, facility, model, train, sequence, routing, placement, fleet, "
-            "kv, serve, power."
+            "kv, serve, power, sweep."
         ),
     ],
     output: Output = None,
@@ -275,6 +275,7 @@ def schema(
         "serve",
         "kv",
         "power",
+        "sweep",
     )
     chosen = one_of("schema", name, known)
 
@@ -307,6 +308,10 @@ def schema(
             from solvers.power_scenario import power_schema
 
             return power_schema()
+        if chosen == "sweep":
+            from solvers.sweep import sweep_schema
+
+            return sweep_schema()
         if chosen == "kv":
             from solvers.kv import schema
 

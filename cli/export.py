@@ -123,21 +123,24 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     str
         RFC 4180 with line feeds; nothing and numbers that are not finite are empty cells.
     """
-    lines = [",".join(_cell(name) for name in header)]
-    lines += [",".join(_cell(value) for value in row) for row in rows]
+    lines = [",".join(quoted(text_of(value)) for value in row) for row in (header, *rows)]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Cell) -> str:
+def text_of(value: Cell) -> str:
+    """Return the text of a cell; nothing and numbers that are not finite are empty."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
         return repr(value)
-    if value and (value[0] in "=+-@" or unicodedata.category(value[0]) == "Cc"):
-        value = "'" + value
-    return '"' + value.replace('"', '""') + '"' if re.search(r'[",\r\n]|^\s|\s$', value) else value
+    return "'" + value if value and (value[0] in "=+-@" or unicodedata.category(value[0]) == "Cc") else value
+
+
+def quoted(text: str) -> str:
+    """Return the text of a cell in quotation marks, where it needs them."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]|^\s|\s$', text) else text
 
 
 def result_csv(result: Result, given: Mapping[str, Any] | None = None) -> str:
@@ -158,7 +161,7 @@ def result_csv(result: Result, given: Mapping[str, Any] | None = None) -> str:
         ``scenario_*``; names of nested fields joined by ``_``, quantities of the scenario in SI units. An answer
         without a plan is one row too.
     """
-    set_values = dict(_scenario_cells(plain(given if given is not None else result.scenario)))
+    set_values = dict(scenario_cells(plain(given if given is not None else result.scenario)))
     name, bound = result.objective.name, result.best_bound
     rows: list[dict[str, Cell]] = [
         {
@@ -237,8 +240,19 @@ def dimension_of(path: Sequence[str], value: Any) -> str | None:
     return next((_DIMENSIONS[key] for key in reversed(path) if key in _DIMENSIONS), None)
 
 
-def _scenario_cells(given: Mapping[str, Any]) -> Iterable[tuple[str, Cell]]:
-    """Lay a scenario out, its quantities as numbers in SI units under names that end in the unit."""
+def scenario_cells(given: Mapping[str, Any]) -> Iterable[tuple[str, Cell]]:
+    """Lay a scenario out, its quantities as numbers in SI units under names that end in the unit.
+
+    Parameters
+    ----------
+    given : mapping
+        Plain values by keys, which may be dotted paths.
+
+    Yields
+    ------
+    tuple of str and cell
+        Name and value of each column.
+    """
     for keys, value in _leaves(given):
         path = tuple(part for key in keys for part in re.split(r"[.\[\]]+", key) if part)
         name = "_".join(("scenario", *path))

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -116,6 +116,44 @@ def with_overrides(source: Source, overrides: Sequence[str], base_dir: FilePath)
             faults += error.faults
     if faults:
         raise InputError(faults)
+    return _with_all(source, parsed, base_dir)
+
+
+def with_values(source: Source, values: Mapping[str, Any], origins: Mapping[str, str], base_dir: FilePath) -> Source:
+    """Set values in a document that are data already.
+
+    Parameters
+    ----------
+    source : Source
+        The document.
+    values : mapping
+        Dotted path, as for `load`, -> value.
+    origins : mapping
+        Dotted path -> where the value stands.
+    base_dir : Path
+        Folder that paths in the document are relative to.
+
+    Raises
+    ------
+    InputError
+        With every fault of the paths.
+    """
+    faults = [
+        Fault(origins[path], 0, 0, "", "should be a dotted path, such as workload.seq_len or links[0].latency")
+        for path in values
+        if not _DOTTED.fullmatch(path)
+    ]
+    if faults:
+        raise InputError(faults)
+    return _with_all(source, [(origins[path], _keys(path), value) for path, value in values.items()], base_dir)
+
+
+def _keys(dotted: str) -> Path:
+    return tuple(int(index) if index else name for index, name in _PART.findall(dotted))
+
+
+def _with_all(source: Source, parsed: list[tuple[str, Path, Any]], base_dir: FilePath) -> Source:
+    faults: list[Fault] = []
     # Which cluster it is must be known before something in it can be set.
     parsed.sort(key=lambda item: item[1][0] in ("cluster", *_REACH) and len(item[1]) > 1)
     for origin, path, value in parsed:
@@ -136,7 +174,7 @@ def _parsed(text: str) -> tuple[str, Path, Any]:
     if not equals or not _DOTTED.fullmatch(key):
         message = 'should be a dotted path, "=" and a value, such as workload.seq_len=8192 or links[0].latency="2 us"'
         raise InputError([Fault(f"--set {text}", 0, 0, "", message)])
-    path = tuple(int(index) if index else name for index, name in _PART.findall(key))
+    path = _keys(key)
     try:
         return origin, path, read_yaml(value, origin).data if value else None
     except InputError as error:

@@ -148,7 +148,7 @@ def quantity(name: str, value: object) -> str:
     if base.split("_")[-1].split(".")[-1] in _FRACTIONS:
         return f"{100 * value:.4g} %"
     for suffix, dimension in (("bytes_per_s", "bytes/s"), ("_w", "W"), ("_j", "J")):
-        if base.endswith(suffix):
+        if base.endswith(suffix) and not base.endswith(f"_per{suffix}"):
             return format_quantity(value, dimension)
     if base.endswith("_s") and not base.endswith("_per_s"):
         return seconds(value)

@@ -61,7 +61,7 @@ def closed_loop(
     per_prompt = prompt_seconds(limits, at)
     first = _first_token(law, requests, limits, n, n / window, at)
     alone = _first_token(law, requests, limits, n, 0.0 * n, at)
-    tpot = at.decode_s - per_prompt / w
+    tpot = np.maximum(at.decode_s - per_prompt / w, at.plain_s)  # of very short answers nearly all steps have prompts
     evenly = _first_token(law, requests, limits, n, n / w, at)
     ttft = np.maximum(clients / rate - w * tpot, alone) + first - evenly
     full = steps(law, requests, limits, most, None)

@@ -10,6 +10,7 @@ import numpy as np
 from perfmodel import provenance
 from perfmodel.kernels import gemm
 from perfmodel.operators import peak_flops
+from perfmodel.power import clock_share
 from perfmodel.serving.latency import STATISTICS, Latency, Pool, handoff_s
 from perfmodel.serving.law import mixed_load
 from perfmodel.serving.server import PRECISIONS, Server
@@ -338,6 +339,7 @@ def described(
         "sequences_limit": case.tokens.slots,
         "gpus": gpus,
         "expert_imbalance": case.scenario.question.workload.expert_imbalance,
+        "clock_share": clock_share(case.server.machine.accelerator),
         "latencies_from": seen.origin,
         "cache_tokens": _one(case.tokens.memory.cache_tokens),
         "memory_bytes": memory_dict(case, case.tokens),

@@ -27,7 +27,7 @@ class Powered:
 def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> dict[str, float | None]:
     """Return power of all nodes [W] and energy of an output token [J] with intervals, and tokens a joule.
 
-    ``node_power_w`` is that of a node full of the accelerators that draw most.
+    ``all_tokens_per_j`` counts prompts too; ``node_power_w`` is that of a node full of the accelerators that draw most.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
     """
     if tpot_s is None or not np.isfinite(tpot_s) or not rate:
         none: dict[str, float | None] = {name + end: None for name in FIELDS for end in ("", "_p10", "_p90")}
-        return none | {"tokens_per_j": None, "node_power_w": None}
+        return none | dict.fromkeys(("tokens_per_j", "all_tokens_per_j", "node_power_w"))
     watts, deviation, most, fullest = 0.0, 0.0, 0.0, 0.0
     for part in parts:
         case, pool = part.case, part.instances
@@ -61,10 +61,12 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
         fullest = max(fullest, float(nodes_power_w(machine.node, machine.node.accelerators.count, board_w)))
         most += float(nodes_power_w(machine.node, held, machine.accelerator.power.limit))
         deviation += float(nodes_w) * shares_of(machine.accelerator).spread  # errors of one model add up
-    each = watts / (rate * parts[0].case.scenario.demand.output_tokens)
+    demand = parts[0].case.scenario.demand
+    each = watts / (rate * demand.output_tokens)
     found: dict[str, float | None] = {}
     for name, value in zip(FIELDS, (watts, each), strict=True):
         low, high = interval(deviation / watts)
         highest = value * min(float(high), most / watts)  # no accelerator exceeds its limit
         found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": highest}
-    return found | {"tokens_per_j": 1 / each, "node_power_w": fullest}
+    every = rate * (demand.prompt_tokens + demand.output_tokens) / watts
+    return found | {"tokens_per_j": 1 / each, "all_tokens_per_j": every, "node_power_w": fullest}

@@ -17,6 +17,7 @@ from perfmodel.intervals import gain_interval, step_interval
 from perfmodel.job import Job
 from perfmodel.memory import PARTS, Memory, available_bytes, host_bytes
 from perfmodel.plan import Plan, plan_to_dict
+from perfmodel.power import clock_share
 from perfmodel.power.device import Z90
 from perfmodel.power.training import least_energy_j, training_power
 from perfmodel.provenance import provenance
@@ -272,6 +273,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "power_w_p10": watts * math.exp(-Z90 * power.spread),
         "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
         "accelerator_power_w": board_w,
+        "clock_share": clock_share(job.machine.accelerator),
         "node_power_w": float(power.node_w[0]),
         "energy_j": watts * seconds,
         "energy_j_p10": watts * seconds * math.exp(-uncertain),

@@ -106,6 +106,17 @@ def test_prompts_slow_with_the_clock_and_tokens_hardly() -> None:
     assert 1.15 < slower["p"] <= 1 / clock_share(held_to(machine, 350).accelerator)
 
 
+def test_what_others_measured_lies_between_prompts_and_tokens() -> None:
+    # "From Words to Watts" (HPEC 2023): LLaMA on V100 and A100 takes 6.7 % longer at 175 of 250 W, prompts and tokens
+    machine, architecture = dgx("dgx-a100"), load_architecture("llama-2-13b", Path())
+    slower = []
+    for load in (Load(sequences=8, context=256), Load(prompts=8, prompt_tokens=256)):
+        models = [server(architecture, held_to(machine, watts), engines()["vllm"]) for watts in (280, 400)]
+        held, free = (float(np.max(step(model, Deployment(), load).seconds)) for model in models)
+        slower.append(held / free)
+    assert slower[0] < 1.067 < slower[1]
+
+
 # --- training ------------------------------------------------------------------------------------------------------
 
 
