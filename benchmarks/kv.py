@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from hardware.yaml_source import read_yaml
-from perfmodel.offload import kernel_times
+from perfmodel.offload_kernels import kernels_of
 from solvers.kv import plan
 from solvers.kv_place import place
 from solvers.kv_scenario import load_kv
@@ -44,10 +44,10 @@ def main() -> None:
     """Print the time of one linear problem, and of the whole search."""
     scenario = load_kv(read_yaml(SCENARIO, "benchmark"), Path())
     asked = scenario.offload(8, 8, "bf16", "bf16")
-    kernels = tuple(float(value) for value in kernel_times(asked, 8.0))
-    place(asked, (kernels[0], kernels[1], kernels[2]))
+    kernels = kernels_of(asked, (8,))[8]
+    place(asked, kernels)
     began = time.perf_counter()
-    block = place(asked, (kernels[0], kernels[1], kernels[2]))
+    block = place(asked, kernels)
     took = time.perf_counter() - began
     print(f"one block of 64 sequences: {took:.4f} s, {block.tokens_per_s if block else 0:.1f} tokens/s")
     began = time.perf_counter()

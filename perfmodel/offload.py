@@ -19,7 +19,7 @@ the rest is linear in the placement. Bytes are those of all accelerators of an i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,14 +28,10 @@ import numpy as np
 from hardware.tiers import HBM, TierPath
 from perfmodel.architecture import Attention, layer_parameters
 from perfmodel.hit_curves import DEPTHS
-from perfmodel.kernels import gemm
-from perfmodel.kernels.work import Work, timed
 from perfmodel.kv_cache import layer_kv_bytes_per_token
 from perfmodel.kv_prefixes import Prefixes
-from perfmodel.operators import ACTIVATION_BYTES, wide
+from perfmodel.operators import ACTIVATION_BYTES
 from perfmodel.serving.server import Server
-from perfmodel.serving.step import Deployment, Load, step
-from perfmodel.terms import Array, Number
 
 OBJECTS = ("weights", "kv", "activations")
 """What is placed."""
@@ -107,6 +103,10 @@ class Offload:
         What sequences of a group share, held and computed once.
     prefixes : Prefixes or None
         What requests share over time, for a cache in the tiers.
+    rate : float or None
+        Requests that come to a node at random, whose prompts are computed one at a time; all at once if None [1/s].
+    nodes : int
+        Nodes alike. A request goes to the one that has its prefix, so that their caches add up.
     """
 
     server: Server
@@ -119,11 +119,23 @@ class Offload:
     form: Form = Form()
     shared: SharedPrefix | None = None
     prefixes: Prefixes | None = None
+    rate: float | None = None
+    nodes: int = 1
+
+    @property
+    def prompts(self) -> tuple[int, int]:
+        """Prompts of a batch, and batches that are computed together."""
+        return (self.gpu_batch, self.num_batches) if self.rate is None else (1, 1)
 
     @property
     def sequences(self) -> int:
         """Sequences of a block."""
         return self.gpu_batch * self.num_batches
+
+    @property
+    def answered(self) -> int:
+        """Tokens that blocks of all nodes generate."""
+        return self.nodes * self.sequences * self.generated
 
     @property
     def depth(self) -> int:
@@ -187,7 +199,7 @@ def batch_bytes(asked: Offload) -> float:
         routed = feed.experts_per_token * feed.expert_width
         widest = max(widest, (2 if feed.gated else 1) * (max(feed.width, feed.shared_width) + routed))
     width = 3 * architecture.hidden * asked.accelerators + widest  # every rank has the whole residual
-    return ACTIVATION_BYTES * asked.gpu_batch * asked.prompt * width
+    return ACTIVATION_BYTES * asked.prompts[0] * asked.prompt * width
 
 
 class Kernels(NamedTuple):
@@ -207,84 +219,10 @@ class Kernels(NamedTuple):
     spared_s: tuple[float, ...] = ()
 
 
-def kernel_times(asked: Offload, gpu_batch: Number) -> tuple[Array, Array, Array]:
-    """Return a batch's time of kernels for its prompts, for one token without attention, and for that attention [s]."""
-    server = asked.server
-    spread = Deployment(tp=asked.accelerators)
-    if asked.shared is None:
-        prompts = step(server, spread, Load(prompts=gpu_batch, prompt_tokens=float(asked.prompt))).seconds
-    else:
-        first, rest = float(asked.shared.tokens), float(asked.prompt - asked.shared.tokens)
-        groups = np.asarray(gpu_batch, float) / asked.shared.requests
-        prompts = step(server, spread, Load(prompts=groups, prompt_tokens=first)).seconds
-        after = Load(prompts=gpu_batch, prompt_tokens=rest, prompt_cached=first)
-        prompts = prompts + step(server, spread, after).seconds
-    alone = step(server, spread, Load(sequences=gpu_batch, context=1.0)).seconds
-    # a group's prefix is read once for all of it
-    context = asked.own_tokens(asked.seen_tokens)
-    whole = step(server, spread, Load(sequences=gpu_batch, context=context)).seconds
-    attention = np.maximum(np.asarray(whole) - np.asarray(alone), 0.0) + remaking_time(asked, gpu_batch)
-    return np.asarray(prompts), np.asarray(alone), attention
-
-
-def remaking_time(asked: Offload, gpu_batch: Number) -> Array:
-    """Return the time in which a batch's keys and values are made of layers' inputs in a step [s].
-
-    Products of the tokens held, the width of the model and that of keys and values: 4 d d_kv FLOP a token and layer.
-    """
-    total = np.zeros(np.shape(gpu_batch))
-    if not asked.form.remade:
-        return total
-    server, ranks = asked.server, asked.accelerators
-    form = wide(server.form)
-    for layer in server.architecture.layers:
-        if not remakes(asked, layer.attention):
-            continue
-        rows = np.asarray(gpu_batch, float) * asked.own_tokens(asked.seen_tokens)
-        width = float(layer_kv_bytes_per_token(layer.attention, 1.0, ranks))
-        work = Work(f"gemm.{form.variant}", gemm.product(rows, width, server.architecture.hidden, form))
-        total = total + layer.count * timed([work], server.device, server.kernels)[0][0]
-    return total
-
-
 def remakes(asked: Offload, attention: Attention) -> bool:
     """Tell whether a layer keeps its input: where that is narrower than keys and values of all heads."""
     elements = float(layer_kv_bytes_per_token(attention, 1.0))
     return asked.form.remade and asked.server.architecture.hidden < elements and not attention.window
-
-
-def spared_times(asked: Offload, gpu_batch: Array) -> Array:
-    """Return what a batch's prompts are spared by each part of them that is found, from the front [s].
-
-    The prompts' time less that of their rest behind so much of them; the last token is always computed.
-
-    Parameters
-    ----------
-    asked : Offload
-        The question.
-    gpu_batch : array, shape (batches,)
-        Sequences of a batch.
-
-    Returns
-    -------
-    array, shape (DEPTHS, batches)
-        Times [s].
-    """
-    cached = asked.prompt * np.arange(DEPTHS + 1) / DEPTHS
-    cached[-1] = asked.prompt - 1
-    cached = cached[:, None]
-    load = Load(prompts=gpu_batch, prompt_tokens=asked.prompt - cached, prompt_cached=cached)
-    left = np.asarray(step(asked.server, Deployment(tp=asked.accelerators), load).seconds)
-    return np.maximum(-np.diff(left, axis=0), 0.0)
-
-
-def kernels_of(asked: Offload, gpu_batches: Sequence[int]) -> dict[int, Kernels]:
-    """Return times of kernels by size of batch."""
-    batches = np.array(gpu_batches, float)
-    times = [np.broadcast_to(value, len(batches)).tolist() for value in kernel_times(asked, batches)]
-    spared = [()] * len(batches) if asked.prefixes is None else spared_times(asked, batches).T.tolist()
-    rows = zip(gpu_batches, *times, spared, strict=True)
-    return {batch: Kernels(prompts, token, attention, tuple(parts)) for batch, prompts, token, attention, parts in rows}
 
 
 def attention_flops(asked: Offload) -> float:
@@ -323,20 +261,22 @@ def resource_times(asked: Offload, kernels: Kernels) -> dict[str, dict[str, Row]
         By phase and resource the constant and the coefficient of each share [s].
     """
     server, n = asked.server, asked.sequences
-    prompts_s, tokens_s, attention_s = (asked.num_batches * value for value in kernels[:3])
+    together = asked.prompts[0] * asked.prompts[1]
+    prompts_s = asked.prompts[1] * kernels.prompts_s
+    tokens_s, attention_s = (asked.num_batches * value for value in (kernels.token_s, kernels.attention_s))
     weights = model_weight_bytes(server)
-    hidden = ACTIVATION_BYTES * server.architecture.hidden * n * asked.depth
+    hidden = ACTIVATION_BYTES * server.architecture.hidden * asked.depth
     seen = asked.own_tokens(asked.seen_tokens)
     read = n * held_bytes(asked, seen)
     # a latent vector, or a key-value head shared by ranks, goes to each of them
     streamed = n * held_bytes(asked, seen, ranks=asked.accelerators)
     written = n * held_bytes(asked, 1.0)
-    filled = n * held_bytes(asked, asked.own_tokens(min(asked.prompt + 1.0, asked.end_tokens)))
+    filled = together * held_bytes(asked, asked.own_tokens(min(asked.prompt + 1.0, asked.end_tokens)))
     flops = attention_flops(asked)
     # bytes to and from the accelerators, and to and from a tier, by share
     found: dict[str, dict[str, Row]] = {}
     for phase in PHASES:
-        tokens = asked.prompt if phase == "prefill" else 1
+        moved = hidden * (together * asked.prompt if phase == "prefill" else n)
         rows: dict[str, Row] = {ACCELERATORS: (prompts_s if phase == "prefill" else tokens_s, {})}
         if phase == "decode":
             rows[ACCELERATORS][1].update(
@@ -345,7 +285,7 @@ def resource_times(asked: Offload, kernels: Kernels) -> dict[str, dict[str, Row]
         for path in asked.paths:
             moves: dict[Share, tuple[float, float, float, float]] = {
                 ("weights", path.name, ""): (weights, 0.0, weights, 0.0),
-                ("activations", path.name, ""): (tokens * hidden, tokens * hidden, tokens * hidden, tokens * hidden),
+                ("activations", path.name, ""): (moved, moved, moved, moved),
             }
             if phase == "prefill":
                 for way in ("stream", "there"):
@@ -353,7 +293,7 @@ def resource_times(asked: Offload, kernels: Kernels) -> dict[str, dict[str, Row]
             else:
                 moves["kv", path.name, "stream"] = (streamed, written, streamed, written)
                 # queries, keys and values go there, results come back
-                moves["kv", path.name, "there"] = (hidden, hidden + written, read, written)
+                moves["kv", path.name, "there"] = (moved, moved + written, read, written)
             known = {share: move for share, move in moves.items() if share in asked.shares()}
             for share, (up, down, out, into) in known.items():
                 inside = share[2] == "there" and path.site == path.name
@@ -383,10 +323,10 @@ def stored_token_bytes(asked: Offload) -> float:
 
 def _add_prefixes(rows: dict[str, Row], asked: Offload, prefixes: Prefixes, kernels: Kernels) -> None:
     """Add what a cache of prefixes spares the accelerators in prompts and asks of tiers and links."""
-    tokens = asked.sequences * asked.prompt
+    tokens = asked.prompts[0] * asked.prompts[1] * asked.prompt
     for depth, seconds in enumerate(kernels.spared_s):
         # a part of prompts is 1 / DEPTHS of their tokens
-        spared = asked.num_batches * seconds * (1 - prefixes.recomputed) * DEPTHS
+        spared = asked.prompts[1] * seconds * (1 - prefixes.recomputed) * DEPTHS
         for tier in (HBM, *(path.name for path in asked.paths)):
             _add(rows, ACCELERATORS, ("found", tier, str(depth)), -spared)
     stored = tokens * stored_token_bytes(asked)
@@ -462,10 +402,13 @@ def memory_rows(asked: Offload) -> dict[str, tuple[float, Row]]:
 
 
 def prefix_blocks(asked: Offload, tier: str, cached_bytes: float) -> float:
-    """Return the blocks of prefixes that so many bytes of a tier hold; with the accelerators, as kernels read them."""
+    """Return the blocks of prefixes that so many bytes of a tier hold, of all nodes.
+
+    With the accelerators they are as kernels read them.
+    """
     assert asked.prefixes is not None
     each = stored_token_bytes(asked) if tier != HBM else held_bytes(asked, 1.0, ranks=asked.accelerators)
-    return cached_bytes / (each * asked.prefixes.block_tokens)
+    return asked.nodes * cached_bytes / (each * asked.prefixes.block_tokens)
 
 
 def evaluated(row: Row, at: Mapping[Share, float]) -> float:

@@ -11,12 +11,13 @@ from hardware.tiers import HBM
 from perfmodel import provenance
 from perfmodel.hit_curves import DEPTHS
 from perfmodel.kernels.model import Z90
-from perfmodel.offload import OBJECTS, PHASES
+from perfmodel.offload import OBJECTS
+from perfmodel.tier_costs import tiers_power_w
 from solvers.kv_aim import Aim
-from solvers.kv_place import Block
+from solvers.kv_cost import cost_usd_per_hour
+from solvers.kv_place import Block, steps_of
 from solvers.kv_reuse import losing, prefix_cache
 from solvers.kv_scenario import KvScenario
-from solvers.scenario import usd_per_hour
 
 GIB, GB = 2.0**30, 1e9
 _BINDS = 1e-6
@@ -98,28 +99,28 @@ def _cache_of(scenario: KvScenario, block: Block) -> dict[str, Any]:
 def prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
     """Return what a block costs, with intervals."""
     spreads = scenario.engine.spreads
-    phases = block.phase_s
+    phases, latency = block.phase_s, block.latency_s
     said: dict[str, Any] = {}
     for name, value, spread in (
         ("tokens_per_s", block.tokens_per_s, "throughput"),
         ("block_time_s", block.time_s, "throughput"),
-        ("ttft_mean_s", phases["prefill"], "ttft"),
-        ("tpot_mean_s", phases["decode"], "tpot"),
+        ("ttft_mean_s", latency["prefill"], "ttft"),
+        ("tpot_mean_s", latency["decode"], "tpot"),
     ):
         factor = float(np.exp(Z90 * spreads[spread]))  # type: ignore[index]
         said |= {name: value, f"{name}_p10": value / factor, f"{name}_p90": value * factor}
-    cost = usd_per_hour(scenario.machine)
     cached = None if block.asked.prefixes is None else prefix_cache(block)
     return said | {
         "hit_ratio": None if cached is None else cached["hit_ratio"],
         "memory_bytes": {name: used for name, (_, used) in block.memory_bytes.items()},
         "utilisation": {
-            phase: {name: spent / phases[phase] for name, spent in times.items() if spent}
+            phase: {name: spent / phases[phase] for name, spent in times.items() if abs(spent) > _ROUND * phases[phase]}
             for phase, times in block.resource_s.items()
         },
         "bytes_per_s": _traffic(block),
-        "cost_usd_per_hour": cost,
+        "cost_usd_per_hour": cost_usd_per_hour(scenario),
         "power_w": None,
+        "tiers_power_w": tiers_power_w(scenario.machine.node, scenario.question.nodes),
         **({} if cached is None else {"prefix_cache": cached, "warnings": losing(cached)}),
     }
 
@@ -128,8 +129,8 @@ def _traffic(block: Block) -> dict[str, float]:
     """Return the mean rate of each link and tier over a block [bytes/s]."""
     moved, times, whole = {}, block.resource_s, block.time_s
     for name, rate in domain_rates(block).items():
-        busy = [times[phase].get(name, 0.0) for phase in PHASES]
-        moved[name] = (busy[0] + (block.asked.generated - 1) * busy[1]) / whole * rate
+        busy = sum(steps * times[phase].get(name, 0.0) for phase, steps in steps_of(block.asked).items())
+        moved[name] = busy / whole * rate
     return moved
 
 
@@ -147,7 +148,7 @@ def domain_rates(block: Block) -> dict[str, float]:
 def breakdown(block: Block) -> dict[str, Any]:
     """Return where the time of a block goes."""
     parts: list[dict[str, Any]] = []
-    for phase, steps in (("prefill", 1), ("decode", block.asked.generated - 1)):
+    for phase, steps in steps_of(block.asked).items():
         times = block.resource_s[phase]
         first = max(times, key=lambda name: times[name])
         children: list[dict[str, Any]] = [
@@ -189,8 +190,8 @@ def _cache_prices(block: Block, aim: Aim) -> dict[str, float]:
 def binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
     """Return what holds the block back, with what a GiB or a hundredth more of a rate would bring."""
     # a second less of the block is so many more tokens per second; of a phase it is a second less
-    per_second = 1.0 if aim.phase else block.tokens_per_s / block.time_s
-    unit = "s" if aim.phase else "tokens/s"
+    per_second = 1.0 if aim.phase and block.asked.rate is None else block.tokens_per_s / block.time_s
+    unit = "s" if aim.phase and block.asked.rate is None else "tokens/s"
     found = []
     prices = {name: price * GIB * per_second for name, price in block.memory_prices.items()}
     prices |= _cache_prices(block, aim)
@@ -219,7 +220,7 @@ def binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
             )
     for phase, name in (("prefill", "ttft_mean"), ("decode", "tpot_mean")):
         limit = aim.limits.get(phase)
-        if limit is not None and block.phase_s[phase] >= limit * (1 - _BINDS):
+        if limit is not None and block.latency_s[phase] >= limit * (1 - _BINDS):
             price = block.limit_prices.get(phase, 0.0) * per_second
             found.append({"constraint": f"slo.{name}", "slack": 0.0, "shadow_price": price, "unit": f"{unit} per s"})
     return found

@@ -169,7 +169,7 @@ def refined(
             best, priced = exact, block
         if exact is not None and time_of(exact) <= bound * (1 + _CLOSE):
             continue
-        if problems >= _MOST_PROBLEMS or bound >= enough_s > 0:
+        if problems >= _MOST_PROBLEMS or (best is not None and bound >= enough_s > 0):
             waiting.append((bound, cache, block))
             break
         tier = _loosest(asked, block, true)

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from hardware.tiers import HBM
 from perfmodel.hit_curves import DEPTHS
+from perfmodel.kv_arrivals import ahead_tangents, first_token_tangents, first_token_time, running, token_time
 from perfmodel.offload import (
     ACCELERATORS,
     OBJECTS,
@@ -67,20 +70,35 @@ class Block:
         return {phase: max(times.values()) for phase, times in self.resource_s.items()}
 
     @property
+    def latency_s(self) -> dict[str, float]:
+        """By phase, the mean time to the first token, and between tokens [s]."""
+        phases = self.phase_s
+        if self.asked.rate is None:
+            return phases
+        both = phases["prefill"], phases["decode"], self.asked.rate
+        between = float(token_time(*both, self.asked.generated))
+        return {"prefill": float(first_token_time(*both)), "decode": between}
+
+    @property
     def time_s(self) -> float:
         """Time of a block [s]."""
-        phases = self.phase_s
-        return phases["prefill"] + (self.asked.generated - 1) * phases["decode"]
+        phases, steps = self.phase_s, steps_of(self.asked)
+        return sum(steps[phase] * phases[phase] for phase in PHASES)
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens over the time of a block [1/s]."""
-        return self.asked.sequences * self.asked.generated / self.time_s
+        """Generated tokens over the time of a block, of all nodes [1/s]."""
+        return self.asked.answered / self.time_s
 
     @property
     def memory_bytes(self) -> dict[str, tuple[float, float]]:
         """By tier, what there is and what is needed [bytes]."""
         return {name: (room, evaluated(row, self.shares)) for name, (room, row) in memory_rows(self.asked).items()}
+
+
+def steps_of(asked: Offload) -> dict[str, float]:
+    """Return how often each phase comes in the time of a block."""
+    return {"prefill": asked.sequences / np.prod(asked.prompts), "decode": asked.generated - 1.0}
 
 
 def least_times(asked: Offload, kernels: Kernels) -> dict[str, float]:
@@ -90,13 +108,13 @@ def least_times(asked: Offload, kernels: Kernels) -> dict[str, float]:
         most = max(prefix_blocks(asked, tier, room) for tier, (room, _) in memory_rows(asked).items())
         found = asked.prefixes.found(most) * DEPTHS * (1 - asked.prefixes.recomputed)
         prompts -= sum(share * seconds for share, seconds in zip(found, kernels.spared_s, strict=True))
-    return {"prefill": asked.num_batches * prompts, "decode": asked.num_batches * kernels.token_s}
+    return {"prefill": asked.prompts[1] * prompts, "decode": asked.num_batches * kernels.token_s}
 
 
 def most_tokens_per_s(asked: Offload, kernels: Kernels) -> float:
     """Return a bound of `Block.tokens_per_s`: the kernels that nothing avoids [1/s]."""
-    least = least_times(asked, kernels)
-    return asked.sequences * asked.generated / (least["prefill"] + (asked.generated - 1) * least["decode"])
+    least, steps = least_times(asked, kernels), steps_of(asked)
+    return asked.answered / sum(steps[phase] * least[phase] for phase in PHASES)
 
 
 def place(
@@ -116,7 +134,7 @@ def place(
     kernels : Kernels
         Of one batch.
     limits : mapping of str to float
-        Longest time of a phase [s].
+        Longest time of a phase, and of the ``block`` [s].
     weights : mapping of str to float
         How often the time of each phase counts; once for prompts, and for each token after the first, if left out.
     enough_s : float
@@ -133,7 +151,7 @@ def place(
     stand as the lines above their concave hulls: that bounds the time. At the sizes found the true curve tells what
     is found, which a second problem takes; where the two differ, sizes are halved there and both halves asked again.
     """
-    steps = weights or {"prefill": 1.0, "decode": asked.generated - 1.0}
+    steps = weights or steps_of(asked)
     if asked.prefixes is None:
         return _solved(asked, kernels, limits or {}, steps, Cache())[0]
     return refined(
@@ -157,10 +175,9 @@ def _solved(
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
     total = sum(steps[phase] * unit[phase] for phase in PHASES)
     problem += pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
-    rows = {}
-    for phase, limit in limits.items():
-        rows[f"limit {phase}"] = spent[phase] <= limit / unit[phase]
-        problem += rows[f"limit {phase}"], f"limit {phase}"
+    rows = {f"limit {name}": row for name, row in limit_rows(asked, limits, spent, unit).items()}
+    for name, row in rows.items():
+        problem += row, name
     for phase in PHASES:
         for name, (constant, slopes) in times[phase].items():
             key = f"{phase} {name}"
@@ -185,9 +202,52 @@ def _solved(
     for phase, resources in block.resource_s.items():
         for name, seconds in resources.items():
             rates[name] = rates.get(name, 0.0) + duals.get(f"{phase} {name}", 0.0) * total * seconds / unit[phase]
-    waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in limits}
+    waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in PHASES if phase in limits}
     bound = found.best_bound * total
     return Block(asked, shares, kernels, memory, rates, waits, bound), bound
+
+
+def limit_rows(
+    asked: Offload, limits: Mapping[str, float], spent: Mapping[str, Any], unit: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what keeps a block within limits, and with arrivals within what it can answer.
+
+    Parameters
+    ----------
+    asked, limits
+        As of `place`.
+    spent : mapping of str to pulp.LpVariable
+        Time of each phase, in its unit.
+    unit : mapping of str to float
+        Units of time [s].
+
+    Notes
+    -----
+    The time to the first token is convex in that of a prompt: its tangents stand for it, so that a limit may be passed
+    by the little that lies between two of them (`perfmodel.kv_arrivals`).
+    """
+    import pulp
+
+    prompt, token = (unit[phase] * spent[phase] for phase in PHASES)
+    rows: dict[str, Any] = {}
+    if "block" in limits:
+        steps = steps_of(asked)
+        rows["block"] = pulp.lpSum((steps["prefill"] * prompt, steps["decode"] * token)) / limits["block"] <= 1
+    if asked.rate is None:
+        return rows | {phase: spent[phase] <= limits[phase] / unit[phase] for phase in PHASES if phase in limits}
+    rate, gaps, most = asked.rate, asked.generated - 1, float(running(asked.sequences))
+    # what runs, and the time between tokens, each over its limit: gaps t + ahead over gaps (1 - rate p)
+    longest = {"rate": most / rate} | ({"decode": gaps * limits["decode"]} if "decode" in limits else {})
+    for name, limit in longest.items():
+        for number, (slope, value) in enumerate(ahead_tangents(rate)):
+            row = (gaps / limit) * token + (slope / limit + rate) * prompt <= 1 - value / limit
+            rows[f"{name} {number}"] = row
+    if "prefill" in limits:
+        for number, (slope, value) in enumerate(first_token_tangents(rate)):
+            most = limits["prefill"]
+            row = (slope / most) * prompt + (0.5 / most) * token <= 1 - value / most
+            rows[f"prefill {number}"] = row
+    return rows
 
 
 def missing_bytes(asked: Offload) -> dict[str, tuple[float, float]]:

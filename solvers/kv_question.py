@@ -14,6 +14,7 @@ WeightPrecision = Literal["bf16", "fp16", "fp8", "int8_wo", "int4_wo"]
 CachePrecision = Literal["bf16", "fp16", "fp8", "int8", "int4", "int3", "int2"]
 Loading = Literal["recompute", "load", "both"]
 Reuse = Literal["prefix", "anywhere"]
+Devices = Annotated[int, Field(strict=True, ge=0)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -28,6 +29,15 @@ class KvLengths(_Strict):
     """Tokens that come in."""
     osl: Annotated[int, Field(strict=True, ge=2)]
     """Tokens that go out."""
+
+
+class KvArrivals(_Strict):
+    """Requests that come over time."""
+
+    process: Literal["poisson"] = "poisson"
+    """How they come: at random."""
+    rate_rps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Requests a second, to all nodes."""
 
 
 class KvReuse(_Strict):
@@ -58,8 +68,8 @@ class KvWorkload(_Strict):
 
     kind: Literal["serve"] = "serve"
     """What the model does."""
-    arrivals: Literal["offline"] = "offline"
-    """When requests come: all at once."""
+    arrivals: Literal["offline"] | KvArrivals = "offline"
+    """When requests come: all at once, or at a rate."""
     lengths: KvLengths
     """How long sequences are."""
     reuse: KvReuse | None = None
@@ -95,6 +105,8 @@ class KvSearch(_Strict):
     """Where a block found counts: after found ones only, or anywhere, with a share computed again."""
     levels: tuple[str, ...] | None = None
     """Names of formats of the stored copies; all of workload.reuse.levels if left out."""
+    devices: dict[str, tuple[Devices, ...]] | None = None
+    """How many devices of a tier a node may have, to be bought at the least cost; up to those there if left out."""
 
 
 class KvSlo(_Strict):
@@ -104,6 +116,8 @@ class KvSlo(_Strict):
     """Time until the prompts of a block are computed, such as 60 s."""
     tpot_mean: Seconds | None = None
     """Time between tokens of a sequence, such as 200 ms."""
+    tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Generated tokens a second that all nodes together answer at least."""
 
 
 class KvPlan(_Strict):
@@ -135,6 +149,8 @@ class KvPlan(_Strict):
     """Format of the stored copies; the first of workload.reuse.levels if left out."""
     cache: dict[str, Share] = {}
     """Share of each tier that a cache of prefixes takes."""
+    devices: dict[str, Devices] | None = None
+    """Devices of each tier of a node; those of the cluster if left out."""
     loaded: dict[str, tuple[Share, ...]] | None = None
     """Share of all prompt tokens that is loaded from each tier, by quarter of the prompts; all found if left out."""
 
@@ -146,8 +162,8 @@ class KvQuestion(_Strict):
     """Kind of question."""
     cluster: str | dict[str, Any]
     """A node or cluster of the catalogue, a path, or the description itself; one node of it is used."""
-    nodes: Literal[1] = 1
-    """Nodes."""
+    nodes: Size = 1
+    """Nodes alike; a tier that network adapters reach is one pool for all of them."""
     model: str | dict[str, Any]
     """A model of the catalogue, a path, or the description itself."""
     engine: str = "flexgen"
@@ -158,7 +174,9 @@ class KvQuestion(_Strict):
     """What may be chosen."""
     slo: KvSlo = KvSlo()
     """Limits of latency."""
-    objective: Literal["tokens_per_s", "ttft_mean_s", "tpot_mean_s"] = "tokens_per_s"
-    """What is optimised: tokens per second are to be many, times to the first and between tokens short."""
+    objective: Literal["tokens_per_s", "ttft_mean_s", "tpot_mean_s", "cost_usd_per_hour"] = "tokens_per_s"
+    """What is optimised: tokens per second are to be many, times to the first and between tokens short, cost low."""
+    usd_per_kwh: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Price of the energy that tiers draw, part of the cost."""
     plan: KvPlan | None = None
     """What `predict` costs; for `plan`, what runs today."""

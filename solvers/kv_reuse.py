@@ -37,7 +37,7 @@ def prefix_cache(block: Block) -> dict[str, Any]:
     prefixes = asked.prefixes
     assert prefixes is not None
     paths = {path.name: path for path in asked.paths}
-    compute_s = block.kernels.prompts_s / asked.gpu_batch / asked.prompt
+    compute_s = block.kernels.prompts_s / asked.prompts[0] / asked.prompt
     reach, loaded = 0.0, 0.0
     tiers = []
     for name in tiers_of(asked):
@@ -96,8 +96,8 @@ def whole_prompt(asked: Offload, kernels: Kernels, load_s: float) -> dict[str, A
         ``choice``.
     """
     assert asked.prefixes is not None
-    parts = np.array(kernels.spared_s) / asked.gpu_batch
-    whole = kernels.prompts_s / asked.gpu_batch
+    parts = np.array(kernels.spared_s) / asked.prompts[0]
+    whole = kernels.prompts_s / asked.prompts[0]
     last = max(whole - float(parts.sum()), 0.0)
     chunks = max(round(asked.prompt / asked.prefixes.block_tokens), 1)
     each = chunks / DEPTHS

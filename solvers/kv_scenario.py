@@ -7,13 +7,14 @@ result = solvers.kv.plan(solvers.kv_scenario.load_kv(source, Path(".")))
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from hardware.catalogue import Machine, description, read_file, resolve_cluster
 from hardware.faults import Fault, InputError
-from hardware.tiers import HBM, TierPath, tier_paths
+from hardware.schema import Node
+from hardware.tiers import HBM, NICS, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.hit_curves import DEPTHS, HitCurve, replay
@@ -24,6 +25,7 @@ from perfmodel.operators import peak_flops
 from perfmodel.request_traces import block_pieces
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.server import CACHE_BYTES, PRECISIONS, server
+from perfmodel.tier_costs import device_usd_per_hour
 from solvers.kv_question import KvQuestion
 
 _Path = tuple[str | int, ...]
@@ -83,7 +85,21 @@ class KvScenario:
         count = self.machine.node.accelerators.count
         group = self.question.workload.shared_prefix if together else None
         shared = None if group is None else SharedPrefix(group.tokens, group.requests)
-        return Offload(found, self.paths, count, lengths.isl, lengths.osl, gpu_batch, num_batches, form, shared)
+        arrivals, nodes = self.question.workload.arrivals, self.question.nodes
+        rate = None if isinstance(arrivals, str) else arrivals.rate_rps / nodes
+        return Offload(
+            found,
+            self.paths,
+            count,
+            lengths.isl,
+            lengths.osl,
+            gpu_batch,
+            num_batches,
+            form,
+            shared,
+            rate=rate,
+            nodes=nodes,
+        )
 
 
 def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
@@ -111,7 +127,7 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     machine: Machine | None = None
     architecture: Architecture | None = None
     try:
-        machine = resolve_cluster(question.cluster, base_dir, 1, source=source, at=("cluster",))
+        machine = resolve_cluster(question.cluster, base_dir, question.nodes, source=source, at=("cluster",))
     except InputError as error:
         faults += error.faults
     try:
@@ -125,6 +141,7 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     warnings: list[Fault] = []
     if machine is not None:
         wrongs = [*_tier_faults(question, machine), *_precision_faults(question, machine)]
+        wrongs += _cost_faults(question, machine)
         faults += [source.fault(path, message) for path, message in wrongs]
     if architecture is not None:
         lengths = question.workload.lengths
@@ -145,9 +162,21 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     if faults or machine is None or architecture is None or engine is None:
         raise InputError(sorted(set(faults), key=lambda fault: (fault.source, fault.line, fault.column)))
     wanted = question.search.tiers
-    paths = tuple(path for path in tier_paths(machine.node) if wanted is None or path.name in wanted)
+    paths = tuple(path for path in paths_of(machine.node, question.nodes) if wanted is None or path.name in wanted)
     resolved = _resolved(question, base_dir, machine)
     return KvScenario(question, machine, architecture, engine, paths, source, resolved, tuple(warnings), curve)
+
+
+def paths_of(node: Node, nodes: int) -> tuple[TierPath, ...]:
+    """Return the paths of a node's tiers, with its share of the pools that all nodes reach through their adapters."""
+    found = []
+    for path in tier_paths(node):
+        if path.tier.link == NICS:
+            own, link = path.domains[0], path.domains[1:]
+            shared = replace(own, up=own.up / nodes, down=own.down / nodes)
+            path = replace(path, capacity_bytes=path.capacity_bytes / nodes, domains=(shared, *link))
+        found.append(path)
+    return tuple(found)
 
 
 def kv_bytes_fault(architecture: Architecture, question: KvQuestion) -> tuple[bool, str] | None:
@@ -214,6 +243,24 @@ def _reuse_faults(question: KvQuestion) -> Iterable[tuple[_Path, str]]:
     for name, parts in ({} if given is None else given.loaded or {}).items():
         if len(parts) != DEPTHS:
             yield ("plan", "loaded", name), f"should be {DEPTHS} shares, by part of the prompts [got {len(parts)}]"
+
+
+def _cost_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:
+    """Yield what keeps a question from having a cheapest answer."""
+    tiers = {tier.name: tier for tier in machine.node.tiers}
+    for key, named in (("search", question.search.devices), ("plan", question.plan and question.plan.devices)):
+        for name in named or ():
+            if name not in tiers:
+                yield (key, "devices", name), f"no such tier; {did_you_mean(name, list(tiers))}"
+    if question.objective != "cost_usd_per_hour":
+        return
+    for name, tier in tiers.items():
+        allowed = question.search.tiers is None or name in question.search.tiers
+        if allowed and device_usd_per_hour(tier, question.usd_per_kwh) == 0:
+            yield ("cluster",), f"tiers.{name}.price: missing; cost_usd_per_hour needs what a device costs"
+    slo = question.slo
+    if isinstance(question.workload.arrivals, str) and not (slo.ttft_mean or slo.tpot_mean or slo.tokens_per_s):
+        yield ("slo",), "missing; the cheapest is nothing at all where nothing is asked of it"
 
 
 def _tier_faults(question: KvQuestion, machine: Machine) -> Iterable[tuple[_Path, str]]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hardware.tiers import HBM, tier_paths
-from perfmodel.offload import Form, Offload, Share, kernels_of
+from hardware.tiers import HBM
+from perfmodel.offload import Form, Offload, Share
+from perfmodel.offload_kernels import kernels_of
 from solvers.backend import OPTIMAL_GAP, relative_gap
-from solvers.kv_aim import SAME, Aim, shortest
+from solvers.kv_aim import SAME, Aim
 from solvers.kv_answer import GIB, binding, breakdown, common, plan_of, prediction
+from solvers.kv_buy import cheapest, infeasible
 from solvers.kv_cached import given_cache
-from solvers.kv_place import Block, missing_bytes, place
-from solvers.kv_scenario import KvScenario
+from solvers.kv_cost import cost_usd_per_hour, with_devices
+from solvers.kv_infeasible import lacking
+from solvers.kv_place import Block
+from solvers.kv_scenario import KvScenario, paths_of
+from solvers.kv_search import search
 from solvers.kv_sizes import sizes
-from solvers.kv_space import Candidate, candidates, prefixes_of
-from solvers.result import Result
+from solvers.kv_space import candidates, prefixes_of
+from solvers.result import Objective, Result
 
 _ROUND = 1e-9
 
@@ -45,9 +49,11 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     """
     began = time.perf_counter()
     until = None if time_limit_s is None else began + time_limit_s
+    if scenario.question.objective == "cost_usd_per_hour":
+        return cheapest(scenario, top=top, began=began, until=until)
     blocks = list(candidates(scenario, scenario.paths))
     aim = Aim.of(scenario)
-    found, bound = _search(blocks, aim, until, gap, most=max(top, 0) + 1)
+    found, bound = search(blocks, aim, until=until, gap=gap, most=max(top, 0) + 1)
     spent = time.perf_counter() - began
     if not found:
         if bound is not None:
@@ -58,7 +64,7 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
                 solve_time_s=spent,
                 **common(scenario),
             )
-        return _infeasible(scenario, blocks, aim, began)
+        return infeasible(scenario, blocks, aim, began)
     best = found[0]
     value = aim.value_of(aim.score(best))
     best_bound = value if bound is None else aim.value_of(max(bound, aim.score(best)))
@@ -100,27 +106,49 @@ def predict(scenario: KvScenario) -> Result:
         ``feasible``, or ``infeasible`` with the tiers that are too small.
     """
     began = time.perf_counter()
+    if scenario.question.plan is not None and scenario.question.plan.devices is not None:
+        scenario = with_devices(scenario, scenario.question.plan.devices)
     block = given_block(scenario)
     aim = Aim.of(scenario)
+    if any(math.isinf(spent) for spent in block.latency_s.values()):
+        assert block.asked.rate is not None
+        most = block.tokens_per_s / block.asked.generated
+        now = block.asked.rate * block.asked.nodes
+        return Result(
+            status="infeasible",
+            objective=objective_of(scenario, None),
+            solve_time_s=time.perf_counter() - began,
+            why_not=[{"reason": "requests come too fast", "candidates": 1, "nearest": plan_of(scenario, block)}],
+            relaxation=[{"constraint": "workload.arrivals.rate_rps", "now": now, "needed": most, "unit": "1/s"}],
+            **common(scenario),
+        )
     small = {name: sizes for name, sizes in block.memory_bytes.items() if sizes[1] > sizes[0] * (1 + _ROUND)}
     if small:
         return Result(
             status="infeasible",
-            objective=Aim.of(scenario).objective(None),
+            objective=objective_of(scenario, None),
             solve_time_s=time.perf_counter() - began,
             why_not=[{"reason": "out of memory", "candidates": 1, "nearest": plan_of(scenario, block)}],
-            relaxation=_lacking(small),
+            relaxation=lacking(small),
             **common(scenario),
         )
     return Result(
         status="feasible",
-        objective=aim.objective(aim.value_of(aim.score(block))),
+        objective=objective_of(scenario, aim.value_of(aim.score(block))),
         solve_time_s=time.perf_counter() - began,
         plan=plan_of(scenario, block),
         prediction=prediction(scenario, block),
         breakdown=breakdown(block),
         **common(scenario),
     )
+
+
+def objective_of(scenario: KvScenario, value: float | None) -> Objective:
+    """Return the objective of a question, with the value that its aim has unless it is cost."""
+    if scenario.question.objective != "cost_usd_per_hour":
+        return Aim.of(scenario).objective(value)
+    cost = None if value is None else cost_usd_per_hour(scenario)
+    return Objective("cost_usd_per_hour", cost, "USD/h", "min")
 
 
 def given_block(scenario: KvScenario) -> Block:
@@ -155,31 +183,6 @@ def given_block(scenario: KvScenario) -> Block:
     return Block(asked, shares, kernels_of(asked, (given.gpu_batch,))[given.gpu_batch])
 
 
-def _search(
-    blocks: list[Candidate], aim: Aim, until: float | None, gap: float | None, most: int, floor: float = -math.inf
-) -> tuple[list[Block], float | None]:
-    """Return the best blocks, the best first, and the score that no other beats: None where none can be better.
-
-    Blocks that cannot pass `floor` are left out.
-    """
-    found: list[Block] = []
-    loose = -math.inf  # what blocks that were asked may still hide
-    bounds = sorted(((aim.most(*one), one) for one in blocks), key=lambda pair: -pair[0])
-    for bound, one in bounds:
-        best = max(floor, aim.score(found[0])) if found else floor
-        if bound <= best:
-            break
-        if found and gap is not None and bound - best <= gap * abs(best):
-            return found, max(bound, loose)
-        if until is not None and time.perf_counter() > until:
-            return found, max(bound, loose)
-        block = aim.place(*one, floor=best if math.isfinite(best) else None)
-        if block is not None:
-            loose = max(loose, aim.bound(block))
-            found = sorted([*found, block], key=lambda other: -aim.score(other))[:most]
-    return found, loose if found and loose > aim.score(found[0]) else None
-
-
 def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, Any]]:
     """Return what one more device of each tier brings, the most first; the whole search is made again."""
     node = scenario.machine.node
@@ -189,9 +192,13 @@ def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, An
             continue
         tiers = (*node.tiers[:number], tier.model_copy(update={"count": tier.count + 1}), *node.tiers[number + 1 :])
         names = {path.name for path in scenario.paths}
-        paths = tuple(path for path in tier_paths(node.model_copy(update={"tiers": tiers})) if path.name in names)
+        paths = tuple(
+            path
+            for path in paths_of(node.model_copy(update={"tiers": tiers}), scenario.question.nodes)
+            if path.name in names
+        )
         blocks = [one for one in candidates(scenario, paths) if _loads_alike(one[0], best.asked)]
-        others, _ = _search(blocks, aim, None, None, most=1, floor=aim.score(best))
+        others, _ = search(blocks, aim, floor=aim.score(best))
         reached = aim.value_of(max(aim.score(block) for block in (*others, best)))
         price = tier.price.on_demand if tier.price else None
         gain = abs(reached - aim.value_of(aim.score(best)))
@@ -226,51 +233,3 @@ def _baseline(scenario: KvScenario, best: float, aim: Aim) -> dict[str, Any] | N
         "prediction": prediction(scenario, block),
         "gain": aim.value_of(aim.score(block)) / best if aim.phase else best / block.tokens_per_s,
     }
-
-
-def _lacking(small: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    return [
-        {"constraint": f"capacity[{name}]", "now": room, "needed": used, "unit": "bytes"}
-        for name, (room, used) in small.items()
-    ]
-
-
-def _infeasible(scenario: KvScenario, blocks: list[Candidate], aim: Aim, began: float) -> Result:
-    """Return why there is no plan: the fewest bytes that are missing, or the shortest limit that can be met."""
-    fitting = [one for one in blocks if place(*one) is not None] if aim.limits else []
-    if fitting:
-        relaxation = list(_longer_limits(fitting, aim))
-        reason = "no block that fits is within the limits of latency"
-        seen = len(fitting)
-    else:
-        missing = missing_bytes(min((one[0] for one in blocks), key=lambda asked: asked.sequences))
-        relaxation = _lacking(missing)
-        reason, seen = f"the smallest block does not fit: {' and '.join(missing)} too small", 1
-    return Result(
-        status="infeasible",
-        objective=aim.objective(None),
-        solve_time_s=time.perf_counter() - began,
-        why_not=[{"reason": reason, "candidates": seen, "nearest": None}],
-        relaxation=relaxation,
-        **common(scenario),
-    )
-
-
-def _longer_limits(fitting: list[Candidate], aim: Aim) -> Iterator[dict[str, Any]]:
-    """Yield for each limit the shortest that can be met within the other; where none can, both of the nearest block."""
-    names = {"prefill": "slo.ttft_mean", "decode": "slo.tpot_mean"}
-    alone = []
-    for phase, limit in aim.limits.items():
-        others = {other: most for other, most in aim.limits.items() if other != phase}
-        found = [shortest(*one, phase, others) for one in fitting]
-        times = [block.phase_s[phase] for block in found if block is not None]
-        if times:
-            alone.append({"constraint": names[phase], "now": limit, "needed": min(times), "unit": "s"})
-    if alone:
-        yield from alone
-        return
-    weights = {phase: 1.0 / limit for phase, limit in aim.limits.items()}
-    blocks = [block for block in (place(*one, weights=weights) for one in fitting) if block is not None]
-    nearest = min(blocks, key=lambda block: sum(weights[phase] * block.phase_s[phase] for phase in weights))
-    for phase, limit in aim.limits.items():
-        yield {"constraint": names[phase], "now": limit, "needed": nearest.phase_s[phase], "unit": "s"}

@@ -50,7 +50,7 @@ def sizes(best: Block, aim: Aim) -> list[dict[str, Any]]:
                     "capacity_bytes": size,
                     "knee": is_knee,
                     "hit_ratio": None if asked.prefixes is None else prefix_cache(block)["hit_ratio"],
-                    "ttft_mean_s": block.phase_s["prefill"],
+                    "ttft_mean_s": block.latency_s["prefill"],
                     "tokens_per_s": block.tokens_per_s,
                     "price_usd_per_hour": None if price is None else price * devices,
                     "power_w": None if tier.power is None else tier.power * devices,

@@ -8,7 +8,8 @@ from itertools import product
 
 from hardware.tiers import TierPath
 from perfmodel.kv_prefixes import Prefixes
-from perfmodel.offload import Form, Kernels, Offload, kernels_of
+from perfmodel.offload import Form, Kernels, Offload
+from perfmodel.offload_kernels import kernels_of
 from solvers.kv_question import KvQuestion, KvReuse
 from solvers.kv_scenario import KvScenario
 

@@ -14,7 +14,8 @@ from hardware.yaml_source import read_yaml
 from perfmodel.hit_curves import replay
 from perfmodel.kv_equations import meeting_point
 from perfmodel.kv_prefixes import Prefixes
-from perfmodel.offload import PHASES, Form, kernels_of, memory_rows
+from perfmodel.offload import PHASES, Form, memory_rows
+from perfmodel.offload_kernels import kernels_of
 from perfmodel.request_traces import block_pieces
 from solvers.kv import plan, predict
 from solvers.kv_place import Block, place

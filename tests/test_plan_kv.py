@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
-from perfmodel.offload import kernel_times, memory_rows
+from perfmodel.offload import memory_rows
+from perfmodel.offload_kernels import kernels_of
 from solvers.kv import plan, predict
 from solvers.kv_place import Block, place
 from solvers.kv_scenario import load_kv
@@ -128,7 +129,7 @@ def test_no_placement_of_a_grid_is_better():
     """All placements in quarters of a block, with attention in either place."""
     question = asked(SMALL)
     offload = question.offload(16, 3, "fp16", "fp16")
-    kernels = tuple(float(value) for value in kernel_times(offload, 16.0))
+    kernels = kernels_of(offload, (16,))[16]
     best = place(offload, kernels)
     assert best is not None
     quarters = [(a / 4, b / 4, 1 - (a + b) / 4) for a, b in itertools.product(range(5), repeat=2) if a + b <= 4]
@@ -150,7 +151,7 @@ def test_shadow_prices_are_differences():
     text = EXAMPLE.read_text() + "\n"
     question = load_kv(read_yaml(text, "x.yaml"), EXAMPLE.parent)
     offload = question.offload(32, 8, "fp16", "fp16")
-    kernels = tuple(float(value) for value in kernel_times(offload, 32.0))
+    kernels = kernels_of(offload, (32,))[32]
     found = place(offload, kernels)
     tier = next(tier for tier in question.machine.node.tiers if tier.name == "ddr")
     assert found is not None
