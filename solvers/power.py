@@ -19,6 +19,7 @@ from solvers.power_answer import (
     prediction,
 )
 from solvers.power_case import Case, Integers
+from solvers.power_exact import MOST_INTEGERS, closer
 from solvers.power_given import given_placement
 from solvers.power_place import place, towards, trimmed
 from solvers.power_relaxed import Relaxed, relax
@@ -91,6 +92,16 @@ def plan(
         left = began + limit_s - time.perf_counter()
         found.append(best_by(case, method, time.perf_counter() + left / (len(methods) - number)))
     reached = [one for one in found if one.placed is not None]
+    unsure = [one.relaxed for one in found if one.relaxed is not None]
+    if not reached and unsure:  # the relaxation has room for servers that are needed, but no placement was found
+        values = [one.value for one in unsure]
+        return Result(
+            status="time_limit",
+            objective=objective(scenario, None),
+            best_bound=max(values) if case.sense == "max" else min(values),
+            solve_time_s=time.perf_counter() - began,
+            **common(scenario),
+        )
     if not reached:
         why, relaxation = missing(case, found[0].rules, began + limit_s)
         return Result(
@@ -147,9 +158,24 @@ def best_by(case: Case, method: str, until: float) -> Found:
     if relaxed is None:
         return Found(method, rules, None, None, None, None)
     if case.share is not None:
-        placed, bound = _by_shares(case, rules, relaxed, until)
-    else:
-        placed, bound = place(case, rules, relaxed), relaxed.value
+        return _by_shares(case, method, rules, relaxed, until)
+    found = _found(case, method, rules, relaxed, place(case, rules, relaxed, until), relaxed.value)
+    if (found.value is not None and found.value == found.bound) or not _few(case):
+        return found
+    placed, bound = closer(case, rules, relaxed.cuts, until)
+    if bound is None:
+        return Found(method, rules, None, None, None, None)
+    tighter = min(bound, relaxed.value) if case.sense == "max" else max(bound, relaxed.value)
+    better = found.placed if placed is None else placed
+    return found if better is None else _found(case, method, rules, relaxed, better, tighter)
+
+
+def _few(case: Case) -> bool:
+    return int(case.site.fits[case.site.racks].sum()) <= MOST_INTEGERS
+
+
+def _found(case: Case, method: str, rules: tuple[Rule, ...], relaxed: Relaxed, placed: Integers, bound: float) -> Found:
+    """Return a placement with its value and bound; none where servers that are needed are missing."""
     if (placed.sum(axis=0) < case.least).any():
         return Found(method, rules, relaxed, None, None, None)
     value = float(case.value @ placed.sum(axis=0))
@@ -160,7 +186,7 @@ def best_by(case: Case, method: str, until: float) -> Found:
     return Found(method, rules, relaxed, placed, value, float(bound))
 
 
-def _by_shares(case: Case, rules: Sequence[Rule], relaxed: Relaxed, until: float) -> tuple[Integers, float]:
+def _by_shares(case: Case, method: str, rules: tuple[Rule, ...], relaxed: Relaxed, until: float) -> Found:
     """Return the placement of the most servers divided by shares, and the bound.
 
     Notes
@@ -170,17 +196,34 @@ def _by_shares(case: Case, rules: Sequence[Rule], relaxed: Relaxed, until: float
     """
     room = most_servers(case, rules)
     known = int(np.floor(relaxed.counts.sum() + 1e-6))
-    placed = place(case, rules, relaxed, min(known, room))
+    placed = place(case, rules, relaxed, until, min(known, room))
     servers = int(placed.sum())
     most = min(max(known, servers), room)
-    while most < room and relax(case, rules, until, exact=case.apportioned(most + 1)) is not None:
+    while (
+        most < room
+        and time.perf_counter() < until
+        and relax(case, rules, until, exact=case.apportioned(most + 1)) is not None
+    ):
         most += 1
     for more in range(most, servers, -1)[:_TRIED]:
+        if time.perf_counter() > until:
+            break
         own = relax(case, rules, until, exact=case.apportioned(more))
-        tried = None if own is None else towards(case, rules, place(case, rules, own, more), case.apportioned(more))
+        tried = (
+            None if own is None else towards(case, rules, place(case, rules, own, until, more), case.apportioned(more))
+        )
         if tried is not None:
-            return trimmed(tried, case.apportioned(more)), float(case.value @ case.apportioned(most))
-    return placed, float(case.value @ case.apportioned(most))
+            placed, servers = trimmed(tried, case.apportioned(more)), more
+            break
+    while servers < most and _few(case) and time.perf_counter() < until:
+        found, bound = closer(case, rules, relaxed.cuts, until, case.apportioned(most))
+        if found is not None:
+            placed, servers = found, most
+        elif bound is None:
+            most -= 1
+        else:
+            break
+    return _found(case, method, rules, relaxed, placed, float(case.value @ case.apportioned(most)))
 
 
 def most_servers(case: Case, rules: Sequence[Rule]) -> int:

@@ -70,23 +70,20 @@ class Site:
         return np.asarray(self.above @ placed).astype(np.int64)
 
     @cached_property
-    def depth(self) -> Integers:
-        """Nodes above each."""
-        depth = np.zeros(len(self.name), np.int64)
-        for node in range(1, len(depth)):
-            depth[node] = depth[self.parent[node]] + 1
-        return depth
+    def children(self) -> tuple[Integers, ...]:
+        """Nodes that each supplies."""
+        below: list[list[int]] = [[] for _ in self.name]
+        for node in range(1, len(self.name)):
+            below[self.parent[node]].append(node)
+        return tuple(np.array(nodes, np.int64) for nodes in below)
 
     @cached_property
     def pool(self) -> Integers:
         """Number of each node's pool: nodes that are alike in all below them, under parents that are alike."""
-        children: list[list[int]] = [[] for _ in self.name]
-        for node in range(len(self.name) - 1, 0, -1):
-            children[self.parent[node]].append(node)
         kinds: dict[Any, int] = {}
         kind = np.zeros(len(self.name), np.int64)
         for node in range(len(self.name) - 1, -1, -1):
-            below = tuple(sorted(kind[children[node]].tolist()))
+            below = tuple(sorted(kind[self.children[node]].tolist()))
             own = (self.limit_w[node], self.failover_w[node], int(self.slots[node]), self.fits[node].tobytes())
             kind[node] = kinds.setdefault((own, below), len(kinds))
         pools: dict[tuple[int, int], int] = {}

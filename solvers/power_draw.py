@@ -26,7 +26,7 @@ _Path = tuple[str | int, ...]
 
 HOURS = np.arange(0.0, 24.0, 0.5)
 """Hours of the day at which swings are looked at."""
-MOST_STEPS = 4096
+MOST_STEPS = 10080
 """Longer traces are taken in longer steps, each with the highest power within it."""
 
 
@@ -161,21 +161,20 @@ def _job(
     kind = inner.data.get("kind") if isinstance(inner.data, dict) else None
     if kind not in ("train", "serve"):
         raise InputError([source.fault(at, f"{path} should be of kind train or serve [got {kind!r}]")])
-    if inner.data.get("plan") is None:
-        raise InputError([source.fault(at, f"{path} has no plan, whose power could be predicted")])
+    given = inner.data.get("plan") is not None
     result: Any
     if kind == "train":
+        from solvers import train
         from solvers.scenario import load_train
-        from solvers.train import predict as predict_train
 
         job = load_train(inner, path.parent)
-        result, own = predict_train(job), job.job.machine
+        result, own = train.predict(job) if given else train.plan(job), job.job.machine
     else:
-        from solvers.serve import predict as predict_serve
+        from solvers import serve
         from solvers.serve_scenario import load_serve
 
         asked = load_serve(inner, path.parent)
-        result, own = predict_serve(asked), asked.machine
+        result, own = serve.predict(asked) if given else serve.plan(asked), asked.machine
     predicted = result.prediction or {}
     if predicted.get("power_w") is None:
         raise InputError([source.fault(at, f"of {path} no power is predicted: it is {result.status}")])

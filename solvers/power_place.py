@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,8 @@ from solvers.power_relaxed import Relaxed
 from solvers.power_rules import Rule
 
 _HALVINGS = 24
+_CHUNK = 64
+"""Racks that are looked at together for room."""
 
 
 def allowed(case: Case, rules: Sequence[Rule], placed: Integers) -> Booleans:
@@ -30,7 +34,9 @@ def allowed(case: Case, rules: Sequence[Rule], placed: Integers) -> Booleans:
     return np.asarray(np.logical_and.reduce([rule.allows(totals, nodes) for rule in rules]))
 
 
-def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed, most: int | None = None) -> Integers:
+def place(
+    case: Case, rules: Sequence[Rule], relaxed: Relaxed, until: float = math.inf, most: int | None = None
+) -> Integers:
     """Return whole servers in racks, near the relaxation's.
 
     Parameters
@@ -41,6 +47,8 @@ def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed, most: int | None 
         What every node has to meet.
     relaxed : Relaxed
         The optimum of the relaxation.
+    until : float
+        When to stop adding servers, on `time.perf_counter` [s].
     most : int
         Servers to stop at, with shares; those of the relaxation if left out.
 
@@ -63,7 +71,7 @@ def place(case: Case, rules: Sequence[Rule], relaxed: Relaxed, most: int | None 
     most = int(relaxed.counts.sum() + 1e-6) if most is None else most
     servers = _whole_shares(case, placed)
     step = max(1, (most - servers + 3) // 4)
-    while step and servers < most:
+    while step and servers < most and time.perf_counter() < until:
         step = min(step, most - servers)
         tried = towards(case, rules, placed, case.apportioned(servers + step))
         if tried is None:
@@ -150,36 +158,62 @@ def filled(case: Case, rules: Sequence[Rule], placed: Integers, kind: int, wante
     if wanted <= 0:
         return placed, 0
     site = case.site
-    room = np.zeros(len(site.name), np.int64)
     totals = site.totals(placed)
     free = np.where(site.fits[site.racks, kind], site.slots[site.racks] - placed.sum(axis=1), 0)
-    room[site.racks] = free
-    for node in range(len(room) - 1, 0, -1):
-        room[site.parent[node]] += room[node]
-    room = np.minimum(room, wanted)
-    open_ = np.flatnonzero(room > 0)
-    room[open_] = _headroom(case, rules, totals, kind, open_, room[open_])
-    children: list[list[int]] = [[] for _ in room]
-    for node in range(len(room) - 1, 0, -1):
-        children[site.parent[node]].append(node)
-    for node in range(len(room) - 1, -1, -1):
-        if children[node]:
-            room[node] = min(room[node], int(room[children[node]].sum()))
-    given = np.zeros_like(room)
-    given[0] = min(room[0], wanted)
-    for node in range(len(room)):
-        if given[node] and children[node]:
-            below = np.array(children[node])
-            part = room[below] * given[node] // max(int(room[below].sum()), 1)
-            left = int(given[node] - part.sum())
-            for child in np.argsort(part - room[below], kind="stable").tolist():
-                more = min(left, int(room[below[child]] - part[child]), 1)
-                part[child] += more
-                left -= more
-            given[below] = part
+    most = np.zeros(len(site.name), np.int64)
+    most[site.racks] = free
+    for node in range(len(most) - 1, 0, -1):
+        most[site.parent[node]] += most[node]
+    most = np.minimum(most, wanted)
+    above = np.flatnonzero((most > 0) & (site.slots == 0))
+    most[above] = _headroom(case, rules, totals, kind, above, most[above])
+    racks = site.racks[most[site.racks] > 0]
+    chunk = max(_CHUNK, 4 * wanted)
+    given, tried = np.zeros_like(most), np.zeros(0, np.int64)
+    for at in range(0, len(racks), chunk):
+        some = racks[at : at + chunk]
+        most[some] = _headroom(case, rules, totals, kind, some, most[some])
+        tried = np.concatenate([tried, some])
+        given = _shared_out(case, most, tried, wanted)
+        if given[0] == wanted:
+            break
     placed = placed.copy()
     placed[:, kind] += given[site.racks]
     return placed, int(given[0])
+
+
+def _shared_out(case: Case, most: Integers, racks: Integers, wanted: int) -> Integers:
+    """Return the servers to add below every node, as many as may be, in proportion to the room of its parts.
+
+    Parameters
+    ----------
+    case : Case
+        The question.
+    most : array of int, shape (nodes,)
+        Servers that each node takes on its own.
+    racks : array of int
+        Racks that may take some.
+    wanted : int
+        Servers to add at most.
+    """
+    site = case.site
+    room = np.zeros_like(most)
+    room[racks] = most[racks]
+    for node in range(len(room) - 1, -1, -1):
+        if site.slots[node] == 0:
+            room[node] = min(room[node], most[node])
+        if node:
+            room[site.parent[node]] += room[node]
+    given = np.zeros_like(room)
+    given[0] = min(room[0], wanted)
+    for node in np.flatnonzero(site.slots == 0).tolist():
+        if given[node]:
+            below = site.children[node]
+            part = room[below] * given[node] // max(int(room[below].sum()), 1)
+            left = int(given[node] - part.sum())
+            part[np.flatnonzero(room[below] > part)[:left]] += 1
+            given[below] = part
+    return given
 
 
 def _headroom(

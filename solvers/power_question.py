@@ -119,7 +119,7 @@ class PowerWorkload(_Strict):
     requests: PowerRequests | None = None
     """Requests that its servers answer: their power is synthesised for a week."""
     job: str | None = None
-    """A scenario of kind train or serve with its plan, or a saved plan: its nodes draw what is predicted for them."""
+    """A scenario of kind train or serve, or a saved plan: its nodes draw what is predicted for its plan or the best."""
     failover_power: Watts | None = None
     """What one server draws at most soon after a feed is lost, 0 if it may be stopped; it goes on as before if left
     out."""

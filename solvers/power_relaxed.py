@@ -21,8 +21,18 @@ _GRAINS = 2**15
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Watts of one server of each workload, and what they may add up to at each node of a pool, by one rule [W]."""
+class Cut:
+    """A limit that all allowed numbers of servers meet.
+
+    Parameters
+    ----------
+    rule, pool : int
+        Which rule, and which nodes.
+    each_w : array, shape (workloads,)
+        Watts of one server [W].
+    limit_w : float
+        What they may add up to at each node of the pool [W].
+    """
 
     rule: int
     pool: int
@@ -54,6 +64,7 @@ class Relaxed:
     by_pool: Array
     shadow: dict[tuple[int, int], float]
     missing_w: dict[tuple[int, int], float]
+    cuts: tuple[Cut, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def relax(
     add up to.
     """
     pools = _Pools.of(case)
-    cuts: list[_Cut] = []
+    cuts: list[Cut] = []
     found = None
     for _ in range(_ROUNDS):
         answer = _solve(case, rules, pools, cuts, exact, elastic)
@@ -118,7 +129,7 @@ def relax(
             limits = limits + np.array([found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()])
             coefficients = rule.safe_cuts(average[busy], limits)
             for place, pool in enumerate(busy.tolist()):
-                cut = _Cut(number, pool, coefficients[place], float(rule.limit_w[pools.first[pool]]))
+                cut = Cut(number, pool, coefficients[place], float(rule.limit_w[pools.first[pool]]))
                 extra = float(limits[place]) - cut.limit_w
                 slots = int(case.site.slots[pools.first[pool]])
                 if slots and not extra:
@@ -131,7 +142,7 @@ def relax(
     return found
 
 
-def _whole(cut: _Cut, slots: int) -> _Cut:
+def _whole(cut: Cut, slots: int) -> Cut:
     """Return the cut of a rack with the most that whole servers add up to in place of its limit.
 
     Notes
@@ -151,14 +162,14 @@ def _whole(cut: _Cut, slots: int) -> _Cut:
         if more & mask == sums:
             break
         sums = more & mask
-    return _Cut(cut.rule, cut.pool, each * grain, (sums.bit_length() - 1) * grain)
+    return Cut(cut.rule, cut.pool, each * grain, (sums.bit_length() - 1) * grain)
 
 
 def _solve(
     case: Case,
     rules: Sequence[Rule],
     pools: _Pools,
-    cuts: Sequence[_Cut],
+    cuts: Sequence[Cut],
     exact: Integers | None,
     elastic: bool,
 ) -> Relaxed | None:
@@ -227,4 +238,4 @@ def _solve(
             key = (cut.rule, cut.pool)
             shadow[key] = shadow.get(key, 0.0) + dual * float(pools.size[cut.pool]) / 1e3
     missing = {key: 1e3 * values.get(slack.name, 0.0) for key, slack in over.items()}
-    return Relaxed(answer.objective or 0.0, by_pool[0], by_pool, shadow, missing)
+    return Relaxed(answer.objective or 0.0, by_pool[0], by_pool, shadow, missing, tuple(cuts))

@@ -25,7 +25,7 @@ _Path = tuple[str | int, ...]
 
 REFERENCE_SERVERS = 40
 """Servers of which a week is synthesised together: what single ones do by chance averages out over so many."""
-STEP_S = 300
+STEP_S = 60
 """Steps of the synthesised week, each with the highest second in it [s]."""
 _DRAWN = 4096
 

@@ -15,7 +15,6 @@ from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import Source
 from solvers.power import plan, predict
-from solvers.power_rules import rules_of
 from solvers.power_scenario import PowerScenario, load_power
 from solvers.result import Result
 
@@ -176,45 +175,76 @@ def best_by_trying(scenario: PowerScenario, method: str) -> int:
         if (total < case_.least).any() or (total > case_.most).any():
             continue
         nodes = site.totals(counts)
+        limits = [(False, site.limit_w), *([(True, site.failover_w)] if case_.failover else [])]
         if all(
-            loads(case_, method, nodes[node], False) <= site.limit_w[node] * (1 + 1e-9) for node in range(len(nodes))
+            loads(case_, method, nodes[node], failed) <= limit[node] * (1 + 1e-9)
+            for failed, limit in limits
+            for node in range(len(nodes))
         ):
             best = int(total.sum())
     return best
 
 
-METHODS = ["nameplate", "percentile", "gaussian", "hoeffding"]
+METHODS = ["nameplate", "percentile", "gaussian", "hoeffding", "packing"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shares", [True, False])
-@pytest.mark.parametrize("seed", range(3))
-def test_small_trees_against_trying_everything(method: str, shares: bool, seed: int) -> None:
-    draw = np.random.default_rng(seed)
+def small_hall(draw: np.random.Generator, feeds: bool) -> dict[str, Any]:
+    """Two PDUs of two racks, all of them near their limits."""
     rack = {"level": "rack", "slots": 3}
     children = [
         {"name": f"pdu{number}", "level": "pdu", "rating": float(draw.integers(14, 24) * 1000), "children": [
-            {"name": "a", **rack, "rating": 13000.0},
+            {"name": "a", **rack, "rating": float(draw.integers(9, 14) * 1000)},
             {"name": "b", **rack, "rating": float(draw.integers(7, 13) * 1000)},
         ]} for number in range(2)
     ]  # fmt: skip
-    place = facility(
-        {"name": "hall", "level": "row", "rating": float(draw.integers(24, 40) * 1000), "children": children}
-    )
+    rating = float(draw.integers(24, 40) * 1000)
+    root = {"name": "hall", "level": "row", "rating": rating, "children": children}
+    if feeds:
+        root["feeds"] = {"count": 2, "needed": 1, "rating": rating * 0.6, "ride_through": 10}
+    actuator = {"name": "cap", "latency": 5, "power": {"lowest": 200, "highest": 400}}
+    return facility(root, actuators=[actuator])
+
+
+def small_workloads(draw: np.random.Generator, method: str, folder: Path) -> list[dict[str, Any]]:
+    """Two workloads, by moments or by traces."""
     workloads = [
         workload(3000, 500, 5000, 1000) | {"name": "light"},
         workload(4500, 700, 6500, 1500) | {"name": "heavy"},
     ]
+    if method == "packing":
+        for one in workloads:
+            watts = np.clip(one["power"]["mean"] + 900 * draw.standard_normal(24), 1500, 6500)
+            rows = "".join(f"{300 * step},{power:.1f}\n" for step, power in enumerate(watts))
+            (folder / f"{one['name']}.csv").write_text("time_s,power_w\n" + rows)
+            del one["power"]
+            one["trace"] = f"{one['name']}.csv"
+    return workloads
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("failover", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_small_trees_against_trying_everything(
+    method: str, shares: bool, failover: bool, seed: int, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng([seed, METHODS.index(method), shares, failover])
+    place = small_hall(draw, failover)
+    workloads = small_workloads(draw, method, tmp_path)
     if shares:
         workloads = [one | {"share": share} for one, share in zip(workloads, (0.6, 0.4), strict=True)]
-    policy = {"method": method, "risk": 0.01, "correlation": [[0.5, 0.2], [0.2, 0.3]]}
-    scenario = question(place, workloads, policy=policy)
+    if failover:
+        workloads[1]["failover_power"] = 2000.0
+    risk = [0.01, 0.1][seed]
+    correlation = [[0.5, 0.2], [0.2, 0.3]]
+    policy = {"method": method, "risk": risk, "correlation": correlation, "failover": "n+1" if failover else "none"}
+    data = {"kind": "power", "facility": place, "workloads": workloads, "policy": policy}
+    scenario = load_power(Source("test", data), tmp_path)
     answer = plan(scenario)
     check(scenario, answer)
     best = best_by_trying(scenario, method)
-    assert answer.best_bound is not None and answer.objective.value is not None
-    assert answer.objective.value <= best <= answer.best_bound
-    assert answer.objective.value == best
+    assert answer.status == "optimal"
+    assert answer.objective.value == answer.best_bound == best
 
 
 @given(
@@ -348,6 +378,128 @@ def test_gaps_in_a_trace_are_told_with_their_line(tmp_path: Path) -> None:
     assert fault.line == 9 and "gap" in fault.message
 
 
-def test_rules_hold_for_each_state() -> None:
-    scenario = question(row(260e3), [workload(4200, 900, 6500)], policy={"method": "gaussian", "correlation": 0.2})
-    assert len(rules_of(scenario.case, "gaussian")) == 1
+def test_a_trace_sampled_more_slowly_than_the_actuator_acts_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("time_s,power_w\n" + "".join(f"{300 * step},4000\n" for step in range(5)))
+    data = {
+        "kind": "power",
+        "facility": "polca-row",
+        "workloads": [{"name": "a", "server": "dgx-a100", "trace": "x.csv"}],
+    }
+    scenario = load_power(Source("s", data), tmp_path)
+    assert [fault for fault in scenario.warnings if "peaks are missed" in fault.message]
+
+
+# --- after the loss of a feed --------------------------------------------------------------------------------------
+
+
+def test_what_is_shed_after_a_failure_need_not_fit_then() -> None:
+    """Two feeds of 130 kW: 40 servers of 6.5 kW fit both, 20 one; of servers that stop the normal limit is all."""
+    place = row(260e3)
+    place["root"]["feeds"] = {"count": 2, "needed": 1, "rating": 130e3, "ride_through": 10}
+    place["actuators"] = [{"name": "cap", "latency": 5, "power": {"lowest": 200, "highest": 400}}]
+    policy = {"method": "nameplate", "failover": "n+1"}
+
+    def most(**more: Any) -> float | None:
+        return solved(place, [workload(4200, 900, 6500, **more)], policy=policy).objective.value
+
+    assert most() == 20
+    assert most(failover_power=0.0) == 40
+    assert most(failover_power=4000.0) == 32  # 130 kW / 4 kW
+    place["actuators"][0]["latency"] = 11
+    with pytest.raises(InputError, match="no actuator acts within the 10 s"):
+        most(failover_power=0.0)
+
+
+def test_a_failure_limit_that_holds_servers_back_is_named() -> None:
+    place = row(260e3)
+    place["root"]["feeds"] = {"count": 2, "needed": 1, "rating": 130e3, "ride_through": 10}
+    policy = {"method": "nameplate", "failover": "n+1"}
+    answer = solved(place, [workload(4200, 900, 6500)], policy=policy)
+    assert answer.binding[0]["constraint"] == "limit after failure[row]"
+    assert answer.binding[0]["shadow_price"] == pytest.approx(1 / 6.5)
+    answer = solved(place, [workload(4200, 900, 6500, min_servers=25)], policy=policy)
+    assert "row lacks 32,500 W once a feed is lost" in answer.why_not[0]["reason"]
+
+
+# --- objectives and kinds of load ----------------------------------------------------------------------------------
+
+
+def test_goodput_takes_the_servers_that_answer_more_for_a_watt() -> None:
+    place = row(65e3, racks=4, slots=10)
+    fast = workload(6000, 0, 6500, goodput_requests_per_s=3.0) | {"name": "fast"}
+    slow = workload(3000, 0, 3250, goodput_requests_per_s=1.0) | {"name": "slow"}
+    policy = {"method": "nameplate"}
+    answer = solved(place, [fast, slow], policy=policy, objective="goodput_requests_per_s")
+    assert answer.plan is not None and answer.plan["workloads"] == {"fast": 10, "slow": 0}
+    assert answer.objective.value == 30
+    assert solved(place, [fast, slow], policy=policy).objective.value == 20
+
+
+def test_least_cost_of_servers_that_are_needed_counts_energy() -> None:
+    place = row(65e3) | {"pue": 1.2, "energy_price": 0.1}
+    wanted = workload(5000, 0, 6500, min_servers=4, price=2.0)
+    answer = solved(place, [wanted], policy={"method": "nameplate"}, objective="cost_usd")
+    assert answer.status == "optimal"
+    assert answer.objective.value == pytest.approx(4 * 8766 * (2.0 + 5.0 * 1.2 * 0.1))
+
+
+def test_a_swing_counts_at_its_peak() -> None:
+    """Above an idle 1 kW, a mean of 4 kW swings by 30 %: 4.9 kW at the peak."""
+    place, policy = row(98e3), {"method": "gaussian", "risk": 0.01, "correlation": 1.0}
+    steady = workload(4000, 0, 6500, 1000)
+    swinging = workload(4000, 0, 6500, 1000)
+    swinging["power"]["diurnal"] = {"swing": 0.3, "peak_hour": 14}
+    assert solved(place, [steady], policy=policy).objective.value == 24
+    assert solved(place, [swinging], policy=policy).objective.value == 20
+    opposite = workload(4000, 0, 6500, 1000) | {"name": "night"}
+    opposite["power"]["diurnal"] = {"swing": 0.3, "peak_hour": 2}
+    both = [one | {"share": 0.5} for one in (swinging, opposite)]
+    assert solved(place, both, policy=policy).objective.value == 24  # one's peak is the other's trough
+
+
+def test_percentiles_of_a_prediction_are_those_of_the_series(tmp_path: Path) -> None:
+    watts = 3000 + 10.0 * np.random.default_rng(3).permutation(200)
+    rows = "".join(f"{60 * step},{power}\n" for step, power in enumerate(watts))
+    (tmp_path / "x.csv").write_text("time_s,power_w\n" + rows)
+    workloads = [{"name": "a", "server": "dgx-a100", "trace": "x.csv"}]
+    data = {
+        "kind": "power",
+        "facility": "polca-row",
+        "workloads": workloads,
+        "policy": {"method": "packing", "risk": 0.01},
+    }
+    answer = plan(load_power(Source("s", data), tmp_path))
+    assert answer.plan is not None and answer.prediction is not None
+    servers = answer.plan["servers"]
+    assert servers == int(260e3 // 4970)  # of 200 steps two may be above, those of 4,990 and 4,980 W
+    assert answer.prediction["peak_p99_w"] == pytest.approx(servers * 4970)
+    assert answer.prediction["mean_w"] == pytest.approx(servers * 3995)
+    assert answer.prediction["share_above_limit"] == np.mean(servers * watts > 260e3)
+
+
+# --- examples ------------------------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_the_row_like_polcas_without_caps() -> None:
+    from hardware.catalogue import read_file
+
+    path = EXAMPLES / "power-polca-row.yaml"
+    scenario = load_power(read_file(path), EXAMPLES)
+    answer = plan(scenario)
+    check(scenario, answer)
+    assert answer.objective.value == 50  # +25 %, floor(40 / 0.79)
+    assert [other["plan"]["servers"] for other in answer.alternatives] == [40]
+
+
+@pytest.mark.slow
+def test_the_hall_with_training_and_inference() -> None:
+    from hardware.catalogue import read_file
+
+    path = EXAMPLES / "power-hall-n1.yaml"
+    scenario = load_power(read_file(path), EXAMPLES)
+    answer = plan(scenario)
+    check(scenario, answer)
+    assert answer.status == "optimal"
+    assert any(entry["constraint"] == "limit after failure[hall]" for entry in answer.binding)
