@@ -199,12 +199,13 @@ def _by_shares(case: Case, method: str, rules: tuple[Rule, ...], relaxed: Relaxe
     placed = place(case, rules, relaxed, until, min(known, room))
     servers = int(placed.sum())
     most = min(max(known, servers), room)
-    while (
-        most < room
-        and time.perf_counter() < until
-        and relax(case, rules, until, exact=case.apportioned(most + 1)) is not None
-    ):
-        most += 1
+    while most < room:
+        if time.perf_counter() > until:
+            most = room  # what is proved without the relaxation
+        elif relax(case, rules, until, exact=case.apportioned(most + 1)) is None:
+            break
+        else:
+            most += 1
     for more in range(most, servers, -1)[:_TRIED]:
         if time.perf_counter() > until:
             break
