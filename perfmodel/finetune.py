@@ -47,16 +47,16 @@ ELEMENT_BYTES = 2.0
 """Of weights as they are computed with, and of gradients as they are made [bytes]."""
 MASTER_BYTES = 4.0
 """Of each state of the optimizer [bytes]."""
-STATES = {"momentum": (1, 1), "variance": (1, 1), "master_weights": (1, 1), "master_gradients": (2, 0)}
-"""Adam's states -> how often an update reads and writes them; gradients are read for their norm too."""
+STATES = {"momentum": (1, 1), "variance": (1, 1), "master_weights": (1, 1), "master_gradients": (1, 0)}
+"""Adam's states -> how often an update reads and writes them; the norm of gradients is taken as they arrive."""
 OBJECTS = (*STATES, "weights", "gradients", "activations")
 """What is placed. With 20 bytes for each parameter as ZeRO-Infinity counts them (section 3)."""
 
 BY_HOST, BY_ACCELERATORS = "host", "accelerators"
 """Who updates what lies in a tier."""
 PROCESSORS = "host processors"
-UPDATE_BYTES = MASTER_BYTES * sum(reads + writes for reads, writes in STATES.values()) + ELEMENT_BYTES
-"""What an update moves for a parameter, the weight that is computed with included [bytes]."""
+TOUCHED_BYTES = MASTER_BYTES * sum(reads + writes for reads, writes in STATES.values())
+"""What an update moves of the states of a parameter, whoever makes it [bytes]."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,22 @@ class Finetune:
     def compute_s(self) -> float:
         """What no placement avoids [s]."""
         return self.forward_s + self.backward_s + self.fixed_s
+
+    @property
+    def least_s(self) -> float:
+        """What no placement beats: passes, and states that cannot all stay, touched at the rate of all tiers [s]."""
+        states = self.parameters * (MASTER_BYTES * len(STATES) + ELEMENT_BYTES)
+        elsewhere = max(1 - max(self.room_bytes - self.kept_bytes, 0.0) / states, 0.0)
+        rate = sum(max(path.domains[0].node_up, path.domains[0].node_down) for path in self.paths)
+        return self.compute_s + (elsewhere * self.parameters * TOUCHED_BYTES / rate if rate else 0.0)
+
+    @property
+    def demands(self) -> tuple[float, ...]:
+        """What a step's time grows with; a layout that demands no less of anything is no faster."""
+        again = float(self.plan.recompute[0] == RECOMPUTE_FULL)
+        sizes = (self.fixed_bytes, self.weights_bytes, self.activations_bytes)
+        times = (self.forward_s, self.backward_s, self.fixed_s, self.update_s)
+        return (*sizes, *times, float(self.micro_batches), again, -float(self.streams_weights))
 
     @property
     def tokens(self) -> int:
@@ -198,7 +214,7 @@ def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...]) -> list[Finetu
     passing = passing_bytes(job.framework.states, held.dense[0], held.experts[0], held.ends[0], stages.layers[0])
     buffers = np.where(plans.zero_stage >= 3, memory.communication, passing)
     fixed = memory.activations - saved + memory.logits + memory.workspace + buffers
-    update_s = update_term("optimizer", updated, UPDATE_BYTES, job).seconds
+    update_s = update_term("optimizer", updated, TOUCHED_BYTES + ELEMENT_BYTES, job).seconds
     room = available_bytes(job) / (1 + job.framework.reserve.fragmentation)
     columns = [
         np.broadcast_to(np.asarray(column, float), (count,))

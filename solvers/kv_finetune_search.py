@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from hardware.tiers import TierPath, tier_paths
 from perfmodel.architecture import Architecture
 from perfmodel.finetune import Finetune, deeper, finetunes
@@ -19,6 +21,8 @@ from solvers.scenario import usd_per_hour
 
 CONTEXT_STEP = 1024
 """Lengths of sequences that are tried are multiples of this [tokens]."""
+SAME = 1e-7
+"""Error of a solved step [1]."""
 MOST_STEPS = 2**20
 """Where looking for the largest ends."""
 
@@ -120,21 +124,31 @@ def shortest(
 
     Notes
     -----
-    Layouts come in the order of their passes alone, which no placement shortens, until none can be better.
+    Layouts come in the order of what no placement of them beats, until none can be better. One that is no better in
+    anything than one that was placed takes no less time than that.
     """
     found: list[Placed] = []
     interleaved = None if scenario.question.search.interleaved else 0.0
     limit = scenario.question.slo.step_time or math.inf
-    for asked in sorted((one for one in layouts if one.fits), key=lambda one: one.compute_s):
+    asked = [one for one in layouts if one.fits]
+    demands = np.array([one.demands for one in asked])
+    least = np.array([one.least_s for one in asked])
+    while np.isfinite(least).any():
+        number = int(np.argmin(least))
+        bound = float(least[number])
         reached = found[0].step_time_s if found else math.inf
-        if asked.compute_s > limit or (len(found) >= most and asked.compute_s >= found[-1].step_time_s):
+        if bound > limit or (len(found) >= most and bound >= found[-1].step_time_s):
             break
-        if until is not None and time.perf_counter() > until:
-            return found, min(asked.compute_s, reached)
-        if gap and found and relative_gap(reached, min(asked.compute_s, reached)) <= gap:
-            return found, min(asked.compute_s, reached)
-        placed = place(asked, interleaved=interleaved)
-        if placed is not None and placed.step_time_s <= limit:
+        late = until is not None and time.perf_counter() > until
+        if late or (gap and found and relative_gap(reached, min(bound, reached)) <= gap):
+            return found, min(bound, reached)
+        placed = place(asked[number], interleaved=interleaved)
+        least[number] = math.inf
+        if placed is None:
+            continue
+        worse = (demands >= demands[number]).all(axis=1)
+        least[worse] = np.maximum(least[worse], placed.step_time_s * (1 - SAME))
+        if placed.step_time_s <= limit:
             found = sorted([*found, placed], key=lambda one: one.step_time_s)[:most]
     return found, None
 
@@ -155,7 +169,7 @@ def _cheapest(scenario: FinetuneScenario, paths: tuple[TierPath, ...], until: fl
         price = cost_usd_per_hour(scenario.job, choice) or 0.0
         layouts = scenario.layouts(paths=choice)
         seen += layouts
-        least_s = min((one.compute_s for one in layouts), default=math.inf)
+        least_s = min((one.least_s for one in layouts), default=math.inf)
         bound = price if hourly else price / 3600 * least_s / (scenario.job.global_batch * scenario.job.seq_len) * 1e6
         if found and bound > value(scenario, found[0]) * (1 + 1e-12):
             if hourly:

@@ -91,7 +91,7 @@ def test_claims_about_state_elsewhere_have_one_line_each(papers):
     # 80 GB over 8,192 tokens of 327,680 bytes
     assert found["lamina-07"].low == pytest.approx(29.8, abs=0.01)
     # an update by accelerators beside the host never takes longer
-    assert found["dos-01"].low >= 1
+    assert found["dos-01"].low >= 1 - 1e-6
     # eight channels of 1.4 GB/s against a link of 7 GB/s, and an eighth of the tokens
     assert found["instinfer-01"].high <= 8 * 11.2 / 7
 

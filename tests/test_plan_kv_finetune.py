@@ -1,6 +1,7 @@
 """Where the states of training go: an independent checker, closed forms, properties, faults."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from cli.app import app
 from hardware.faults import InputError
 from hardware.tiers import tier_paths
 from hardware.yaml_source import read_yaml
-from perfmodel.kv_equations import interleaved_update, ranked_placement
+from perfmodel.kv_equations import (
+    activation_intensity,
+    interleaved_update,
+    overlapped_efficiency,
+    parameter_intensity,
+    ranked_placement,
+)
 from solvers.kv import load
 from solvers.kv_finetune import place, plan, predict, spread
 
@@ -149,7 +156,7 @@ def test_interleaving_is_that_of_deep_optimizer_states():
     totals = all_in("ddr", weights={"hbm": 1.0}, activations={"hbm": 1.0})
     placed = place(layout, totals=totals)
     parameters = layout.parameters
-    host_s = parameters * 4 * 8 / (8 * 10 * 64 / 100e-9)  # Adam touches 32 bytes, 51.2 GB/s of lines under way
+    host_s = parameters * 4 * 7 / (8 * 10 * 64 / 100e-9)  # Adam touches 28 bytes, 51.2 GB/s of lines under way
     x_s = parameters * 16 / 50e9
     k, update_s = interleaved_update(1.0, host_s, 0.0, x_s, 0.0)
     # the weights that the host makes cross too, 2 bytes of each: a little fewer subgroups are brought
@@ -259,7 +266,9 @@ def test_what_fits_is_what_can_be_placed(room, tokens):
     tiers = tuple(one.model_copy(update={"capacity": one.capacity * room}) for one in node.tiers)
     paths = tier_paths(node.model_copy(update={"tiers": tiers}))
     for layout in scenario.layouts(paths=paths):
-        assert layout.fits == (place(layout) is not None)
+        placed = place(layout)
+        assert layout.fits == (placed is not None)
+        assert placed is None or layout.least_s <= placed.step_time_s * (1 + 1e-6)
 
 
 def test_largest_context_and_model_are_the_last_that_fit():
@@ -335,3 +344,58 @@ def test_limit_of_time():
     (limit,) = none.relaxation
     assert limit["constraint"] == "slo.step_time"
     assert limit["needed"] == pytest.approx(best.objective.value, rel=1e-6)
+
+
+def test_traffic_is_that_of_zero_infinity():
+    """arXiv 2104.07857, section 4: FLOP per byte of parameters, optimizer states and activations.
+
+    Efficiency I B / (I B + peak) is that of computing C after moving M at B, C/peak over C/peak + M/B, with I = C / M.
+    """
+    scenario = asked(workload={"kind": "finetune", "seq_len": 2048, "global_batch": 8}, search={"recompute": ["full"]})
+    peak, rate = 70e12, 40e9
+    for layout in scenario.layouts():
+        micro, times = int(layout.plan.micro_batch[0]), layout.micro_batches
+        everywhere = all_in("cxl")
+        everywhere["activations"] = {"hbm": 1 - layout.most_activations, "cxl": layout.most_activations}
+        roomy = [path.tier.model_copy(update={"capacity": 1e13, "count": 1}) for path in layout.paths]
+        node = scenario.job.machine.node.model_copy(update={"tiers": tuple(roomy)})
+        (layout,) = [
+            one
+            for one in scenario.layouts(paths=tier_paths(node))
+            if (one.plan.micro_batch[0], one.plan.zero_stage[0]) == (micro, layout.plan.zero_stage[0])
+        ]
+        link = 50e9
+        by_link = {}
+        for things in (("weights", "gradients"), ("activations",)):
+            totals = {thing: everywhere[thing] if thing in things else {"hbm": 1.0} for thing in everywhere}
+            if "gradients" in things:  # what leaves is updated by the host
+                totals |= {thing: {"cxl": 1.0} for thing in STATES}
+            elif "gradients" not in things:
+                totals |= {thing: {"cxl": 1.0} for thing in (*STATES, "gradients")}
+            spent = place(replace(layout, room_bytes=1e15), totals=totals, interleaved=0.0).resource_s
+            by_link[things] = sum(
+                spent[phase][f"pcie {way}"] for phase in ("forward", "backward") for way in ("in", "out")
+            )
+        gradients_s = 2 * layout.parameters * times / link
+        tokens = micro * 2048
+        compute = 8 * layout.parameters * tokens  # two forward passes and a backward one
+        moved = (by_link["weights", "gradients"]) * link / times
+        eff = compute / peak / (compute / peak + moved / rate)
+        assert eff == pytest.approx(
+            float(overlapped_efficiency(parameter_intensity(2048, micro), rate, peak)), rel=1e-9
+        )
+        inner = 12 * 4096**2 * 32  # its count of a layer's parameters
+        moved = (by_link["activations",] - gradients_s) * link / times / layout.most_activations
+        compute = 8 * inner * tokens
+        eff = compute / peak / (compute / peak + moved / rate)
+        assert eff == pytest.approx(float(overlapped_efficiency(activation_intensity(4096), rate, peak)), rel=1e-9)
+
+
+def test_no_layout_is_better_than_what_the_search_proves():
+    scenario = asked(search={}, workload={"kind": "finetune", "seq_len": 16384, "global_batch": 8})
+    layouts = scenario.layouts()
+    every = sorted(one.step_time_s for layout in layouts if (one := place(layout)) is not None)
+    assert len(every) > 5
+    answer = plan(scenario, top=4)
+    listed = [answer.objective.value, *(other["prediction"]["step_time_s"] for other in answer.alternatives)]
+    assert listed == pytest.approx(every[:5], rel=1e-6)
