@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Everything slow to import is imported by the command that needs it.
 
-TABLES = ("memory_bytes", "utilisation", "purchases", "prefix_cache", "sizes", "warnings")
+TABLES = ("memory_bytes", "utilisation", "purchases", "prefix_cache", "sizes", "warnings", "preemption", "pools")
 """Parts of a prediction that are shown as tables of their own, or told beside the answer."""
 
 
@@ -153,6 +153,10 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
         parts += _cache(said["prefix_cache"])
     if said["sizes"]:
         parts.append(_sizes(said["sizes"]))
+    if said["preemption"]:
+        parts.append(_preemption(said["preemption"]))
+    if said["pools"]:
+        parts.append(_pools(said["pools"]))
     return Group(*parts)
 
 
@@ -206,3 +210,36 @@ def _sizes(said: "Sequence[Mapping[str, Any]]") -> "RenderableType":
     ]
     heads = ("", "size", "loaded", "ttft", "tokens/s", "USD/h")
     return table("Other sizes, the same batches", heads, rows, numbers=range(1, len(heads)))
+
+
+def _preemption(said: "Mapping[str, Any]") -> "RenderableType":
+    """Show how a sequence that made room comes back."""
+    from cli.tables import table, text
+
+    rows = [(text("computed again"), f"{said['recompute_s']:.4g} s", "")]
+    rows += [
+        (text(f"{one['tier']}, out and back"), f"{one['merged_s']:.4g} s", f"{one['pages_s']:.4g} s")
+        for one in said["tiers"]
+    ]
+    title = f"A sequence of {said['tokens']:,.0f} tokens that makes room: {said['choice']}"
+    return table(title, ("", "layer by layer", "page by page"), rows, numbers=(1, 2))
+
+
+def _pools(said: "Mapping[str, Any]") -> "RenderableType":
+    """Show nodes for prompts and nodes for answers."""
+    from cli.tables import number, table, text
+
+    rows = [
+        (
+            text(f"{one['prefill_nodes']} + {one['decode_nodes']}"),
+            f"{one['ttft_mean_s']:.4g} s",
+            f"{one['tpot_mean_s'] * 1e3:.4g} ms",
+            number(one["tokens_per_s"]),
+            f"{one['transfer_s'] * 1e3:.4g} ms",
+            f"{one['exposed_transfer_s'] * 1e3:.4g} ms",
+        )
+        for one in said["splits"]
+    ]
+    heads = ("nodes", "ttft", "tpot", "tokens/s", "sent in", "not hidden")
+    title = f"Nodes for prompts and for answers: better {said['choice']}"
+    return table(title, heads, rows, numbers=range(1, len(heads)))

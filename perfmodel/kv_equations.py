@@ -90,6 +90,23 @@ def streamed_first_token(load_s: ArrayLike, compute_s: ArrayLike, last_store_s: 
     return float(load[0] + np.maximum(compute, following).sum() + last_store_s)
 
 
+def swap_time(size_bytes: Number, transfers: Number, start_s: Number, bandwidth: Number) -> Array:
+    """Return the time to move keys and values out of, or back into, an accelerator's memory [s].
+
+    transfers x start + bytes / B: pages that lie apart each start a copy (FastSwitch, arXiv 2411.18424).
+
+    Parameters
+    ----------
+    size_bytes : float or array
+        Keys and values [bytes].
+    transfers : float or array
+        Copies that they take.
+    start_s, bandwidth : float or array
+        Start of a copy [s], and rate of the path [bytes/s].
+    """
+    return np.asarray(np.multiply(transfers, start_s) + np.asarray(size_bytes, float) / bandwidth)
+
+
 @dataclass(frozen=True)
 class AttentionApart:
     """Attention of decoding on devices of its own (Chen et al., Lamina, arXiv 2405.01814, section 4).

@@ -18,6 +18,8 @@ from solvers.kv_cached import given_cache
 from solvers.kv_cost import cost_usd_per_hour, with_devices
 from solvers.kv_infeasible import lacking
 from solvers.kv_place import Block
+from solvers.kv_pools import pools
+from solvers.kv_preempt import preemption
 from solvers.kv_scenario import KvScenario, paths_of
 from solvers.kv_search import search
 from solvers.kv_sizes import sizes
@@ -80,7 +82,12 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
         candidates=len(blocks),
         plan=plan_of(scenario, best),
         prediction=prediction(scenario, best)
-        | {"purchases": _purchases(scenario, best, aim), "sizes": sizes(best, aim)},
+        | {
+            "purchases": _purchases(scenario, best, aim),
+            "sizes": sizes(best, aim),
+            "preemption": preemption(best.asked),
+            "pools": pools(scenario, blocks, best, aim),
+        },
         breakdown=breakdown(best),
         binding=binding(best, aim),
         alternatives=[
