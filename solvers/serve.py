@@ -14,6 +14,7 @@ from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.power_limit import allowed_w, not_met
 from solvers.result import Result
 from solvers.serve_answer import (
+    OBJECTIVES,
     Seen,
     binding,
     breakdown,
@@ -25,8 +26,10 @@ from solvers.serve_answer import (
     unbeatable,
 )
 from solvers.serve_case import Case, case_of
+from solvers.serve_found import Searched
 from solvers.serve_infeasible import nearest, no_layout
 from solvers.serve_mix import Mix, mixed
+from solvers.serve_pairs import score
 from solvers.serve_question import ServeArrivals, ServePlan
 from solvers.serve_rank import Place, baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
 from solvers.serve_scenario import ServeScenario
@@ -57,7 +60,7 @@ def plan(
     time_limit_s : float
         Wall time of the search; `TIME_LIMIT_S` if left out [s].
     gap : float
-        Relative gap at which the choice of several layouts may stop [1].
+        Relative gap at which the search of pairs of pools, and the choice of several layouts, may stop [1].
 
     Returns
     -------
@@ -79,7 +82,7 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
     if not caps(scenario):
         return _no_cap(scenario, began)
     deadline = began + (TIME_LIMIT_S if time_limit_s is None else time_limit_s)
-    searched = search(scenario, deadline=deadline)
+    searched = search(scenario, deadline=deadline, gap=gap if gap > OPTIMAL_GAP else 0.0)
     name = scenario.question.objective
     common: dict[str, Any] = {
         "kind": "serve",
@@ -117,10 +120,12 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
     seen = steady(case)
     told = described(case, seen)
     value = told[name]
-    bound = value if searched.complete else unbeatable(scenario)
+    bound = unbeatable(scenario) if searched.stopped else _open(scenario, ranked[0], searched, value)
+    proved = relative_gap(value, bound) <= OPTIMAL_GAP
     room = binding(case, seen)
+    beside = {place: entry(scenario, place) for place in other_layouts(ranked)[:top]}
     return Result(
-        status="optimal" if searched.complete else "time_limit" if searched.stopped else "feasible",
+        status="time_limit" if searched.stopped else "optimal" if proved else "feasible",
         objective=objective(name, value),
         best_bound=bound,
         gap=relative_gap(value, bound),
@@ -128,13 +133,22 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
         prediction=told,
         breakdown=None if scenario.offline else breakdown(case, seen),
         binding=priced(scenario, ranked[0], room, value) if searched_s < PRICED_S else room,
-        alternatives=[entry(scenario, place) for place in other_layouts(ranked)[:top]],
+        alternatives=list(beside.values()),
         why_not=reasons(scenario, searched),
-        pareto=front(scenario, searched.found),
+        pareto=front(scenario, searched.found, beside),
         baseline=baseline(scenario, value),
         solve_time_s=time.perf_counter() - began,
         **common,
     )
+
+
+def _open(scenario: ServeScenario, best: Place, searched: Searched, value: float) -> float:
+    """Return what the pairs of pools that were not computed cannot beat, or the best where they are no better."""
+    scored = float(score(scenario, best.found)[best.row])
+    more = max(searched.open_score / scored, 1.0) if scored > 0 else min(searched.open_score / scored, 1.0)
+    # what is as small as may be is either the negative score or goes with its inverse
+    _, sense = OBJECTIVES[scenario.question.objective]
+    return value / more if sense == "min" and scored > 0 else value * more
 
 
 def predict(scenario: ServeScenario, *, simulate: bool = False, seed: int = 1) -> Result:

@@ -23,6 +23,8 @@ from solvers.serve_scenario import ServeScenario
 
 RATE_ROUNDS = 22
 """Halvings of the interval in which the largest rate lies."""
+AT_ONCE = (8, 7, 7)
+"""The same, in groups that are done at once."""
 
 NEARLY = 0.999
 """Share of the capacity of pools at which all requests at once are answered."""
@@ -338,9 +340,19 @@ def largest_rate(inside: Callable[[Array], Array], most: Array) -> Array:
         Rates -> whether it holds.
     most : array
         A rate that is too high [1/s].
+
+    Notes
+    -----
+    Halvings. Of one candidate several are done at once, on all rates that they can lead to, which takes no longer than
+    one of them.
     """
     low, high = np.zeros_like(most), np.array(most, dtype=float)
-    for _ in range(RATE_ROUNDS):
+    for halvings in () if np.ndim(most) else AT_ONCE:
+        rates = low + (high - low) * (np.arange(2**halvings + 1) / 2**halvings)
+        holds = np.concatenate([[True], inside(rates[1:-1]), [False]])
+        last = int(holds.argmin()) - 1
+        low, high = rates[last], rates[last + 1]
+    for _ in range(RATE_ROUNDS if np.ndim(most) else 0):
         middle = (low + high) / 2
         holds = inside(middle)
         low, high = np.where(holds, middle, low), np.where(holds, high, middle)

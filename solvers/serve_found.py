@@ -79,6 +79,8 @@ class Searched:
         Whether all were computed, or ruled out.
     stopped : bool
         Whether time ran out.
+    open_score : float
+        What pairs of pools that were not computed cannot exceed (`solvers.serve_pairs`), minus infinity without any.
     """
 
     found: list[Found] = field(default_factory=list)
@@ -87,6 +89,7 @@ class Searched:
     overloaded: int = 0
     complete: bool = True
     stopped: bool = False
+    open_score: float = -np.inf
 
 
 def names_of(scenario: ServeScenario) -> tuple[str, ...]:

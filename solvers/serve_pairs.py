@@ -80,7 +80,9 @@ class Side:
         return replace(self, **parts, time_s={name: value[where] for name, value in self.time_s.items()})
 
 
-def pairs(scenario: ServeScenario, family: Family, result: Searched, widened: float, more_memory: float) -> None:
+def pairs(
+    scenario: ServeScenario, family: Family, result: Searched, widened: float, more_memory: float, gap: float = 0.0
+) -> None:
     """Add the pairs that may be best to what was found.
 
     Parameters
@@ -93,6 +95,8 @@ def pairs(scenario: ServeScenario, family: Family, result: Searched, widened: fl
         Factor on the objectives up to which pairs are kept.
     more_memory : float
         Bytes that every accelerator has beyond what it has.
+    gap : float
+        Share by which pairs that are not computed may be better than the best that is [1].
     """
     prompts = side(scenario, family, result, "prompts", more_memory)
     tokens = side(scenario, family, result, "tokens", more_memory)
@@ -114,12 +118,13 @@ def pairs(scenario: ServeScenario, family: Family, result: Searched, widened: fl
         chosen = order[start : start + EXACT]
         if bound[chosen[0]] < best:
             return
-        if start >= ROUNDS * EXACT:
+        if start >= ROUNDS * EXACT or (gap and bound[chosen[0]] <= best + gap * abs(best)):
             result.complete = False
+            result.open_score = max(result.open_score, float(bound[chosen[0]]))
             return
         found = _exact(scenario, family, prompts, tokens, one[chosen], other[chosen])
         result.found.append(found)
-        best = max(best, float(np.max(_score(scenario, found), initial=-np.inf)))
+        best = max(best, float(np.max(score(scenario, found), initial=-np.inf)))
 
 
 def _near(prompts: Side, tokens: Side, most: int) -> tuple[Index, Index]:
@@ -138,7 +143,7 @@ def _may_do(scenario: ServeScenario, one: Side, widened: float) -> Array:
     return np.asarray(may)
 
 
-def _score(scenario: ServeScenario, found: Found) -> Array:
+def score(scenario: ServeScenario, found: Found) -> Array:
     """Return what is to be as large as possible; nothing where requests are not in time."""
     name = scenario.question.objective
     if name.startswith(("ttft", "tpot", "e2e")):

@@ -28,7 +28,7 @@ STEP = 0.1
 """By how much a limit is widened to see what it is worth."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """A candidate: a table and its row in it."""
 
@@ -39,6 +39,11 @@ class Place:
     def family(self) -> Family:
         """Its types."""
         return self.found.family
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from others of the same search."""
+        return id(self.found), self.row
 
     @property
     def layout(self) -> tuple[Any, ...]:
@@ -117,8 +122,16 @@ def entry(scenario: ServeScenario, place: Place) -> dict[str, Any]:
     return {"plan": plan_dict(case), "prediction": described(case, steady(case))}
 
 
-def front(scenario: ServeScenario, tables: list[Found]) -> dict[str, Any] | None:
-    """Return the candidates that no other beats in both the time of a request and its cost, the fastest first."""
+def front(scenario: ServeScenario, tables: list[Found], known: dict[Place, dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the candidates that no other beats in both the time of a request and its cost, the fastest first.
+
+    Parameters
+    ----------
+    tables : list of Found
+        The candidates.
+    known : dict
+        Those of which plan and prediction are known.
+    """
     columns = [(found.times_s["e2e_mean"], found.gpus / found.rate) for found in tables]
     if not columns:
         return None
@@ -130,7 +143,9 @@ def front(scenario: ServeScenario, tables: list[Found]) -> dict[str, Any] | None
     kept = order[cost[order] < before * (1 - 1e-9)]
     if len(kept) > FRONT:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, FRONT).round().astype(int))]
-    points = [entry(scenario, Place(tables[table[index]], int(row[index]))) for index in kept]
+    places = [Place(tables[table[index]], int(row[index])) for index in kept]
+    entries = {place.key: told for place, told in known.items()}
+    points = [entries.get(place.key) or entry(scenario, place) for place in places]
     priced = scenario.usd_per_hour(1) is not None
     cheap = (
         "cost_usd_per_million_tokens"

@@ -29,6 +29,7 @@ def search(
     widened: float = 1.0,
     more_memory: float = 0.0,
     only: Family | None = None,
+    gap: float = 0.0,
 ) -> Searched:
     """Compute every candidate.
 
@@ -42,6 +43,8 @@ def search(
         Bytes that every accelerator has beyond what it has.
     only : Family
         The only types and kind to look at.
+    gap : float
+        Share by which pairs of pools that are not computed may be better than the best [1].
     """
     result = Searched()
     types = [(*both, cap) for cap in caps(scenario) for both in precisions(scenario.question.search)]
@@ -56,7 +59,7 @@ def search(
                     result.complete, result.stopped = False, True
                     return result
                 if disaggregated:
-                    pairs(scenario, family, result, widened, more_memory)
+                    pairs(scenario, family, result, widened, more_memory, gap)
                 else:
                     _singles(scenario, family, result, more_memory)
     return result

@@ -1,6 +1,7 @@
 """Serving a model: what requests see of a deployment, and which deployment is best."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cli.app import app
 from hardware.catalogue import read_file
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
+from solvers import serve_pairs
 from solvers.result import Result
 from solvers.serve import plan, predict
 from solvers.serve_scenario import load_serve
@@ -333,6 +335,23 @@ def test_the_plan_is_the_best_of_all_that_are_costed_one_by_one() -> None:
                     found = max(found, value(result, "goodput_requests_per_s_per_gpu"))
     assert best.status == "optimal" and best.objective.value == pytest.approx(found, rel=1e-6)
     assert best.candidates == 2 * 2 * len(LAYOUTS)
+
+
+def test_a_gap_leaves_pairs_of_pools_that_are_little_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few pairs at once, where bounds of pairs are above what they reach."""
+    monkeypatch.setattr(serve_pairs, "EXACT", 2)
+    monkeypatch.setattr(serve_pairs, "ROUNDS", 10**6)
+    text = at_most(SMALL.replace("[bf16, fp8]}", "[bf16], disaggregated: [true]}"))
+    proved, loose = plan(asked(text)), plan(asked(text), gap=0.5)
+    assert proved.status == "optimal" and proved.gap == 0 and loose.status == "feasible"
+    assert loose.objective.value is not None and proved.objective.value is not None and loose.gap is not None
+    assert loose.best_bound is not None and loose.gap <= 0.5
+    assert loose.objective.value <= proved.objective.value * (1 + 1e-9) <= loose.best_bound * (1 + 2e-9)
+
+
+def at_most(text: str) -> str:
+    """Return a question without a rate: for the most requests within the objectives."""
+    return re.sub(r",? *rate_rps: *[0-9.]+", "", text)
 
 
 @pytest.mark.slow
