@@ -96,6 +96,25 @@ def test_claims_about_state_elsewhere_have_one_line_each(papers):
     assert found["instinfer-01"].high <= 8 * 11.2 / 7
 
 
+@pytest.mark.slow
+def test_claims_about_keys_and_values_have_one_line_each(papers):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    found = {line["claim_id"]: line["answer"] for line in benchmark("papers_kv_serve").lines(claims)}
+    training = ("cxl-", "dos-", "expertflow-", "instinfer-", "lamina-", "tpi-")  # in the table of state elsewhere
+    wanted = {row["claim_id"] for row in claims if row["planner"] == "kv" and not row["claim_id"].startswith(training)}
+    assert wanted <= set(found)
+    # layers' inputs are half of keys and values; 4.25 bits for 16 on top
+    assert found["xquant-01"].value == pytest.approx(2)
+    assert found["xquant-02"].value == pytest.approx(2 * 16 / 4.25)
+    # a link gains no more than a copy shrinks
+    assert found["cachegen-02"].high <= 4.3
+    for answer in filter(None, found.values()):
+        assert 0 <= answer.low <= answer.value <= answer.high < math.inf
+
+
 def test_compression_gains_nothing_where_nothing_is_sent(network):
     # a step of 1 s, 9 s in full or 0.5 s as signs: 10/1.5; with a tenth in full 10/(1 + 0.9 + 0.45)
     exchange = network.Exchange(1.0, 9.0, 0.5)
