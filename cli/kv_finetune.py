@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Everything slow to import is imported by the command that needs it.
 
-TABLES = ("memory_bytes", "memory_available_bytes", "utilisation", "others", "purchases")
+TABLES = ("memory_bytes", "memory_available_bytes", "utilisation", "bytes_per_s", "others", "purchases")
 
 
 def shown(result: "Result", top: int) -> "RenderableType":
@@ -73,6 +73,9 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
     names = list(dict.fromkeys(name for times in phases.values() for name in times))
     busy = [(text(name), *(number(times.get(name, 0.0)) for times in phases.values())) for name in names]
     parts.append(table("Share of the phase that it is busy", ("", *phases), busy, numbers=range(1, len(phases) + 1)))
+    if said["bytes_per_s"]:
+        rates = [(text(name), format_quantity(rate, "bytes/s")) for name, rate in said["bytes_per_s"].items()]
+        parts.append(table("Mean rate of links over the step", ("", ""), rates))
     if said["others"]:
         beside = [
             (

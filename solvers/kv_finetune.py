@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from hardware.tiers import HBM
 from perfmodel import terms
 from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes, of_depth, step_interval_of, step_tree
+from perfmodel.kernels.model import Z90
 from perfmodel.plan import plan_to_dict
+from perfmodel.power.training import training_power
 from perfmodel.provenance import provenance
+from perfmodel.training import predict_step
+from perfmodel.utilisation import utilisation
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.kv_finetune_place import Placed, Totals, missing_bytes, place
 from solvers.kv_finetune_question import SENSES, FinetuneScenario
@@ -175,6 +182,10 @@ def _prediction(placed: Placed) -> dict[str, Any]:
     updates = placed.updates
     tokens, hourly = asked.tokens, cost_usd_per_hour(asked.job, asked.paths)
     elsewhere = updates["interleaved"] + updates["host"]
+    whole = predict_step(asked.job, asked.plan)
+    power = training_power(asked.job, asked.plan, replace(whole, step=replace(whole.step, seconds=np.array([seconds]))))
+    watts = float(power.all_w[0])
+    mfu, hfu = utilisation(asked.job, asked.plan, np.array([seconds]))
     return {
         "step_time_s": seconds,
         "step_time_s_p10": seconds * low,
@@ -182,6 +193,11 @@ def _prediction(placed: Placed) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds,
         "tokens_per_s_p10": tokens / (seconds * high),
         "tokens_per_s_p90": tokens / (seconds * low),
+        "mfu": float(mfu[0]),
+        "hfu": float(hfu[0]),
+        "power_w": watts,
+        "power_w_p10": watts * math.exp(-Z90 * power.spread),
+        "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
         "parameters": asked.job.architecture.parameters,
         "micro_batches": asked.micro_batches,
         "updated_by": updates,
@@ -192,9 +208,20 @@ def _prediction(placed: Placed) -> dict[str, Any]:
             phase: {name: spent / placed.phase_s[phase] for name, spent in times.items() if spent > 0}
             for phase, times in placed.resource_s.items()
         },
+        "bytes_per_s": _traffic(placed),
         "cost_usd_per_hour": hourly,
         "cost_usd_per_million_tokens": hourly and hourly / 3600 * seconds / tokens * 1e6,
     }
+
+
+def _traffic(placed: Placed) -> dict[str, float]:
+    """Return the mean rate of each link, to and from the accelerators, over a step [bytes/s]."""
+    rates: dict[str, float] = {}
+    for link in {path.link.name: path.link for path in placed.asked.paths}.values():
+        for name, rate in ((f"{link.name} in", link.node_up), (f"{link.name} out", link.node_down)):
+            busy = sum(times.get(name, 0.0) for times in placed.resource_s.values())
+            rates[name] = busy * rate / placed.step_time_s
+    return rates
 
 
 def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, Any]]:
@@ -380,13 +407,14 @@ def _infeasible(
         reason = "no layout that fits is within the limit"
         relaxation = [{"constraint": "slo.step_time", "now": limit, "needed": reached, "unit": "s"}]
     else:
-        missing = (missing_bytes(asked, totals) for asked in layouts)
-        fewest = min(missing, key=_weight, default={})
+        nearest = min(layouts, key=_lacking, default=None)
+        fewest = {} if nearest is None else missing_bytes(nearest, totals)
         reason = f"{' and '.join(fewest)} too small" if fewest else "no layout fits the accelerators and the batch"
         relaxation = [
             {"constraint": f"capacity[{name}]", "now": room, "needed": used, "unit": "bytes"}
             for name, (room, used) in fewest.items()
         ]
+        relaxation += [] if totals else list(_devices_that_do(scenario, layouts))
     return Result(
         status="infeasible",
         objective=_objective(scenario, None),
@@ -397,6 +425,21 @@ def _infeasible(
     )
 
 
-def _weight(missing: Mapping[str, tuple[float, float]]) -> float:
-    """Return missing bytes, those of accelerators, which cannot be bought alone, ten times."""
-    return sum((10 if name == HBM else 1) * (needed - room) for name, (room, needed) in missing.items())
+def _lacking(asked: Finetune) -> float:
+    """Return the bytes that a layout lacks, those of accelerators, which cannot be bought alone, ten times."""
+    there = max(asked.kept_bytes - asked.room_bytes, 0.0)
+    room = asked.room_bytes + sum(path.capacity_bytes for path in asked.paths)
+    return 10 * there + max(asked.held_bytes - room - there, 0.0)
+
+
+def _devices_that_do(scenario: FinetuneScenario, layouts: Sequence[Finetune]) -> Iterator[dict[str, Any]]:
+    """Yield how many devices of one tier alone would do."""
+    lacking = [_lacking(asked) for asked in layouts if asked.paths and asked.kept_bytes <= asked.room_bytes]
+    if not lacking or not min(lacking):
+        return
+    used = {path.name: path.tier.count for path in scenario.paths}
+    for tier in scenario.job.machine.node.tiers:
+        now = used.get(tier.name, 0)
+        needed = now + math.ceil(min(lacking) / tier.capacity)
+        if tier.via is None or tier.via in used:
+            yield {"constraint": f"devices[{tier.name}]", "now": now, "needed": needed, "unit": "devices"}

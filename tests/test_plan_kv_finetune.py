@@ -223,6 +223,20 @@ def test_what_does_not_fit_is_said_with_the_fewest_bytes():
     assert missing["needed"] > 20 * 6.7e9
 
 
+def test_devices_that_would_do_do():
+    answer = plan(asked(model="llama-2-70b", search={"micro_batch": [1], "recompute": ["full"]}))
+    assert answer.status == "infeasible"
+    needed = {one["constraint"]: one["needed"] for one in answer.relaxation}
+    for name, other in (("ddr", "cxl"), ("cxl", "ddr")):
+        scenario = asked(model="llama-2-70b", search={"micro_batch": [1], "recompute": ["full"]})
+        node = scenario.job.machine.node
+        for count, fits in ((needed[f"devices[{name}]"], True), (needed[f"devices[{name}]"] - 1, False)):
+            tiers = [one.model_copy(update={"count": count}) if one.name == name else one for one in node.tiers]
+            assert {one.name for one in tiers} == {name, other}
+            paths = tier_paths(node.model_copy(update={"tiers": tuple(tiers)}))
+            assert any(place(layout) for layout in scenario.layouts(paths=paths)) == fits
+
+
 def placement(**changes):
     return {"placement": all_in("ddr", activations={"hbm": 1.0}) | changes}
 
