@@ -121,6 +121,7 @@ def experts_there(
     *,
     held: float,
     skew: float,
+    foreseen: float,
     link_bandwidth: float,
     tokens: float,
 ) -> Tokens:
@@ -134,10 +135,17 @@ def experts_there(
         Share of the experts that is kept [1].
     skew : float
         Exponent of Zipf's law of how often experts are chosen; 0 for all alike [1].
+    foreseen : float
+        Share of the missing experts that is known ahead and fetched behind the rest of the step [1].
     link_bandwidth : float
         At which all accelerators together fetch [bytes/s].
     tokens : float
         Tokens that room is kept for of each sequence.
+
+    Notes
+    -----
+    Of missing experts that take F to fetch, beside a step of R without them, (1 - p) F is waited for, and of p F what
+    R + (1 - p) F does not hide of the link's time: max(R + (1 - p) F, F).
     """
     n = float(np.asarray(load.sequences))
     missed: Number = 0.0
@@ -156,6 +164,11 @@ def experts_there(
     there = 1 - missed / whole
     hook = experts_elsewhere(float(there), link_bandwidth)
     tree = at(step(replace(server, elsewhere={EXPERTS: hook}), deployment, load), 0)
+    fetched = next(child for child in tree.children if child.name == f"{EXPERTS}, elsewhere")
+    rest_s = float(tree.seconds) - float(fetched.seconds)
+    exposed = max((1 - foreseen) * float(fetched.seconds), float(fetched.seconds) - rest_s)
+    waited = replace(fetched, seconds=exposed, hidden_seconds=float(fetched.seconds) - exposed)
+    tree = total("token", [waited if child is fetched else child for child in tree.children])
     ways = float(np.asarray(deployment.tp)) * float(np.asarray(deployment.dp))
     cache = n * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, deployment.tp))
     used = float(weight_bytes(server, deployment) + workspace_bytes(server, deployment, n)) + cache

@@ -172,7 +172,7 @@ def costed(scenario: ElsewhereScenario, plan: ElsewherePlan) -> Choice:
         if parts.experts is not None:
             assert plan.held is not None
             found = experts_there(
-                server, spread, load, held=plan.held, skew=parts.experts.skew,
+                server, spread, load, held=plan.held, skew=parts.experts.skew, foreseen=parts.experts.foreseen,
                 link_bandwidth=slowest * share, tokens=held,
             )  # fmt: skip
         else:

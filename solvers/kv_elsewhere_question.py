@@ -58,6 +58,8 @@ class ExpertsElsewhere(_Strict):
     """Shares of the experts that accelerators keep."""
     skew: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Exponent of Zipf's law of how often experts are chosen; 0 for all alike."""
+    foreseen: Share = 0.0
+    """Share of the missing experts that is known ahead and fetched behind the rest of the step."""
 
 
 class LayersElsewhere(_Strict):

@@ -388,8 +388,19 @@ def _baseline(scenario: FinetuneScenario, found: Placed) -> dict[str, Any] | Non
     return {
         "plan": _plan(placed),
         "prediction": _prediction(placed),
-        "gain": placed.step_time_s / found.step_time_s,
+        "gain": _gain(scenario, placed, found),
     }
+
+
+def _gain(scenario: FinetuneScenario, today: Placed, best_one: Placed) -> float:
+    """Return the gain in size where the largest is asked for, else in tokens for a second or a dollar."""
+    name = scenario.question.objective
+    if name in ("max_params", "max_context_tokens"):
+        return value(scenario, best_one) / value(scenario, today)
+    if name.startswith("cost_usd"):
+        return value(scenario, today) / value(scenario, best_one)
+    each = [one.asked.tokens / one.step_time_s for one in (best_one, today)]
+    return each[0] / each[1]
 
 
 def _infeasible(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -126,6 +128,40 @@ def test_more_experts_kept_is_faster_and_takes_more_memory():
     chosen = 8 * (1 - (1 - 2 / 8) ** 8)
     fetched = 32 * chosen * (1 - kept_experts(8, 2, 8, 0.5, 0.5)) * 3 * 4096 * 14336 * 2
     assert missing == pytest.approx(fetched / (4 * 63.015e9 / 4), rel=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(foreseen=some.floats(0, 1), held=some.sampled_from([0.25, 0.5]), batch=some.sampled_from([1, 16]))
+def test_experts_known_ahead_hide_behind_the_rest(foreseen, held, batch):
+    given = {"accelerators": 2, "batch": batch, "held": held}
+    found = {}
+    for share in (0.0, foreseen):
+        experts = {"experts": {"tier": "ddr", "foreseen": share}}
+        found[share] = predict(asked("mixtral-8x7b", experts, plan=given))
+    late = next(part["seconds"] for part in found[0.0].breakdown["children"] if part["name"] == "experts, elsewhere")
+    rest = found[0.0].prediction["tpot_mean_s"] - late
+    assert found[foreseen].prediction["tpot_mean_s"] == pytest.approx(max(rest + (1 - foreseen) * late, late), rel=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(window=some.integers(1, 40), faster=some.floats(1, 4))
+def test_longer_windows_and_faster_drives_never_slow(window, faster):
+    times = []
+    for blocks, rate in ((window, 1.0), (window + 1, 1.0), (window, faster)):
+        layers = {"layers": {"tier": "nvme"}}
+        node = {
+            "kind": "node",
+            "name": "small",
+            "accelerators": {"type": "l4", "count": 2},
+            "links": [{"name": "pcie", "type": "pcie", "bandwidth": "32 GB/s"}],
+            "tiers": [{"name": "nvme", "capacity": "1 TB", "read": rate * 8e9, "write": 1e9, "latency": "80 us",
+                       "link": "pcie"}],
+        }  # fmt: skip
+        given = {"accelerators": 2, "batch": 4, "window": blocks}
+        answer = predict(asked("llama-3.1-8b", layers, node, (256, 32), plan=given))
+        times.append(answer.prediction["tpot_mean_s"])
+    assert times[1] <= times[0] * (1 + 1e-9)
+    assert times[2] <= times[0] * (1 + 1e-9)
 
 
 def test_window_streams_what_does_not_fit():
