@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cli.answer import Progress
+    from cli.options import Format
     from hardware.yaml_source import Source
     from solvers.power_scenario import PowerScenario
     from solvers.result import Result
@@ -59,7 +60,7 @@ def plan_power(
 
     question, result, given = ask(scenario, overrides, "searching", solve)
     warn(question.warnings)
-    write_result(result, given, form, output, lambda: _shown(result, top))
+    _answer(result, given, form, output, top)
 
 
 def predict_power(
@@ -82,7 +83,19 @@ def predict_power(
 
     question, result, given = ask(scenario, overrides, "predicting", solve)
     warn(question.warnings)
-    write_result(result, given, form, output, lambda: _shown(result, top))
+    _answer(result, given, form, output, top)
+
+
+def _answer(result: "Result", given: "Mapping[str, Any]", form: "Format | None", output: Path | None, top: int) -> None:
+    """Write the answer; a row of a CSV holds no single nodes."""
+    from dataclasses import replace
+
+    def brief(part: "Mapping[str, Any] | None") -> "dict[str, Any] | None":
+        return None if part is None else {key: value for key, value in part.items() if key != "by_node"}
+
+    others = [{key: brief(part) for key, part in other.items()} for other in result.alternatives]
+    row = replace(result, plan=brief(result.plan), prediction=brief(result.prediction), alternatives=others)
+    write_result(result, given, form, output, lambda: _shown(result, top), row)
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from hardware.provenance import from_memory
+from perfmodel.power.device import interval
 from perfmodel.power.risk import most_servers, variance_parts
+from perfmodel.provenance import release
 from perfmodel.terms import Array
 from solvers.power_case import Case, Integers
 from solvers.power_names import folded
@@ -38,15 +39,11 @@ def objective(scenario: PowerScenario, value: float | None) -> Objective:
 
 def common(scenario: PowerScenario) -> dict[str, Any]:
     """Return the question and what the answer rests on."""
-    try:
-        release = version("perfmodel")
-    except PackageNotFoundError:
-        release = "not installed"
     said = [f"{name}: {draw.source}" for name, draw in zip(scenario.case.workloads, scenario.draws, strict=True)]
     assumed = [key for key, entry in scenario.facility.provenance.items() if entry.evidence == "assumption"]
     recalled = {f"{machine.node.name}.{key}" for machine in scenario.machines for key, _ in from_memory(machine.node)}
     provenance = {
-        "version": release,
+        "version": release(),
         "servers": said,
         "correlation": _correlation(scenario),
         "assumed": [f"{scenario.facility.name}.{key}" for key in assumed],
@@ -130,10 +127,16 @@ def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule])
         if served
         else None,
         "cost_usd": rent + (energy_usd or 0.0) if priced else None,
-        "peak_p50_w": float(quantiles[0, 0]),
-        "peak_p90_w": float(quantiles[0, 1]),
-        "peak_p99_w": float(quantiles[0, 2]),
-        "mean_w": all_w,
+        **_with_intervals(
+            scenario,
+            counts,
+            {
+                "peak_p50_w": float(quantiles[0, 0]),
+                "peak_p90_w": float(quantiles[0, 1]),
+                "peak_p99_w": float(quantiles[0, 2]),
+                "mean_w": all_w,
+            },
+        ),
         "nameplate_w": float(counts @ case.max_w),
         "limit_w": float(case.site.limit_w[0]),
         "share_above_limit": float(above.max()),
@@ -160,6 +163,19 @@ def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule])
             for place, node in enumerate(nodes.tolist())
         },
     }  # fmt: skip
+
+
+def _with_intervals(scenario: PowerScenario, counts: Integers, watts: dict[str, float]) -> dict[str, float]:
+    """Return watts with their P10 and P90: errors of predicted powers add up, given ones have none."""
+    case = scenario.case
+    mean_w = counts * case.typical_w.mean(axis=1)
+    spread = np.array([draw.spread for draw in scenario.draws])
+    low, high = interval(float(mean_w @ spread) / max(float(mean_w.sum()), 1e-12))
+    most = float(counts @ case.max_w)
+    found: dict[str, float] = {}
+    for name, value in watts.items():
+        found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": min(value * float(high), most)}
+    return found
 
 
 def _alone(case: Case, rules: Sequence[Rule]) -> int | None:

@@ -13,6 +13,7 @@ import numpy as np
 from hardware.catalogue import Machine, read_file
 from hardware.faults import Fault, InputError
 from hardware.yaml_source import Source
+from perfmodel.power.constants import shares_of
 from perfmodel.power.device import Z90
 from perfmodel.power.load import PowerSeries, read_power
 from perfmodel.power.node import node_power_w
@@ -56,6 +57,7 @@ class Draw:
     series: PowerSeries | None
     source: str
     served: Served | None = None
+    spread: float = 0.0
 
     def mean_at(self, hours: Array) -> Array:
         """Return the mean at hours of the day [W]: what is above idle follows a cosine."""
@@ -124,7 +126,8 @@ def draw_of(
         series, own = served.series, served.series.watts[0]
         said = f"synthesised for a week, seed {workload.requests.seed}, {REFERENCE_SERVERS} servers together"
         least = min(idle, float(own.min()))
-        return Draw(most, least, float(own.mean()), float(own.std()), None, series, said, served), []
+        spread = shares_of(machine.accelerator).spread
+        return Draw(most, least, float(own.mean()), float(own.std()), None, series, said, served, spread), []
     if workload.job is not None:
         return _job(workload, machine, source, (*at, "job"), base_dir, most, idle), []
     return Draw(most, min(idle, most), most, 0.0, None, None, "nameplate"), []
@@ -184,7 +187,8 @@ def _job(
     nodes = used / own.node.accelerators.count
     mean = min(float(predicted["power_w"]) / nodes, most)
     spread = float(predicted["power_w_p90"] - predicted["power_w"]) / nodes / Z90
-    return Draw(most, min(idle, mean), mean, spread, None, None, f"predicted for {workload.job}")
+    said = f"predicted for {workload.job}"
+    return Draw(most, min(idle, mean), mean, spread, None, None, said, None, shares_of(machine.accelerator).spread)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hardware.faults import Fault, InputError
-from hardware.yaml_source import did_you_mean
+from hardware.yaml_source import did_you_mean, nearest
 from solvers.power_answer import exceeded, missing
 from solvers.power_case import Integers
 from solvers.power_names import unfolded
@@ -106,7 +106,9 @@ def _by_node(scenario: PowerScenario) -> Integers:
         at = ("plan", "by_node", name)
         for rack in unfolded(name):
             if rack not in racks:
-                faults.append(scenario.source.fault(at, f"no such rack; {did_you_mean(rack, racks)}"[:300]))
+                near = nearest(rack, racks)
+                hint = f' (did you mean "{near}"?)' if near else ""
+                faults.append(scenario.source.fault(at, f"there are {len(racks)} racks, and no such one{hint}"))
                 continue
             for workload, count in servers.items():
                 if workload not in case.workloads:
@@ -116,11 +118,12 @@ def _by_node(scenario: PowerScenario) -> Integers:
                 kind, node = case.workloads.index(workload), site.racks[racks[rack]]
                 placed[racks[rack], kind] += count
                 if count and not site.fits[node, kind]:
-                    message = f"{rack} does not take servers of {workload}"
+                    message = f"not all of these racks take servers of {workload}"
                     faults.append(scenario.source.fault((*at, workload), message))
             room = int(site.slots[site.racks[racks[rack]]])
             if placed[racks[rack]].sum() > room:
-                faults.append(scenario.source.fault(at, f"{rack} has room for {room} servers"))
+                message = f"has room for {room} servers in a rack [got {int(placed[racks[rack]].sum())}]"
+                faults.append(scenario.source.fault(at, message))
     total = asked.servers
     if not faults and total is not None and total != placed.sum():
         message = f"by_node holds {int(placed.sum())} servers [got {total}]"
