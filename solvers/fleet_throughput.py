@@ -251,7 +251,9 @@ def deviation_s(seen: Latency) -> Array:
     levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
     at = levels.reshape(-1, *(1,) * np.ndim(seen.load))
     whole = seen.quantile_s("ttft", at) + seen.gaps * seen.quantile_s("tpot", at)
-    return np.asarray(np.broadcast_to(whole, (_LEVELS, *np.shape(seen.load))).std(axis=0))
+    every = np.broadcast_to(whole, (_LEVELS, *np.shape(seen.load)))
+    # beyond the capacity times are infinite, and have no spread
+    return np.asarray(np.where(np.isfinite(every), every, 0.0).std(axis=0))
 
 
 def _spread(served: Server, sizes: Array, demand: Demand, room: Array) -> list[float]:

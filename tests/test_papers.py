@@ -76,6 +76,20 @@ def test_claims_about_kernels_have_one_line_each(papers):
 
 
 @pytest.mark.slow
+def test_claims_about_fleets_have_one_line_each(papers):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    fleets = benchmark("papers_fleet")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    found = {line["claim_id"]: line["answer"] for line in fleets.lines(claims)}
+    assert {row["claim_id"] for row in claims if row["planner"] == "fleet"} - set(fleets.ELSEWHERE) == set(found)
+    # a mix of all kinds is never dearer than one of them
+    assert 0 <= found["melange-01"].low <= found["melange-01"].high < 100
+    assert all(math.isfinite(answer.value) for answer in filter(None, found.values()))
+
+
+@pytest.mark.slow
 def test_claims_about_state_elsewhere_have_one_line_each(papers):
     if not CLAIMS.is_file():
         pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
