@@ -254,10 +254,15 @@ def _times(draws: Sequence[Draw], hours: Array) -> tuple[Array, float]:
 
 
 def _peaks(series: PowerSeries, step_s: float) -> Array:
-    """Return the highest power within each longer step [W]."""
-    many = max(round(step_s / series.step_s), 1)
+    """Return the highest power within each longer step, of all that reach into it [W]."""
     watts = series.watts[0]
-    return np.asarray(np.pad(watts, (0, -len(watts) % many), mode="edge").reshape(-1, many).max(axis=1))
+    begin = np.arange(len(watts)) * series.step_s / step_s
+    first = np.floor(begin + 1e-9).astype(int)
+    last = np.ceil(begin + series.step_s / step_s - 1e-9).astype(int) - 1
+    found = np.zeros(int(last[-1]) + 1)
+    np.maximum.at(found, first, watts)
+    np.maximum.at(found, last, watts)
+    return found
 
 
 def _day_quantile(draw: Draw, risk: float) -> float:

@@ -57,6 +57,8 @@ class Relaxed:
     missing_w : dict of (int, int) to float
         Rule and pool -> watts by which each node's limit is exceeded [W]; all zero unless servers that are needed do
         not fit.
+    cuts : tuple of Cut
+        Limits that it was found with.
     """
 
     value: float

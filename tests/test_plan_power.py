@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import Source
+from perfmodel.power.load import PowerSeries
 from solvers.power import plan, predict
+from solvers.power_draw import Draw, together
 from solvers.power_scenario import PowerScenario, load_power
 from solvers.result import Result
 
@@ -387,6 +389,14 @@ def test_a_trace_sampled_more_slowly_than_the_actuator_acts_is_warned_of(tmp_pat
     }
     scenario = load_power(Source("s", data), tmp_path)
     assert [fault for fault in scenario.warnings if "peaks are missed" in fault.message]
+
+
+def test_traces_of_unlike_steps_meet_in_the_longer_one_with_their_peaks() -> None:
+    fine = PowerSeries(60.0, np.array([[1.0, 5.0, 2.0, 3.0, 9.0, 4.0]]))  # s 0-360
+    coarse = PowerSeries(90.0, np.array([[10.0, 20.0]]))  # repeated after 180 s
+    draws = [Draw(100.0, 0.0, 0.0, 0.0, None, series, "") for series in (fine, coarse)]
+    found = together(draws, 0.0).profile_w
+    assert found.tolist() == [[5, 5, 9, 9], [10, 20, 10, 20]]  # 0-90 s meets 1 and 5, 90-180 s 5 and 2, ...
 
 
 # --- after the loss of a feed --------------------------------------------------------------------------------------
