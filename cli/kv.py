@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING
 
 from cli.answer import ask, need_plan, stop_at, write_result
-from cli.options import Debug, Form, Gap, Output, Overrides, Scenario, TimeLimit, Top, warn
+from cli.options import Debug, Explain, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
     from rich.console import RenderableType
 
     from cli.answer import Progress
+    from cli.options import Format
     from hardware.yaml_source import Source
     from solvers.kv_elsewhere_question import ElsewhereScenario
     from solvers.kv_finetune_question import FinetuneScenario
@@ -32,9 +34,14 @@ def plan_kv(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """Where weights, keys and values, and activations go, and in which batches."""
+    from cli import extras
+
+    extras.check(None, plot)
 
     def solve(
         source: "Source", progress: "Progress"
@@ -46,8 +53,7 @@ def plan_kv(
 
     question, result, given = ask(scenario, overrides, "searching", solve)
     warn(question.warnings)
-    _tell(result)
-    write_result(result, given, form, output, lambda: _shown(result, top))
+    _answer(result, given, form, output, top, explain, plot)
 
 
 def predict_kv(
@@ -58,9 +64,14 @@ def predict_kv(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    explain: Explain = None,
+    plot: Plot = None,
     debug: Debug = False,
 ) -> None:
     """What a given placement costs."""
+    from cli import extras
+
+    extras.check(None, plot)
 
     def solve(
         source: "Source", progress: "Progress"
@@ -73,8 +84,41 @@ def predict_kv(
 
     question, result, given = ask(scenario, overrides, "predicting", solve)
     warn(question.warnings)
+    _answer(result, given, form, output, top, explain, plot)
+
+
+def _answer(
+    result: "Result",
+    given: "Mapping[str, Any]",
+    form: "Format | None",
+    output: "Path | None",
+    top: int,
+    explain: str | None,
+    plot: "Path | None",
+) -> None:
+    """Draw, explain or write an answer."""
+    from cli import extras
+
     _tell(result)
-    write_result(result, given, form, output, lambda: _shown(result, top))
+    if plot is not None:
+        from cli.kv_plot import draw
+
+        extras.draw(result, plot, draw)
+    if explain is not None:
+        from cli import explain as terms
+        from perfmodel.kv_explanations import kv_explanations
+
+        terms.write(result, explain, kv_explanations(_terms(result.breakdown or {"name": ""})), form, output)
+    else:
+        write_result(result, given, form, output, lambda: _shown(result, top))
+
+
+def _terms(node: "Mapping[str, Any]") -> "list[str]":
+    """Return the names of a breakdown, each once."""
+    names = [str(node["name"]).removesuffix(", hidden")]
+    for child in node.get("children") or ():
+        names += _terms(child)
+    return list(dict.fromkeys(names))
 
 
 def _tell(result: "Result") -> None:

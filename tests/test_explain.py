@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from perfmodel.equations import EXPLANATIONS
+from perfmodel.kv_explanations import KV_EXPLANATIONS, kv_explanations
 from perfmodel.sequence_equations import SEQUENCE_EXPLANATIONS
 from perfmodel.serving.equations import SERVING_EXPLANATIONS
 
@@ -26,7 +27,19 @@ def test_every_term_has_an_explanation(name: str) -> None:
     assert names(json.loads(result.stdout)["breakdown"]) <= set(EXPLANATIONS)
 
 
+@pytest.mark.parametrize("name", ["kv-opt-175b-t4", "kv-llama-70b-cxl", "kv-finetune-128k", "kv-attention-h20"])
+def test_every_term_of_a_placement_over_tiers_has_an_explanation(name: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "kv", str(EXAMPLES / f"{name}.yaml"), "--format", "json"])
+
+    def names(node: dict) -> set[str]:
+        return {node["name"].removesuffix(", hidden")}.union(*map(names, node.get("children", [])))
+
+    found = names(json.loads(result.stdout)["breakdown"])
+    assert found == set(kv_explanations(found))
+
+
 EVERY = [*EXPLANATIONS.values(), *SEQUENCE_EXPLANATIONS.values(), *SERVING_EXPLANATIONS.values()]
+EVERY += [*KV_EXPLANATIONS.values(), *kv_explanations(["a in", "a out", "a read", "a write", "a processor"]).values()]
 
 
 @pytest.mark.parametrize("code", sorted({explanation.code for explanation in EVERY}))

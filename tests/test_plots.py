@@ -187,3 +187,18 @@ def test_drawing_is_imported_only_to_draw(scenario: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "False\n"
+
+
+@pytest.mark.parametrize("name", ["kv-llama-70b-cxl", "kv-finetune-128k", "kv-attention-h20"])
+def test_placements_over_tiers_are_drawn(name: str, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.svg"
+    example = Path(__file__).parent.parent / "examples" / f"{name}.yaml"
+    done = CliRunner().invoke(app, ["plan", "kv", str(example), "--plot", str(picture)])
+    assert done.exit_code == 0, done.output
+    found = texts(picture)
+    if name == "kv-llama-70b-cxl":
+        assert {"hbm", "ddr", "cxl", "prompts loaded", "knee", "tokens/s", "size of the tier [GiB]"} <= set(found)
+    elif name == "kv-finetune-128k":
+        assert {"momentum", "busy [%]", "share [%]"} <= set(found)
+    else:
+        assert {"projections", "time [s]"} <= set(found)

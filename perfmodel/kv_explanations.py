@@ -1,0 +1,63 @@
+"""The equation behind every term of placements over tiers, as ``--explain`` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from perfmodel.equations import EXPLANATIONS, Explanation
+from perfmodel.serving.equations import SERVING_EXPLANATIONS
+
+_RATES = "sum over shares of bytes that pass it, over its rate of all devices in that direction"
+_FLEXGEN = "FlexGen (arXiv 2303.06865), section 4.3 and appendix A.3"
+_TIMES = "perfmodel.offload.resource_times"
+
+KV_EXPLANATIONS: dict[str, Explanation] = {
+    "block": Explanation(
+        "prompts and (g - 1) tokens of all sequences of a block, g generated tokens; each phase its busiest resource",
+        _FLEXGEN,
+        _TIMES,
+    ),
+    "prefill": Explanation(
+        "max over resources of the time of a block's prompts; of requests that arrive one prompt at a time",
+        _FLEXGEN,
+        _TIMES,
+    ),
+    "decode": Explanation("(g - 1) max over resources of the time of a token of every sequence", _FLEXGEN, _TIMES),
+    "accelerators": Explanation(
+        "batches x kernels of one batch, less what is spared of prompts that are found and loaded, plus attention "
+        "elsewhere that they wait for",
+        "the serving model's step (docs/serving.md); Mooncake (FAST 2025), equation 2; Cake (arXiv 2410.03065)",
+        "perfmodel.offload_kernels.kernel_times",
+    ),
+}
+"""Terms by name."""
+
+_ENDINGS: dict[str, Explanation] = {
+    " in": Explanation("towards the accelerators: " + _RATES, _FLEXGEN, _TIMES),
+    " out": Explanation("from the accelerators: " + _RATES, _FLEXGEN, _TIMES),
+    " read": Explanation("out of a tier: " + _RATES, _FLEXGEN, _TIMES),
+    " write": Explanation("into a tier: " + _RATES, _FLEXGEN, _TIMES),
+    " processor": Explanation(
+        "attention over its rate there, plus copies from the tier, which wait for the processors",
+        _FLEXGEN,
+        _TIMES,
+    ),
+}
+
+
+def kv_explanations(names: Iterable[str]) -> dict[str, Explanation]:
+    """Return the explanations of terms of a breakdown, by name.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of terms; those of links and tiers begin with theirs, those of optimizers end with the tier's.
+    """
+    found = {}
+    for name in names:
+        ending = next((end for end in _ENDINGS if name.endswith(end)), "")
+        known = KV_EXPLANATIONS.get(name) or (_ENDINGS[ending] if ending else None)
+        known = known or EXPLANATIONS.get(name.split(":")[0]) or SERVING_EXPLANATIONS.get(name)
+        if known is not None:
+            found[name] = known
+    return found
