@@ -29,6 +29,21 @@ KV_EXPLANATIONS: dict[str, Explanation] = {
         "the serving model's step (docs/serving.md); Mooncake (FAST 2025), equation 2; Cake (arXiv 2410.03065)",
         "perfmodel.offload_kernels.kernel_times",
     ),
+    "token": Explanation(
+        "a token of each sequence: the serving model's step, with what is computed or fetched elsewhere",
+        "the serving model's step (docs/serving.md)",
+        "perfmodel.serving.step.step",
+    ),
+    "turns of other batches": Explanation(
+        "max(M + A, turns max(M, A)) - (M + A), M of the model without attention, A of attention and what crosses",
+        "Lamina (arXiv 2405.01814), section 4.3",
+        "perfmodel.compute_elsewhere.attention_there",
+    ),
+    "waits for weights": Explanation(
+        "time in which blocks of layers wait for their weights, of which a window is in memory",
+        "TPI-LLM (arXiv 2410.00531), section 3.3",
+        "perfmodel.kv_equations.window_stall",
+    ),
 }
 """Terms by name."""
 
