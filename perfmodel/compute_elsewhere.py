@@ -30,7 +30,7 @@ class Tokens:
     Parameters
     ----------
     tree : Term
-        Time between tokens [s].
+        Time between tokens [s]; infinite where the memory is too small.
     memory : dict of tuple
         Capacity and need of each kind of device, one of them [bytes].
     sequences : int
@@ -40,6 +40,14 @@ class Tokens:
     tree: Term
     memory: dict[str, tuple[float, float]]
     sequences: int
+
+
+def too_large(memory: dict[str, tuple[float, float]]) -> bool:
+    """Tell whether a memory needs more than it has; then no step is costed."""
+    return any(used > room for room, used in memory.values())
+
+
+NO_STEP = Term("step", np.inf)
 
 
 def room_bytes(server: Server) -> float:
@@ -93,9 +101,15 @@ def attention_there(
     tp = float(np.asarray(deployment.tp))
     weights = float(weight_bytes(server, deployment) + workspace_bytes(server, deployment, n))
     cache = sequences * float(kv_bytes_per_sequence(server.architecture, held_tokens, server.cache_bytes, tp))
+    each = (
+        sequences / max(devices, 1) * float(kv_bytes_per_sequence(server.architecture, held_tokens, server.cache_bytes))
+    )
+    memory = {"accelerators": (room_bytes(server), weights + (0.0 if devices else cache))}
+    memory |= {"attention devices": (room_bytes(reader), each)} if devices else {}
+    if too_large(memory):
+        return Tokens(NO_STEP, memory, sequences)
     if not devices:
-        tree = at(step(server, deployment, load), 0)
-        return Tokens(tree, {"accelerators": (room_bytes(server), weights + cache)}, sequences)
+        return Tokens(at(step(server, deployment, load), 0), memory, sequences)
     if memory_share is None:
         alone = at(step(reader, Deployment(dp=devices), load), 0)
         attention_s = next(float(child.seconds) for child in alone.children if child.name == CACHE)
@@ -109,8 +123,6 @@ def attention_there(
     model_s = float(tree.seconds) - there_s
     token_s = max(model_s + there_s, turns * max(model_s, there_s))
     others = Term("turns of other batches", max(token_s - model_s - there_s, 0.0), LINK)
-    each = sequences / devices * float(kv_bytes_per_sequence(server.architecture, held_tokens, server.cache_bytes))
-    memory = {"accelerators": (room_bytes(server), weights), "attention devices": (room_bytes(reader), each)}
     return Tokens(total("token", [*tree.children, others]), memory, sequences)
 
 
@@ -161,19 +173,20 @@ def experts_there(
             kept = kept_experts(feed.experts, feed.experts_per_token, n, held, skew)
             missed, whole = missed + bytes_of * chosen * (1 - kept), whole + bytes_of * chosen
             size += bytes_of
-    there = 1 - missed / whole
-    hook = experts_elsewhere(float(there), link_bandwidth)
-    tree = at(step(replace(server, elsewhere={EXPERTS: hook}), deployment, load), 0)
-    fetched = next(child for child in tree.children if child.name == f"{EXPERTS}, elsewhere")
-    rest_s = float(tree.seconds) - float(fetched.seconds)
-    exposed = max((1 - foreseen) * float(fetched.seconds), float(fetched.seconds) - rest_s)
-    waited = replace(fetched, seconds=exposed, hidden_seconds=float(fetched.seconds) - exposed)
-    tree = total("token", [waited if child is fetched else child for child in tree.children])
     ways = float(np.asarray(deployment.tp)) * float(np.asarray(deployment.dp))
     cache = n * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, deployment.tp))
     used = float(weight_bytes(server, deployment) + workspace_bytes(server, deployment, n)) + cache
-    used -= (1 - held) * size / ways
-    return Tokens(tree, {"accelerators": (room_bytes(server), used)}, int(n))
+    memory = {"accelerators": (room_bytes(server), used - (1 - held) * size / ways)}
+    if too_large(memory):
+        return Tokens(NO_STEP, memory, int(n))
+    hook = experts_elsewhere(float(1 - missed / whole), link_bandwidth)
+    tree = at(step(replace(server, elsewhere={EXPERTS: hook}), deployment, load), 0)
+    fetched = next(child for child in tree.children if child.name == f"{EXPERTS}, elsewhere")
+    fetched_s = float(fetched.seconds)
+    exposed_s = max((1 - foreseen) * fetched_s, 2 * fetched_s - float(tree.seconds))
+    waited = replace(fetched, seconds=exposed_s, hidden_seconds=fetched_s - exposed_s)
+    parts = [waited if child is fetched else child for child in tree.children]
+    return Tokens(total("token", parts), memory, int(n))
 
 
 def layers_there(
@@ -198,7 +211,6 @@ def layers_there(
     steady state: what a second token waits for. A block takes the share of a step that its weights have, since a small
     batch reads each of them once.
     """
-    tree = at(step(server, deployment, load), 0)
     tp = float(np.asarray(deployment.tp))
     blocks: list[float] = []
     for layer in server.architecture.layers:
@@ -208,6 +220,13 @@ def layers_there(
     sizes = np.asarray(blocks)
     n = float(np.asarray(load.sequences))
     ends = ACTIVATION_BYTES * (server.architecture.embedding_parameters + server.architecture.output_parameters) / tp
+    kept = float(np.sort(sizes)[::-1][:window].sum())
+    cache = n * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, tp))
+    used = kept + ends + float(workspace_bytes(server, deployment, n)) + cache
+    memory = {"accelerators": (room_bytes(server), used)}
+    if too_large(memory):
+        return Tokens(NO_STEP, memory, int(n))
+    tree = at(step(server, deployment, load), 0)
     compute = float(tree.seconds) * sizes / (sizes.sum() + ends)
     rest = float(tree.seconds) - float(compute.sum())
     compute[-1] += rest  # token table and output
@@ -216,8 +235,5 @@ def layers_there(
     if window < len(sizes):
         once, twice = (window_stall(np.tile(compute, times), np.tile(loads, times), window) for times in (1, 2))
         stall = max(twice - once, 0.0)
-    kept = float(np.sort(sizes)[::-1][:window].sum())
-    cache = n * float(kv_bytes_per_sequence(server.architecture, tokens, server.cache_bytes, tp))
-    used = kept + ends + float(workspace_bytes(server, deployment, n)) + cache
     waits = Term("waits for weights", stall, LINK)
-    return Tokens(total("token", [*tree.children, waits]), {"accelerators": (room_bytes(server), used)}, int(n))
+    return Tokens(total("token", [*tree.children, waits]), memory, int(n))
