@@ -71,6 +71,8 @@ class Finetune:
         The layout, one, without pipeline stages.
     paths : tuple of TierPath
         Tiers beside the accelerators' own.
+    delayed : bool
+        The host updates with the gradients of the step before while accelerators compute the next.
     parameters : float
         Parameters that all ranks update.
     weights_bytes : float
@@ -90,6 +92,7 @@ class Finetune:
     job: Job
     plan: Plan
     paths: tuple[TierPath, ...]
+    delayed: bool
     parameters: float
     weights_bytes: float
     activations_bytes: float
@@ -125,6 +128,8 @@ class Finetune:
         """What no placement beats: passes, and states that cannot all stay, touched at the rate of all tiers [s]."""
         states = self.parameters * (MASTER_BYTES * len(STATES) + ELEMENT_BYTES)
         elsewhere = max(1 - max(self.room_bytes - self.kept_bytes, 0.0) / states, 0.0)
+        if self.delayed:  # hides behind the passes, or not
+            return self.compute_s
         rate = sum(max(path.domains[0].node_up, path.domains[0].node_down) for path in self.paths)
         return self.compute_s + (elsewhere * self.parameters * TOUCHED_BYTES / rate if rate else 0.0)
 
@@ -149,9 +154,13 @@ class Finetune:
 
     @property
     def held_bytes(self) -> float:
-        """All that is held somewhere; a byte takes a byte wherever it is [bytes]."""
+        """All that is held somewhere; a byte takes a byte wherever it is, but for a second set of gradients [bytes]."""
         states = self.parameters * (MASTER_BYTES * len(STATES) + ELEMENT_BYTES)
-        return self.fixed_bytes + self.activations_bytes + self.weights_bytes + states
+        second = 0.0
+        if self.delayed:  # of what does not stay
+            stay = min(max(self.room_bytes - self.kept_bytes, 0.0) / states, 1.0)
+            second = (1 - stay) * MASTER_BYTES * self.parameters
+        return self.fixed_bytes + self.activations_bytes + self.weights_bytes + states + second
 
     @property
     def fits(self) -> bool:
@@ -171,14 +180,16 @@ class Finetune:
         """Return the fractions that a placement is made of."""
         found: list[Share] = [(thing, HBM, "") for thing in (*STATES, "gradients", "activations")]
         found += [("weights", HBM, way) for way in (BY_HOST, BY_ACCELERATORS)]
+        ways = (BY_HOST,) if self.delayed else (BY_HOST, BY_ACCELERATORS)
         for path in self.paths:
-            updated = (*STATES, "weights") if self.streams_weights else tuple(STATES)
-            found += [(thing, path.name, way) for thing in updated for way in (BY_HOST, BY_ACCELERATORS)]
+            found += [(thing, path.name, way) for thing in STATES for way in ways]
+            if self.streams_weights:
+                found += [("weights", path.name, way) for way in (BY_HOST, BY_ACCELERATORS)]
             found += [(thing, path.name, "") for thing in ("gradients", "activations")]
         return found
 
 
-def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...]) -> list[Finetune]:
+def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...], *, delayed: bool = False) -> list[Finetune]:
     """Return every layout with its sizes and times counted.
 
     Parameters
@@ -189,6 +200,8 @@ def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...]) -> list[Finetu
         Layouts without pipeline stages.
     paths : tuple of TierPath
         Tiers that may be used.
+    delayed : bool
+        The host updates one step late.
 
     Notes
     -----
@@ -230,10 +243,11 @@ def finetunes(job: Job, plans: Plan, paths: tuple[TierPath, ...]) -> list[Finetu
             update_s,
         )
     ]
-    return [
-        Finetune(job, plans.taken(slice(number, number + 1)), paths, *(float(column[number]) for column in columns))
-        for number in range(count)
-    ]
+    found = []
+    for number in range(count):
+        sizes = (float(column[number]) for column in columns)
+        found.append(Finetune(job, plans.taken(slice(number, number + 1)), paths, delayed, *sizes))
+    return found
 
 
 def deeper(architecture: Architecture, repetitions: int) -> Architecture:
@@ -272,7 +286,9 @@ def resource_times(asked: Finetune) -> dict[str, dict[str, Row]]:
     -----
     Every micro-batch brings weights once forward, once backward and once more where all is recomputed, as
     ZeRO-Infinity counts them (section 4.1), sends its gradients, which the host adds up in 32 bits, and its
-    activations out and back. What reaches a tier through the memory of another is written there and read again.
+    activations out and back. What reaches a tier through the memory of another is written there and read again. With
+    a delayed update the three phases are one, since every resource serves all of them at the same time (ZeRO-Offload,
+    section 5.2).
     """
     times = asked.micro_batches
     again = 2 if asked.plan.recompute[0] == RECOMPUTE_FULL else 1
@@ -316,7 +332,18 @@ def resource_times(asked: Finetune) -> dict[str, dict[str, Row]]:
                 _moved(update, path, share, up=size, down=writes * size)
             if thing == "momentum" and way == BY_ACCELERATORS:
                 _add(update, ACCELERATORS, share, asked.update_s)
-    return rows
+    return {"step": _together(rows)} if asked.delayed else rows
+
+
+def _together(rows: dict[str, dict[str, Row]]) -> dict[str, Row]:
+    """Return what phases need of each resource when they run at the same time."""
+    found: dict[str, Row] = {}
+    for phase in rows.values():
+        for name, (constant, slopes) in phase.items():
+            before, others = found.get(name, (0.0, {}))
+            shares = {*slopes, *others}
+            found[name] = before + constant, {key: slopes.get(key, 0.0) + others.get(key, 0.0) for key in shares}
+    return found
 
 
 def _moved(rows: dict[str, Row], path: TierPath, share: Share, *, up: float = 0.0, down: float = 0.0) -> None:
@@ -364,12 +391,15 @@ def memory_rows(asked: Finetune) -> dict[str, tuple[float, Row]]:
 
     Notes
     -----
-    What is brought to the accelerators for its update finds room where the activations were.
+    What is brought to the accelerators for its update finds room where the activations were. A delayed update keeps the
+    master gradients of the step before.
     """
     rows: dict[str, tuple[float, Row]] = {HBM: (asked.room_bytes, (asked.fixed_bytes, {}))}
     rows |= {path.name: (path.capacity_bytes, (0.0, {})) for path in asked.paths}
     for share in asked.shares():
-        rows[share[1]][1][1][share] = asked.size_bytes(share[0], share[1])
+        thing, tier, _ = share
+        copies = 2 if asked.delayed and thing == "master_gradients" and tier != HBM else 1
+        rows[tier][1][1][share] = copies * asked.size_bytes(thing, tier)
     return rows
 
 
@@ -385,15 +415,17 @@ def step_tree(asked: Finetune, resource_s: Mapping[str, Mapping[str, float]]) ->
     """
     tree = at(predict_step(asked.job, asked.plan).step, 0)
     kept = [term for term in tree.children if term.name not in ("optimizer", "host work per step")]
-    for phase in PHASES:
-        times = resource_s[phase]
+    for phase, times in resource_s.items():
         busiest = max(times, key=lambda name: times[name])
         if phase == "update":
             name = "optimizer" if busiest == ACCELERATORS else f"optimizer: {busiest}"
             kept.append(Term(name, times[busiest], bound_of(busiest)))
-        else:
-            name = f"{phase} pass waits for {busiest}"
-            kept.append(Term(name, times[busiest] - times[ACCELERATORS], bound_of(busiest)))
+            continue
+        if phase == "step":  # what the accelerators update themselves
+            own = max(times[ACCELERATORS] - asked.forward_s - asked.backward_s, 0.0)
+            kept.append(Term("optimizer", own, MEMORY))
+        name = "step" if phase == "step" else f"{phase} pass"
+        kept.append(Term(f"{name} waits for {busiest}", times[busiest] - times[ACCELERATORS], bound_of(busiest)))
     kept.append(Term("host work per step", asked.fixed_s, HOST))
     return total("step", kept)
 

@@ -137,7 +137,7 @@ def given(scenario: FinetuneScenario) -> tuple[Finetune, Totals, Placed | None]:
     work = replace(work, architecture=architecture, seq_len=wanted.seq_len or work.seq_len)
     counts = wanted.devices or {}
     paths = tuple(with_count(path, counts.get(path.name, path.tier.count)) for path in scenario.paths)
-    (asked,) = finetunes(work, scenario.plan, paths)
+    (asked,) = finetunes(work, scenario.plan, paths, delayed=scenario.question.workload.delayed_update)
     resident = wanted.placement["momentum"].get(HBM, 0.0)
     totals: dict[str, dict[str, float]] = {}
     for thing, shares in wanted.placement.items():  # what is written adds up to one but for rounding
@@ -237,7 +237,8 @@ def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, A
         per_second, unit = value(scenario, placed) / seconds, "USD"
     for name, (room, used) in placed.memory_bytes.items():
         price = placed.memory_prices.get(name, 0.0)
-        if used >= room * (1 - _BINDS) or price * room > _BINDS * seconds:
+        price = price if price * room > _BINDS * seconds else 0.0
+        if used >= room * (1 - _BINDS) or price:
             yield {
                 "constraint": f"capacity[{name}]",
                 "slack": max(room - used, 0.0),
@@ -304,7 +305,7 @@ def _others(placed: Placed) -> list[dict[str, Any]]:
             "placement": name,
             "step_time_s": None if one is None else one.step_time_s,
             "gain": None if one is None else one.step_time_s / placed.step_time_s,
-            "update_s": None if one is None else one.phase_s["update"],
+            "update_s": None if one is None else one.phase_s.get("update"),
         }
         for name, one in entries
     ]

@@ -12,7 +12,6 @@ from perfmodel.finetune import (
     BY_ACCELERATORS,
     BY_HOST,
     OBJECTS,
-    PHASES,
     STATES,
     Finetune,
     memory_rows,
@@ -53,7 +52,7 @@ class Placed:
     def resource_s(self) -> dict[str, dict[str, float]]:
         """By phase and resource, the time it needs [s]."""
         rows = resource_times(self.asked)
-        return {phase: {name: evaluated(row, self.shares) for name, row in rows[phase].items()} for phase in PHASES}
+        return {phase: {name: evaluated(row, self.shares) for name, row in rows[phase].items()} for phase in rows}
 
     @property
     def phase_s(self) -> dict[str, float]:
@@ -124,8 +123,8 @@ def place(
         problem += _parts(share, thing, tier=HBM) == part
     times = resource_times(asked)
     unit = asked.forward_s + asked.backward_s  # times count in those of the passes
-    spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
-    busy = [(row, phase, name) for phase in PHASES for name, row in times[phase].items()]
+    spent = {phase: problem.add_variable(phase, 0) for phase in times}
+    busy = [(row, phase, name) for phase in times for name, row in times[phase].items()]
     tidy = pulp.lpSum(_sum(share, slopes, unit) for (_, slopes), _, _ in busy)
     problem += pulp.lpSum(spent.values()) + _TIDY * tidy
     rows = {}

@@ -54,6 +54,8 @@ class FinetuneWorkload(_Strict):
     """Sequences of an optimizer step."""
     precision: Literal["bf16", "fp16"] = "bf16"
     """Type of the matrix products."""
+    delayed_update: bool = False
+    """The host updates with the gradients of the step before, behind the next one's passes; it changes the training."""
 
 
 class FinetuneSearch(_Strict):
@@ -168,7 +170,9 @@ class FinetuneScenario:
         found = space(asked, TrainSearch(pp=(1,), offload=("none",), **limits))
         plans = found.plans(0, len(found.layouts), asked)
         shared = (plans.zero_stage >= 2) | (plans.dp * plans.cp == 1)
-        return finetunes(asked, plans.taken(np.flatnonzero(shared)), self.paths if paths is None else paths)
+        late = self.question.workload.delayed_update
+        tiers = self.paths if paths is None else paths
+        return finetunes(asked, plans.taken(np.flatnonzero(shared)), tiers, delayed=late)
 
 
 def is_finetune(source: Source) -> bool:

@@ -240,7 +240,7 @@ def next_larger(scenario: FinetuneScenario, asked: Finetune) -> Finetune | None:
     size = asked.job.seq_len // CONTEXT_STEP
     if scenario.question.objective == "max_params":
         size = (asked.job.architecture.depth - sized(1).architecture.depth) // _pattern(asked.job.architecture) + 1
-    return finetunes(sized(size + 1), asked.plan, asked.paths)[0] if size < last else None
+    return finetunes(sized(size + 1), asked.plan, asked.paths, delayed=asked.delayed)[0] if size < last else None
 
 
 def _pattern(architecture: Architecture) -> int:

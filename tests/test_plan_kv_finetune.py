@@ -272,10 +272,40 @@ def test_given_placement_that_does_not_fit():
     assert answer.status == "feasible"
 
 
+def test_delayed_update_hides_behind_the_passes():
+    """ZeRO-Offload, section 5.2: the step is then the longer of the passes and of the host's update."""
+    workload = {"kind": "finetune", "seq_len": 4096, "global_batch": 4}
+    layouts = [asked(workload=workload | {"delayed_update": late}).layouts() for late in (False, True)]
+    for now, late in zip(*layouts, strict=True):
+        kept = {"momentum": 0.0, "weights": 1.0, "activations": 1.0}
+        first, second = (place(one, interleaved=0.0, kept=kept) for one in (now, late))
+        if first is None or second is None:
+            continue
+        update = first.phase_s["update"]
+        passes = now.forward_s + now.backward_s
+        # during the passes tiers also serve those
+        busy = [first.resource_s[phase] for phase in ("forward", "backward")]
+        besides = sum(max(time for name, time in times.items() if name != "accelerators") for times in busy)
+        assert max(passes, update) <= second.phase_s["step"] * (1 + 1e-6)
+        assert second.phase_s["step"] <= max(passes, update + besides) * (1 + 1e-6)
+        assert second.step_time_s < first.step_time_s
+        # 4 bytes more of each parameter
+        more = sum(used for _, used in second.memory_bytes.values()) - sum(
+            used for _, used in first.memory_bytes.values()
+        )
+        assert more == pytest.approx(4 * now.parameters)
+    answer = plan(asked(workload=workload | {"delayed_update": True}))
+    assert answer.status == "optimal"
+    assert answer.prediction["updated_by"]["interleaved"] == 0
+    again = predict(asked(workload=workload | {"delayed_update": True}, plan=answer.plan))
+    assert again.objective.value == pytest.approx(answer.objective.value, rel=1e-6)
+
+
 @settings(max_examples=25, deadline=None)
-@given(room=some.floats(0.05, 1.5), tokens=some.sampled_from([4096, 16384, 65536]))
-def test_what_fits_is_what_can_be_placed(room, tokens):
-    scenario = asked(workload={"kind": "finetune", "seq_len": tokens}, search={"micro_batch": [1]})
+@given(room=some.floats(0.05, 1.5), tokens=some.sampled_from([4096, 16384, 65536]), late=some.booleans())
+def test_what_fits_is_what_can_be_placed(room, tokens, late):
+    workload = {"kind": "finetune", "seq_len": tokens, "delayed_update": late}
+    scenario = asked(workload=workload, search={"micro_batch": [1]})
     node = scenario.job.machine.node
     tiers = tuple(one.model_copy(update={"capacity": one.capacity * room}) for one in node.tiers)
     paths = tier_paths(node.model_copy(update={"tiers": tiers}))
