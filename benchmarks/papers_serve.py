@@ -8,77 +8,25 @@ is one of what the paper changes. What a paper does not state is swept. Claims a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from claims import Answer, line, listed, read, show, swept
+from serving_cases import ARXIV, CHAT, most_rps, offline, on, question, seconds, told
 
-from hardware.catalogue import resolve_cluster
-from hardware.yaml_source import read_yaml
 from perfmodel.architecture import bundled_architecture
 from perfmodel.serving.engine import engines
 from perfmodel.serving.overlap import Overlap
-from perfmodel.serving.server import Server, server
 from perfmodel.serving.step import Deployment, Load, step
-from solvers.serve import plan, predict
+from solvers.serve import plan
 from solvers.serve_answer import optimal_tokens_per_s, steady
 from solvers.serve_case import case_of
-from solvers.serve_scenario import ServeScenario, load_serve
-
-# lengths that papers name without publishing them, as stand-ins
-ARXIV = ({"isl": 6000, "osl": 150, "isl_cv": 0.6}, {"isl": 9000, "osl": 250, "isl_cv": 0.6})
-CHAT = ({"isl": 250, "osl": 250, "isl_cv": 1.2, "osl_cv": 1.0}, {"isl": 500, "osl": 350, "isl_cv": 1.2, "osl_cv": 1.0})
-
-
-# --- what is run -----------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def on(model: str, node: str, engine: str = "vllm", release: str | None = None) -> Server:
-    """Return a model on a node under an engine, weights in 16 bits."""
-    return server(bundled_architecture(model), resolve_cluster(node, Path(), 1), engines()[engine], release=release)
-
-
-def seconds(asked: Server, tp: int, load: Load) -> float:
-    return float(step(asked, Deployment(tp=tp), load).seconds)
-
-
-def question(
-    model: str,
-    node: str,
-    arrivals: Any,
-    lengths: Mapping[str, float],
-    given: Mapping[str, Any] | None = None,
-    changed: Mapping[str, Any] | None = None,
-    **others: Any,
-) -> ServeScenario:
-    """Return a question about one node, with fields of its engine `changed`."""
-    asked = {"kind": "serve", "cluster": node, "nodes": 1, "model": model} | others
-    asked["workload"] = {"arrivals": arrivals, "lengths": dict(lengths)}
-    if given is not None:
-        asked["plan"] = dict(given)
-    scenario = load_serve(read_yaml(json.dumps(asked), "papers"), Path())
-    return replace(scenario, engine=scenario.engine.model_copy(update=dict(changed or {})))
-
-
-def told(scenario: ServeScenario) -> dict[str, Any] | None:
-    """Return the prediction of a plan; None where it cannot run."""
-    found = predict(scenario)
-    return found.prediction
-
-
-def most_rps(model: str, node: str, lengths: Mapping[str, float], given: Mapping[str, Any], **others: Any) -> float:
-    """Return the highest rate within the objectives [1/s]; 0 where there is none."""
-    found = told(question(model, node, {"process": "poisson"}, lengths, given, **others))
-    return float(found["requests_per_s"]) if found else 0.0
-
+from solvers.serve_found import POOL
+from solvers.serve_search import search
 
 # --- TokenWeave (arXiv 2505.11329) -----------------------------------------------------------------------------------
 
@@ -135,14 +83,6 @@ def weaved(claims: Iterable[dict[str, str]]) -> dict[str, Answer]:
         if values:
             found[name] = swept(values, f"the {len(values)} tabulated cases below")
     return found
-
-
-def offline(
-    model: str, node: str, lengths: Mapping[str, float], given: Mapping[str, Any], overlap: Overlap, **others: Any
-) -> float:
-    """Return tokens in and out per second of all accelerators, where all requests are there at once."""
-    found = told(question(model, node, "offline", lengths, {**given, "overlap": overlap}, **others))
-    return float(found["tokens_per_s_per_gpu"] * found["gpus"]) if found else 0.0
 
 
 # --- NanoFlow (arXiv 2408.12757) -------------------------------------------------------------------------------------
@@ -372,6 +312,7 @@ def distserve() -> dict[str, Answer]:
     slo = {"ttft_p90": "0.2 s", "tpot_p90": "0.1 s"}
     prefill, decode = {"tp": 2, "replicas": 1}, {"tp": 1, "replicas": 1}
     pools = {"disaggregated": True, "prefill": prefill, "decode": decode}
+    pools_of_6 = {"disaggregated": True, "prefill": {**prefill, "replicas": 2}, "decode": {**decode, "replicas": 2}}
     free = {"handoff_overhead": 0.0, "prompt_overhead": 0.0}
     stated, ratios = [], []
     for lengths in CHAT:
@@ -387,11 +328,64 @@ def distserve() -> dict[str, Answer]:
     where = "OPT-13B, chat lengths, no time to receive a request or to hand it over"
     baseline = "baseline: tp 1, prompts first and alone; the other models' objectives are not stated"
     ratio = swept(ratios, f"{where}; {baseline}")
+    tighter = []
+    for lengths, rate in product(CHAT, (0.25, 0.5, 1.0)):  # requests per second and accelerator
+        alone, apart = (
+            tightest(lengths, {"changed": {**free, "batching": mode}}, given, rate * gpus)
+            for mode, given, gpus in (("prefill_first", {"tp": 1, "replicas": 6}, 6), ("chunked", pools_of_6, 6))
+        )
+        tighter += [alone / apart] if alone and apart else []
+    scaled = swept(tighter, f"{where}; 0.25, 0.5 and 1 req/s per GPU; both objectives scaled alike; {baseline}")
     return {
         "distserve-01": ratio,
+        "distserve-02": scaled,
         "distserve-03": ratio,
+        "distserve-04": scaled,
         "distserve-05": swept(stated, f"{where}; prefill tp 2, decode tp 1"),
     }
+
+
+def tightest(lengths: Mapping[str, float], others: Mapping[str, Any], given: Mapping[str, Any], rate: float) -> float:
+    """Return the smallest factor of the objectives of OPT-13B that hold at a rate; 0 where requests pile up."""
+    arrivals = {"process": "poisson", "rate_rps": rate}
+    found = told(question("opt-13b", "dgx-a100", arrivals, lengths, given, **others))
+    return max(found["ttft_p90_s"] / 0.2, found["tpot_p90_s"] / 0.1) if found else 0.0
+
+
+# --- settings kept when the accelerator changes (arXiv 2408.01050) ---------------------------------------------------
+
+TUNED_MODELS = ("mistral-7b", "llama-3.1-8b", "llama-2-13b", "qwen2.5-32b")
+GENERATIONS = ("l40s-8", "dgx-a100", "dgx-h100", "dgx-h200")
+
+
+def retuned() -> dict[str, Answer]:
+    """Predict what the best settings of an accelerator gain over those that were best on another."""
+    gains: dict[str, list[float]] = {"vllmhp-01": [], "vllmhp-02": []}
+    for model, lengths in product(TUNED_MODELS, ({"isl": 500, "osl": 250}, {"isl": 2000, "osl": 500})):
+        rates = [tuned(model, node, lengths) for node in GENERATIONS]
+        for old, new in product(range(len(rates)), repeat=2):
+            kept = max(rates[old], key=lambda setting: rates[old][setting])
+            if old != new and kept in rates[new]:
+                name = "vllmhp-01" if old < new else "vllmhp-02"
+                gains[name].append(100 * (max(rates[new].values()) / rates[new][kept] - 1))
+    where = (
+        f"vLLM, all requests at once, {listed(TUNED_MODELS)} on {listed(GENERATIONS)}; tp 1, 2, 4, sequences, tokens"
+    )
+    return {name: replace(swept(values, where), value=float(np.mean(values))) for name, values in gains.items()}
+
+
+def tuned(model: str, node: str, lengths: Mapping[str, float]) -> dict[tuple[int, ...], float]:
+    """Return the throughput of an accelerator at every tensor-parallel size, number of sequences and of tokens."""
+    limits = {"tp": [1, 2, 4], "disaggregated": [False], "replicas": [1], "max_num_seqs": [16, 32, 64, 128, 256, 512]}
+    asked = question(model, node, "offline", lengths, objective="output_tokens_per_s_per_gpu", search=limits)
+    with np.errstate(all="ignore"):
+        tables = search(asked).found
+    columns = [POOL.index(name) for name in ("tp", "max_num_seqs", "max_num_batched_tokens")]
+    found = {}
+    for table in tables:
+        for row, rate in enumerate(table.rate / table.gpus):
+            found[tuple(int(table.pools[0][column, row]) for column in columns)] = float(rate)
+    return found
 
 
 # --- speculation and fused generation --------------------------------------------------------------------------------
@@ -435,8 +429,6 @@ NOT_PREDICTED = {
     "tokenweave-05": "a fused kernel of all-reduce and norm",
     "tokenweave-06": "how many units a collective needs",
     "nanoflow-06": "the host software of the runs",
-    "distserve-02": "objectives that were tightened, and from where",
-    "distserve-04": "objectives that were tightened, and from where",
     "sarathi-02": "lengths, and the pipeline's bubbles of unequal steps",
     "batchspec-02": "software cost of aligning ragged batches",
     "m2r2-01": "acceptance and cost of the drafts",
@@ -446,7 +438,6 @@ NOT_PREDICTED = {
 
 LACKING = {
     "Llumnix": "requests dealt out by load and moved between instances",
-    "vLLM hyperparameters study": "Hugging Face pipelines, the models and devices",
     "APEX": "the traces, and plans of other tools",
     "Speculative MoE": "locality of predicted routing",
     "BatchLLM": "lengths of prefixes and how many share them",
@@ -462,7 +453,7 @@ LACKING = {
 def lines(claims: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Return a line for every claim about serving."""
     mine = [claim for claim in claims if claim["planner"] == "serve" or claim["system"] == "TokenWeave"]
-    answers = weaved(mine) | nano() | sarathi(mine) | layered() | side_by_side() | distserve() | together()
+    answers = weaved(mine) | nano() | sarathi(mine) | layered() | side_by_side() | distserve() | retuned() | together()
     found = []
     for claim in mine:
         name = claim["claim_id"]

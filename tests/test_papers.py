@@ -241,6 +241,7 @@ def test_lengths_that_stand_in(sequence):
 
 @pytest.fixture(scope="module")
 def serving(papers: ModuleType) -> ModuleType:
+    benchmark("serving_cases")
     return benchmark("papers_serve")
 
 
