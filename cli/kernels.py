@@ -87,7 +87,8 @@ def calibrate(
         str | None, typer.Option("--device", metavar="NAME", help="Whose rows to use; that of rows that name none.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Default: as the columns tell; or collective, serving.")
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="Default: as the columns tell; or collective, serving, power."),
     ] = None,
     accelerator: Annotated[
         Path | None,
@@ -112,7 +113,7 @@ def calibrate(
     form: Form = None,
     debug: Debug = False,
 ) -> None:
-    """Fit an accelerator's own kernel parameters to measured times; ten rows of a kind do."""
+    """Fit an accelerator's own kernel parameters to measured times, or its power; ten rows of a kind do."""
     from cli import accuracy
     from cli.progress import working
 
@@ -126,6 +127,11 @@ def calibrate(
         from cli.serving import calibrate_engine
 
         calibrate_engine(data, accelerator, form)
+        return
+    if kind == "power":
+        from cli.power import calibrate_board
+
+        calibrate_board(data, device, hardware or [], accelerator, form)
         return
     if plot is not None:
         from cli.kernel_plot import check

@@ -175,3 +175,43 @@ def validate_power(
             progress=progress,
         )
     accuracy.write(report, frame, rows, form, output)
+
+
+def calibrate_board(
+    data: list[Path], device: str | None, hardware: list[Path], output: Path | None, form: Form
+) -> None:
+    """Fit what a board draws, and how it meets power caps, to measured rows.
+
+    Parameters
+    ----------
+    data : list of Path
+        Files of measured power.
+    device : str
+        Whose rows to use.
+    hardware : list of Path
+        Boards that the rows name.
+    output : Path
+        Write the accelerator's description with the result.
+    """
+    from cli import accuracy
+    from cli.export import to_yaml
+    from cli.options import save, write_answer
+    from cli.progress import working
+
+    with working("fitting") as progress:
+        from perfmodel.calibrate_power import calibrate
+        from perfmodel.calibrated_accelerator import written_description
+        from perfmodel.measured_kernels import accelerator_file
+
+        described = [accelerator_file(path) for path in hardware]
+        found = calibrate(data, device=device, hardware=described, progress=progress)
+    if output is not None:
+        save(to_yaml(found.description(written_description(found.accelerator))), output, "--output")
+    report = found.to_dict()
+    write_answer(
+        form,
+        None,
+        table=lambda: accuracy.calibration(report),
+        data=lambda: report,
+        csv=lambda: accuracy.calibration_csv(report),
+    )

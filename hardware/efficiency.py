@@ -107,3 +107,25 @@ class MemoryParameters(KernelParameters):
     """Rows that a unit works on at a time."""
     warm_gain: Annotated[float, fitted(1, 5)]
     """How much faster than memory the L2 cache is, where what a kernel moves stays in it."""
+
+
+class PowerParameters(KernelParameters):
+    """What a board draws for each kind of work, in shares of its highest power limit."""
+
+    context: Annotated[float, fitted(0.05, 0.5, log=False)]
+    """With a process on it that does nothing."""
+    memory: Annotated[float, fitted(0.0, 2.0, log=False)]
+    """More at the full rate of its memory."""
+    compute: Annotated[float, fitted(0.0, 3.0, log=False)]
+    """More at the peak of its 16-bit arithmetic."""
+
+
+class ThrottleParameters(KernelParameters):
+    """How a board meets a power cap."""
+
+    static: Annotated[float, fitted(0.02, 0.36, log=False)]
+    """Part of the highest limit that does not change with the clock."""
+    fluctuation: Annotated[float, fitted(0.02, 0.6, log=False)]
+    """Standard deviation of ln(power) within a step around its mean."""
+    voltage_floor: Annotated[float, fitted(0.2, 1.0, log=False)]
+    """Clock over the highest below which the voltage falls no further."""

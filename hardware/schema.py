@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from hardware.efficiency import DecodeParameters, GemmParameters, MemoryParameters, MoeParameters, PrefillParameters
+from hardware.efficiency import (
+    DecodeParameters,
+    GemmParameters,
+    MemoryParameters,
+    MoeParameters,
+    PowerParameters,
+    PrefillParameters,
+    ThrottleParameters,
+)
 from hardware.facility import Facility
 from hardware.faults import KeyFaultsError, Path
 from hardware.network import Collectives, Count, Nics, Numa
@@ -105,9 +113,9 @@ _VARIANTS = WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS})
 
 
 class Efficiency(Recorded):
-    """An accelerator's own parameters of the kernel models, before those of its family.
+    """An accelerator's own parameters, before those of its family.
 
-    By variant: a type such as bf16, or a kernel library's form of it.
+    Those of kernel models by variant: a type such as bf16, or a kernel library's form of it.
     """
 
     gemm: Annotated[dict[Text, GemmParameters], _VARIANTS] = Field(default_factory=dict)
@@ -120,6 +128,10 @@ class Efficiency(Recorded):
     """Fused expert networks."""
     memory: Annotated[dict[Text, MemoryParameters], _VARIANTS] = Field(default_factory=dict)
     """Kernels that only move memory, copies among them."""
+    power: PowerParameters | None = None
+    """What it draws."""
+    throttle: ThrottleParameters | None = None
+    """How it meets a power cap."""
 
 
 class EfficiencyFamily(Description):

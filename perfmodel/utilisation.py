@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perfmodel.architecture import attention_flops_per_token, model_flops_per_token
+from perfmodel.architecture import Architecture, attention_flops_per_token, model_flops_per_token
 from perfmodel.job import Job
 from perfmodel.plan import Plan
 from perfmodel.terms import Array
@@ -19,14 +19,18 @@ def utilisation(job: Job, plan: Plan, step_time_s: Array) -> tuple[Array, Array]
     the matrix products' type. HFU adds a forward pass of the layers with full recomputation, of the attention core
     with selective.
     """
-    architecture = job.architecture
     tokens = job.global_batch * job.seq_len
-    model = model_flops_per_token(architecture, job.seq_len)
-    core = sum(group.count * attention_flops_per_token(group, job.seq_len) for group in architecture.layers)
-    logits = 2.0 * architecture.hidden * architecture.vocab * (1 + architecture.mtp_layers)
-    again = np.array([0.0, core, model / 3 - logits])[plan.recompute]
+    model, again = step_flops_per_token(job.architecture, job.seq_len)
     ideal = tokens / (job.ranks * job.peak * np.asarray(step_time_s))
-    return model * ideal, (model + again) * ideal
+    return model * ideal, (model + again[plan.recompute]) * ideal
+
+
+def step_flops_per_token(architecture: Architecture, seq_len: int) -> tuple[float, Array]:
+    """Return the model's FLOPs of a token, and those of no, of selective and of full recomputation."""
+    model = model_flops_per_token(architecture, seq_len)
+    core = sum(group.count * attention_flops_per_token(group, seq_len) for group in architecture.layers)
+    logits = 2.0 * architecture.hidden * architecture.vocab * (1 + architecture.mtp_layers)
+    return model, np.array([0.0, core, model / 3 - logits])
 
 
 def ideal_step_s(job: Job) -> float:

@@ -19,7 +19,7 @@ from hardware.faults import InputError
 from hardware.schema import Accelerator
 from perfmodel.architecture import load_architecture
 from perfmodel.power import Activity, board_power_w, capped_speed, context_power_w, interval, serving_activity
-from perfmodel.power.constants import PowerConstants, power_calibration, power_constants, shares_of, throttle_of
+from perfmodel.power.constants import PowerConstants, power_calibration, shares_of, throttle_of
 from perfmodel.power.work import Sizes, sizes_of, stacked
 from perfmodel.validation import Defaults, grouped, kept, report, statistics
 
@@ -142,9 +142,8 @@ def predict_rows(
     described : sequence of Machine
         Machines that rows may name beside the catalogue's.
     constants : PowerConstants
-        The shipped ones if left out.
+        Those to take, whatever descriptions say; the shipped ones if left out.
     """
-    known = constants or power_constants()
     lines = [frame[frame["skipped"] != ""].assign(metric="", measured=np.nan, predicted=np.nan, p10=np.nan, p90=np.nan)]
     for schema, rows in frame[frame["skipped"] == ""].groupby("schema", sort=False):
         for gpu, same in rows.groupby("gpu", sort=False):
@@ -154,7 +153,7 @@ def predict_rows(
                 continue
             if board.name.lower() != str(gpu).lower():
                 defaults.counts[f"gpu {gpu}", board.name] += len(same)
-            lines += _PREDICT[str(schema)](same, board, defaults, known)
+            lines += lines_of(str(schema), same, board, defaults, constants)
     found = pd.concat([line for line in lines if len(line)], ignore_index=True)
     return found.assign(error=found["predicted"] / found["measured"] - 1)
 
@@ -184,7 +183,7 @@ def serving_rows(rows: pd.DataFrame, defaults: Defaults) -> tuple[pd.DataFrame, 
 
 
 def measured_activity(
-    rows: pd.DataFrame, sizes: Sequence[Sizes], board: Accelerator, constants: PowerConstants
+    rows: pd.DataFrame, sizes: Sequence[Sizes], board: Accelerator, constants: PowerConstants | None
 ) -> Activity:
     """Return what boards did in rows of measured serving, from the rates that were measured."""
     column = {name: rows[name].to_numpy(float) for name in ("avg_batch", "output_tok_s", "num_gpus", "prompt_tokens")}
@@ -206,7 +205,7 @@ def measured_activity(
 
 
 def _serving(
-    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants
+    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants | None
 ) -> list[pd.DataFrame]:
     known, sizes = serving_rows(rows, defaults)
     shares = shares_of(board, constants)
@@ -215,7 +214,9 @@ def _serving(
     return [_line(rows, "power_per_gpu_w", rows["power_per_gpu_w"], watts, shares.spread)]
 
 
-def _caps(rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants) -> list[pd.DataFrame]:
+def _caps(
+    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants | None
+) -> list[pd.DataFrame]:
     groups = rows.groupby(["gpu", "dataset", "network", "batch"])["power_limit_w"]
     top = rows.loc[groups.idxmax()].set_index(["gpu", "dataset", "network", "batch"])
     same = top.loc[pd.MultiIndex.from_frame(rows[["gpu", "dataset", "network", "batch"]])]
@@ -229,7 +230,7 @@ def _caps(rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants:
 
 
 def _phases(
-    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants
+    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants | None
 ) -> list[pd.DataFrame]:
     sizes = [model_sizes(str(model)) or Sizes(0.0, 0.0) for model in rows["model"]]
     unknown = np.where([one.parameters == 0.0 for one in sizes], "unknown model", "")
@@ -262,7 +263,7 @@ def _phases(
 
 
 def _traffic(
-    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants
+    rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants | None
 ) -> list[pd.DataFrame]:
     """Predict a group of boards with a model on them: without traffic, and at the plateau.
 
@@ -307,12 +308,19 @@ def _traffic(
     ]
 
 
-_PREDICT: dict[str, Callable[[pd.DataFrame, Accelerator, Defaults, PowerConstants], list[pd.DataFrame]]] = {
+_PREDICT: dict[str, Callable[[pd.DataFrame, Accelerator, Defaults, PowerConstants | None], list[pd.DataFrame]]] = {
     "serving": _serving,
     "caps": _caps,
     "phases": _phases,
     "traffic": _traffic,
 }
+
+
+def lines_of(
+    schema: str, rows: pd.DataFrame, board: Accelerator, defaults: Defaults, constants: PowerConstants | None = None
+) -> list[pd.DataFrame]:
+    """Return the lines of `predict_rows` of rows of one kind that were measured on one board."""
+    return _PREDICT[schema](rows, board, defaults, constants)
 
 
 def validate(

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from perfmodel import provenance
-from perfmodel.intervals import gain_interval, step_interval
+from perfmodel.intervals import gain_interval, part_seconds, step_interval
+from perfmodel.layer import STREAMED
+from perfmodel.plan import CHOICES
+from perfmodel.power.training import ENERGY, energy_dict, work_power
 from perfmodel.sequence import ATTENTION_PARTS
 from perfmodel.sequence_offload import Offload
 from perfmodel.terms import COMPUTE, HOST, IDLE, LINK, MEMORY, Array, Term, to_dict, total
+from perfmodel.utilisation import step_flops_per_token
 from solvers.result import Objective, Result
 from solvers.sequence_bounds import alone_s, work_bound
 from solvers.sequence_case import (
@@ -213,8 +217,36 @@ def described(
         "micro_steps": len(group),
         "capacity_tokens": case.capacity_tokens,
         "memory_bytes": {str(number): float(value) for number, value in enumerate(memory)},
+        **_power(scenario, step, busy / case.gpus, high),
     }
     return prediction, to_dict(step)
+
+
+def _power(scenario: SequenceScenario, step: Term, busy_s: float, slower: float) -> dict[str, float | None]:
+    """Return power and energy of a step, of accelerators that are busy for so long on average; None without a model.
+
+    Parameters
+    ----------
+    step : Term
+        The step, whose micro-steps are those of the last group; others stream for the same share of their work.
+    busy_s : float
+        Time that an accelerator works on sequences [s].
+    slower : float
+        P90 of the step over the prediction.
+    """
+    job = scenario.job
+    if job is None:
+        return dict.fromkeys(ENERGY)
+    seconds, repeats = float(step.seconds), CHOICES["recompute"].index(scenario.question.layout.recompute)
+    operations = 0.0
+    for length, count in zip(*np.unique(scenario.lengths, return_counts=True), strict=True):
+        model, again = step_flops_per_token(job.architecture, int(length))
+        operations += float(count * length * (model + again[repeats]))
+    utilised = operations / (job.ranks * job.peak * seconds)
+    parts = part_seconds(step)
+    streamed = float(sum(np.asarray(parts.get(name, 0.0)) for name in STREAMED)) / float(step.children[0].seconds)
+    outside_s = float(np.asarray(parts.get("optimizer", 0.0)))
+    return {**energy_dict(work_power(job, utilised, (streamed * busy_s + outside_s) / seconds), seconds, slower)}
 
 
 def _offloaded(scenario: SequenceScenario, offload: Offload, case: Case, plan: Scatter) -> dict[str, float]:

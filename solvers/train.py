@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +17,7 @@ from perfmodel.job import Job
 from perfmodel.memory import PARTS, Memory, available_bytes, host_bytes
 from perfmodel.plan import Plan, plan_to_dict
 from perfmodel.power import clock_share
-from perfmodel.power.device import Z90
-from perfmodel.power.training import least_energy_j, training_power
+from perfmodel.power.training import energy_dict, least_energy_j, training_power
 from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
 from perfmodel.utilisation import ideal_step_s, utilisation
@@ -249,8 +247,6 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
     tokens = job.global_batch * job.seq_len
     mfu, hfu = (float(share[0]) for share in utilisation(job, one, np.array([seconds])))
     power = training_power(job, one, predicted)
-    watts, board_w = float(power.all_w[0]), float(power.board_w[0])
-    uncertain = math.hypot(math.log(high), Z90 * power.spread)
     hourly = usd_per_hour(job.machine)
     total = scenario.question.workload.tokens
     days = None if total is None else total / tokens * seconds / DAY_S
@@ -269,15 +265,8 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "micro_batches": int(one.micro_batches(job.global_batch).reshape(-1)[0]),
         "cp_exchange_size": int(exchange_size(job, one).reshape(-1)[0]),
         "gpus": job.ranks,
-        "power_w": watts,
-        "power_w_p10": watts * math.exp(-Z90 * power.spread),
-        "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
-        "accelerator_power_w": board_w,
         "clock_share": clock_share(job.machine.accelerator),
-        "node_power_w": float(power.node_w[0]),
-        "energy_j": watts * seconds,
-        "energy_j_p10": watts * seconds * math.exp(-uncertain),
-        "energy_j_p90": watts * seconds * math.exp(uncertain),
+        **energy_dict(power, seconds, high),
         "cost_usd_per_hour": hourly,
         "training_days": days,
         "cost_usd": None if days is None or hourly is None else days * 24 * hourly,

@@ -14,7 +14,9 @@ from perfmodel.power.serving import instances_power_w
 from perfmodel.power.training import least_energy_j, training_power
 from perfmodel.serving.law import NO_SPECULATION
 from perfmodel.training import predict_step
+from solvers import sequence
 from solvers.scenario import load_train
+from solvers.sequence_scenario import load_sequence
 from solvers.serve import plan as plan_serve
 from solvers.serve import predict as predict_serve
 from solvers.serve_scenario import load_serve
@@ -155,3 +157,42 @@ def test_power_of_an_instance_by_little_s_law() -> None:
         server, asked.demand, NO_SPECULATION, accelerators=1, replicas=8, rate=rates, tpot_s=0.01
     )
     assert np.all(np.diff(watts) > 0)
+
+
+LENGTHS = {"distribution": "lognormal", "median": 4096, "sigma": 1.0, "max": 32768, "count": 64, "seed": 1}
+SEQUENCE: dict[str, Any] = {
+    "kind": "sequence",
+    "cluster": "dgx-h100",
+    "nodes": 1,
+    "model": "llama-3.1-8b",
+    "workload": {"lengths": LENGTHS},
+}
+
+
+def test_steps_of_unequal_sequences_have_power_and_energy() -> None:
+    told = sequence.plan(load_sequence(Source("asked.yaml", SEQUENCE), Path()), time_limit_s=2).prediction
+    assert told is not None
+    assert told["energy_j"] == pytest.approx(told["power_w"] * told["step_time_s"])
+    assert told["energy_j_p10"] < told["energy_j"] < told["energy_j_p90"]
+    assert 122 < told["accelerator_power_w"] <= 700 and told["node_power_w"] == told["power_w"] <= 10_200
+
+
+def test_equal_sequences_draw_what_training_on_them_does() -> None:
+    # 64 sequences of 8,192 tokens on eight accelerators, one by one: the same arithmetic as data parallelism
+    workload = {"lengths": LENGTHS | {"median": 8192, "sigma": 1e-9, "max": 8192}}
+    layout = {"recompute": "full", "zero_stage": 1}
+    equal = SEQUENCE | {"workload": workload, "layout": layout, "search": {"degrees": [1]}}
+    told = sequence.plan(load_sequence(Source("asked.yaml", equal), Path()), time_limit_s=5).prediction
+    given = {"dp": 8, "micro_batch": 1, "recompute": "full", "zero_stage": 1}
+    same = predict(train(nodes=1, plan=given)).prediction
+    assert told is not None and same is not None
+    assert told["power_w"] == pytest.approx(same["power_w"], rel=0.05)
+    assert told["energy_j"] == pytest.approx(same["energy_j"], rel=0.1)
+
+
+def test_costs_of_one_s_own_have_no_power() -> None:
+    costs = {"a1": 1e-12, "a2": 1e-6, "b1": 1e-3, "a3": 1e-9, "b2": 1e-4, "memory_per_token_bytes": 1e5,
+             "memory_state_bytes": 1e9}  # fmt: skip
+    told = sequence.plan(load_sequence(Source("asked.yaml", SEQUENCE | {"costs": costs}), Path()), time_limit_s=2)
+    assert told.prediction is not None
+    assert told.prediction["power_w"] is None and told.prediction["energy_j"] is None

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cli.export import to_yaml
+from hardware.faults import InputError
+from perfmodel.calibrate_power import calibrate
+from perfmodel.calibrated_accelerator import written_description
+from perfmodel.measured_kernels import accelerator_file
+from perfmodel.power import Shares, Throttle, capped_speed, power_constants, shares_of
 from perfmodel.power.power_fit import fit_throttles
-from perfmodel.validate_power import REFERENCE, model_family, read_files, validate
+from perfmodel.validate_power import REFERENCE, board_of, lines_of, model_family, read_files, validate
+from perfmodel.validation import Defaults
 
 DATA = Path(os.environ.get("PERFMODEL_DATA", "../shared/data")) / "kv_power"
 SERVING, CAPS = DATA / "llm_serving_power.csv", DATA / "gpu_power_cap_training.csv"
@@ -125,3 +133,57 @@ def test_families_left_out() -> None:
     figures = report["left_out"]
     errors = [part["mape"] * part["rows"] for part in figures.values()]
     assert sum(errors) / sum(part["rows"] for part in figures.values()) <= 0.12
+
+
+def test_a_board_s_own_shares_are_found_in_rows_that_they_made(tmp_path: Path) -> None:
+    # rows of a board that draws otherwise than the catalogue's, by the model's own equation
+    board = board_of("H100")
+    assert board is not None
+    true = Shares(0.174, 0.55, 0.9, 0.02)
+    batches = [4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 160.0, 192.0, 256.0]
+    rows: list[dict[str, object]] = [{"avg_batch": n, "output_tok_s": 150.0 * n**0.75} for n in batches]
+    path = _file(tmp_path, SERVE, *rows)
+    known = power_constants()
+    frame = read_files([path])
+    (lines,) = lines_of("serving", frame, board, Defaults(), replace(known, boards={**known.boards, board.name: true}))
+    _file(tmp_path, SERVE, *(row | {"power_per_gpu_w": w} for row, w in zip(rows, lines["predicted"], strict=True)))
+    found = calibrate([path])
+    (part,) = found.parts
+    assert isinstance(part.parameters, Shares)
+    assert part.parameters.memory == pytest.approx(0.55, rel=0.02)
+    assert part.parameters.compute == pytest.approx(0.9, rel=0.02)
+    assert part.after["mape"] < 0.005 < part.before["mape"]
+    # the description is read back, and is what predictions of that board take from then on
+    text = to_yaml(found.description(written_description(board)))
+    (tmp_path / "mine.yaml").write_text(text)
+    mine = accelerator_file(tmp_path / "mine.yaml")
+    assert shares_of(mine).memory == pytest.approx(part.parameters.memory, rel=1e-3)
+    (again,) = lines_of("serving", frame, mine, Defaults())
+    assert np.allclose(again["predicted"], lines["predicted"], rtol=0.01)
+
+
+def test_how_a_board_meets_caps_is_found_in_rows_that_it_made(tmp_path: Path) -> None:
+    true = Throttle(0.2, 0.15, 0.6, 0.02)
+    rows: list[dict[str, object]] = []
+    for batch, watts in enumerate((150.0, 190.0, 220.0, 245.0), start=1):
+        for limit in (250.0, 200.0, 150.0, 125.0, 100.0):
+            speed = float(capped_speed(watts, limit, 250.0, true))
+            rows.append({"batch": batch, "power_limit_w": limit, "epoch_time_s": 10 / speed, "avg_power_w": watts})
+    found = calibrate([_file(tmp_path, CAP, *rows)])
+    (part,) = found.parts
+    assert isinstance(part.parameters, Throttle)
+    assert part.after["mape"] < 0.01 < part.before["mape"]
+    values = part.parameters
+    for limit in (240.0, 180.0, 110.0):
+        assert float(capped_speed(230, limit, 250, values)) == pytest.approx(
+            float(capped_speed(230, limit, 250, true)), rel=0.02
+        )
+
+
+def test_too_few_rows_or_several_boards_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="10 of a kind do"):
+        calibrate([_file(tmp_path, SERVE, {})])
+    with pytest.raises(InputError, match="--device chooses among several"):
+        calibrate([_file(tmp_path, SERVE, {}, {"gpu": "B200"})])
+    with pytest.raises(InputError, match="rows of one known board are needed"):
+        calibrate([_file(tmp_path, SERVE, {"gpu": "h900"})])

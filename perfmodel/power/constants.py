@@ -118,15 +118,17 @@ def power_constants() -> PowerConstants:
 
 
 def shares_of(accelerator: Accelerator, constants: PowerConstants | None = None) -> Shares:
-    """Return a board's shares: its own, its family's, or the mean of all measured, each with a wider spread.
+    """Return a board's shares: its description's, its own, its family's or the mean of all, each with a wider spread.
 
     Parameters
     ----------
     accelerator : Accelerator
         The board; its limit and idle power are its data sheet's.
     constants : PowerConstants
-        The shipped ones if left out.
+        Those to take, whatever the description says; the shipped ones if left out.
     """
+    if constants is None and accelerator.efficiency is not None and accelerator.efficiency.power is not None:
+        return Shares(**accelerator.efficiency.power.model_dump())
     known = constants or power_constants()
     if accelerator.name in known.boards:
         return known.boards[accelerator.name]
@@ -143,7 +145,9 @@ def shares_of(accelerator: Accelerator, constants: PowerConstants | None = None)
 
 
 def throttle_of(accelerator: Accelerator, constants: PowerConstants | None = None) -> Throttle:
-    """Return how a board meets a cap: as its family, or as the mean of those measured with a wider spread."""
+    """Return how a board meets a cap: by its own description, as its family, or as the mean with a wider spread."""
+    if constants is None and accelerator.efficiency is not None and accelerator.efficiency.throttle is not None:
+        return Throttle(**accelerator.efficiency.throttle.model_dump())
     known = constants or power_constants()
     for family in families_of(accelerator.architecture):
         if family in known.throttles:

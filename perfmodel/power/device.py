@@ -69,7 +69,7 @@ def board_power_w(
     and voltage of a board near its limit. Rates of work are those that it has at its limit.
     """
     known = constants or power_constants()
-    own = shares or shares_of(accelerator, known)
+    own = shares or shares_of(accelerator, constants)
     most = accelerator.power.most
     compute = np.maximum(np.asarray(activity.compute, float), 0.0) ** known.compute_exponent
     asked = own.context + own.memory * activity.memory + own.compute * compute

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from perfmodel.power.constants import PowerConstants, Shares, Throttle, power_co
 from perfmodel.power.device import Activity, board_power_w
 from perfmodel.power.throttle import capped_speed
 from perfmodel.terms import Array
-from perfmodel.validate_power import board_of, measured_activity, predict_rows, serving_rows
+from perfmodel.validate_power import board_of, lines_of, measured_activity, predict_rows, serving_rows
 from perfmodel.validation import Defaults, column, grouped
 
 COMMON: dict[str, tuple[float, float]] = {
@@ -27,6 +26,7 @@ COMMON: dict[str, tuple[float, float]] = {
 """Constants of all boards that are fitted, and where they may lie."""
 
 BOARD: dict[str, tuple[float, float]] = {"memory": (0.0, 2.0), "compute": (0.0, 3.0)}
+CONTEXT: dict[str, tuple[float, float]] = {"context": (0.05, 0.5)}
 THROTTLE: dict[str, tuple[float, float]] = {
     "static": (0.02, 0.36),
     "fluctuation": (0.02, 0.6),
@@ -87,65 +87,97 @@ def fit_serving(frame: pd.DataFrame, start: PowerConstants | None = None, rounds
     fitted = constants(_least(loss, begin, bounds, rounds))
     boards = dict(fitted.boards)
     for (name, *_), error in zip(parts, errors(fitted), strict=True):
-        boards[name] = replace(boards[name], spread=_spread(error))
+        boards[name] = replace(boards[name], spread=spread_of(error))
     return replace(fitted, boards=boards)
 
 
 def fit_phases(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 300) -> PowerConstants:
     """Return the constants with those of boards fitted that only phases of one model were measured on."""
     known = start or power_constants()
-    phases = _usable(frame, "phases")
     boards = dict(known.boards)
-    for gpu, rows in phases.groupby("gpu"):
+    for gpu, rows in _usable(frame, "phases").groupby("gpu"):
         board = board_of(str(gpu))
-        if board is None or board.name not in boards:
-            continue
-        before, name = boards[board.name], board.name
-
-        def errors(values: Array, rows: pd.DataFrame = rows, before: Shares = before, name: str = name) -> Array:
-            own = replace(before, **dict(zip(BOARD, map(float, values), strict=True)))
-            lines = predict_rows(rows, Defaults(), constants=replace(known, boards={**boards, name: own}))
-            return np.asarray(lines["error"], float)
-
-        begin = [getattr(before, part) for part in BOARD]
-        found = _least(partial(_mean, errors), begin, list(BOARD.values()), rounds)
-        values = dict(zip(BOARD, map(float, found), strict=True))
-        boards[name] = replace(before, **values, spread=_spread(np.log1p(errors(found))))
+        if board is not None and board.name in boards:
+            boards[board.name] = fit_shares(rows, board, boards[board.name], known, rounds=rounds)
     return replace(known, boards=boards)
+
+
+def share_errors(rows: pd.DataFrame, board: Accelerator, shares: Shares, known: PowerConstants) -> Array:
+    """Return ln(predicted/measured) of every value that was measured on a board, with some shares of it."""
+    constants = replace(known, boards={**known.boards, board.name: shares})
+    lines = [
+        line
+        for schema, same in rows.groupby("schema", sort=False)
+        for line in lines_of(str(schema), same, board, Defaults(), constants)
+    ]
+    found = pd.concat(lines, ignore_index=True)
+    scored = found[found["skipped"] == ""]
+    return np.asarray(np.log(scored["predicted"].to_numpy(float) / scored["measured"].to_numpy(float)))
+
+
+def fit_shares(
+    rows: pd.DataFrame, board: Accelerator, start: Shares, known: PowerConstants, *, rounds: int = 300
+) -> Shares:
+    """Return the shares of a board with the least mean absolute relative error of what was measured on it.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Usable rows of `read_files` on the board; of idle boards its context is fitted too.
+    start : Shares
+        Where the search begins.
+    known : PowerConstants
+        What all boards share.
+    rounds : int
+        Most steps of the search.
+    """
+    asked = BOARD | (CONTEXT if "idle_w" in rows and rows["idle_w"].notna().any() else {})
+
+    def tried(values: Array) -> Shares:
+        return replace(start, **dict(zip(asked, map(float, values), strict=True)))
+
+    def loss(values: Array) -> float:
+        return float(np.abs(np.expm1(share_errors(rows, board, tried(values), known))).mean())
+
+    found = tried(_least(loss, [getattr(start, name) for name in asked], list(asked.values()), rounds))
+    return replace(found, spread=spread_of(share_errors(rows, board, found, known)))
 
 
 def fit_throttles(frame: pd.DataFrame, start: PowerConstants | None = None, rounds: int = 400) -> PowerConstants:
     """Return the constants with those of capped speed fitted, family by family."""
     known = start or power_constants()
     throttles = dict(known.throttles)
-    keys = ["gpu", "dataset", "network", "batch"]
     for gpu, rows in _usable(frame, "caps").groupby("gpu"):
         board = board_of(str(gpu))
-        if board is None or board.architecture not in throttles:
-            continue
-        top = rows.loc[rows.groupby(keys)["power_limit_w"].idxmax()].set_index(keys)
-        same = top.loc[pd.MultiIndex.from_frame(rows[keys])]
-        below = rows["power_limit_w"].to_numpy(float) < same["power_limit_w"].to_numpy(float)
-        watts, highest, seconds = (
-            same[name].to_numpy(float)[below] for name in ("avg_power_w", "power_limit_w", "epoch_time_s")
-        )
-        limit, taken_s = (rows[name].to_numpy(float)[below] for name in ("power_limit_w", "epoch_time_s"))
-        before = throttles[board.architecture]
-
-        def error(
-            values: Array,
-            data: tuple[Array, ...] = (watts, limit, highest, seconds / taken_s),
-            own: Throttle = before,
-        ) -> Array:
-            power, cap, most, measured = data
-            tried = replace(own, **dict(zip(THROTTLE, map(float, values), strict=True)))
-            return np.asarray(np.log(capped_speed(power, cap, most, tried) / measured))
-
-        begin = [getattr(before, name) for name in THROTTLE]
-        found = _least(partial(_mean, error), begin, list(THROTTLE.values()), rounds)
-        values = dict(zip(THROTTLE, map(float, found), strict=True))
-        throttles[board.architecture] = replace(before, **values, spread=_spread(error(found)))
+        if board is not None and board.architecture in throttles:
+            throttles[board.architecture] = fit_throttle(rows, throttles[board.architecture], rounds=rounds)
     return replace(known, throttles=throttles)
+
+
+def throttle_errors(rows: pd.DataFrame, throttle: Throttle) -> Array:
+    """Return ln(predicted/measured) of the speed of training runs under caps, beside those of each at its highest."""
+    keys = ["gpu", "dataset", "network", "batch"]
+    top = rows.loc[rows.groupby(keys)["power_limit_w"].idxmax()].set_index(keys)
+    same = top.loc[pd.MultiIndex.from_frame(rows[keys])]
+    below = rows["power_limit_w"].to_numpy(float) < same["power_limit_w"].to_numpy(float)
+    watts, highest, seconds = (
+        same[name].to_numpy(float)[below] for name in ("avg_power_w", "power_limit_w", "epoch_time_s")
+    )
+    limit, taken_s = (rows[name].to_numpy(float)[below] for name in ("power_limit_w", "epoch_time_s"))
+    return np.asarray(np.log(capped_speed(watts, limit, highest, throttle) * taken_s / seconds))
+
+
+def fit_throttle(rows: pd.DataFrame, start: Throttle, *, rounds: int = 400) -> Throttle:
+    """Return how a board meets caps, with the least mean absolute error of training runs under them."""
+
+    def tried(values: Array) -> Throttle:
+        return replace(start, **dict(zip(THROTTLE, map(float, values), strict=True)))
+
+    def loss(values: Array) -> float:
+        return float(np.abs(throttle_errors(rows, tried(values))).mean())
+
+    found = tried(_least(loss, [getattr(start, name) for name in THROTTLE], list(THROTTLE.values()), rounds))
+    return replace(found, spread=spread_of(throttle_errors(rows, found)))
 
 
 def fit(frame: pd.DataFrame, start: PowerConstants | None = None) -> PowerConstants:
@@ -188,11 +220,8 @@ def _usable(frame: pd.DataFrame, schema: str) -> pd.DataFrame:
     return frame[(frame["schema"] == schema) & (frame["skipped"] == "")]
 
 
-def _mean(errors: Callable[[Array], Array], values: Array) -> float:
-    return float(np.abs(errors(values)).mean())
-
-
-def _spread(log_errors: Array) -> float:
+def spread_of(log_errors: Array) -> float:
+    """Return the standard deviation whose P10 and P90 hold `WIDTH` percent of logarithmic errors."""
     return float(np.percentile(np.abs(log_errors), WIDTH) / 1.2816)
 
 
