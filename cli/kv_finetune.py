@@ -32,7 +32,8 @@ def shown(result: "Result", top: int) -> "RenderableType":
     assert result.plan is not None
     said = dict(result.prediction or {})
     tables = {key: said.pop(key, None) for key in TABLES}
-    others = [{**other, "plan": _brief(other["plan"])} for other in result.alternatives]
+    # of another layout the placement differs everywhere a little
+    others = [{**other, "plan": other["plan"]["training"]} for other in result.alternatives]
     today = result.baseline and {**result.baseline, "plan": _brief(result.baseline["plan"])}
     brief = replace(result, plan=_brief(result.plan), prediction=said, alternatives=others, baseline=today)
     return render.result(brief, top, _tables(result.plan, tables))

@@ -47,6 +47,23 @@ KV_EXPLANATIONS: dict[str, Explanation] = {
 }
 """Terms by name."""
 
+_STATES = "ZeRO-Offload (arXiv 2101.06840), section 4; ZeRO-Infinity (arXiv 2104.07857), section 4"
+
+_TRAINING: dict[str, Explanation] = {
+    "optimizer: ": Explanation(
+        "max over resources of the update: bytes of the states, by their share in a tier, over its rate for reads and "
+        "writes together, of what is brought to the accelerators over the links; cache lines that the host waits for",
+        f"{_STATES}; Deep Optimizer States (arXiv 2410.21316)",
+        "perfmodel.finetune.resource_times",
+    ),
+    " waits for ": Explanation(
+        "max over resources of the phase - the accelerators': weights in, activations and gradients out, over rates",
+        _STATES,
+        "perfmodel.finetune.resource_times",
+    ),
+}
+"""Terms of training by a part of their names, which go on with the resource's."""
+
 _ENDINGS: dict[str, Explanation] = {
     " in": Explanation("towards the accelerators: " + _RATES, _FLEXGEN, _TIMES),
     " out": Explanation("from the accelerators: " + _RATES, _FLEXGEN, _TIMES),
@@ -66,12 +83,13 @@ def kv_explanations(names: Iterable[str]) -> dict[str, Explanation]:
     Parameters
     ----------
     names : iterable of str
-        Names of terms; those of links and tiers begin with theirs, those of optimizers end with the tier's.
+        Names of terms; those of links and tiers begin with theirs, those of training end with the resource's.
     """
     found = {}
     for name in names:
         ending = next((end for end in _ENDINGS if name.endswith(end)), "")
-        known = KV_EXPLANATIONS.get(name) or (_ENDINGS[ending] if ending else None)
+        inside = next((part for part in _TRAINING if part in name and name not in KV_EXPLANATIONS), "")
+        known = KV_EXPLANATIONS.get(name) or _TRAINING.get(inside) or (_ENDINGS[ending] if ending else None)
         known = known or EXPLANATIONS.get(name.split(":")[0]) or SERVING_EXPLANATIONS.get(name)
         if known is not None:
             found[name] = known

@@ -255,7 +255,7 @@ def _plan(choice: Choice) -> dict[str, Any]:
 
 def _prediction(scenario: ElsewhereScenario, choice: Choice) -> dict[str, Any]:
     low, high = factors(step_spread(scenario.server, choice.tokens.tree, "tpot"))
-    seconds, rate = choice.tpot_s, choice.tokens_per_s
+    seconds, rate, price = choice.tpot_s, choice.tokens_per_s, choice.usd_per_million_tokens
     return {
         "tokens_per_s": rate,
         "tokens_per_s_p10": rate / high,
@@ -264,7 +264,9 @@ def _prediction(scenario: ElsewhereScenario, choice: Choice) -> dict[str, Any]:
         "tpot_mean_s_p10": seconds * low,
         "tpot_mean_s_p90": seconds * high,
         "sequences": choice.tokens.sequences,
-        "cost_usd_per_million_tokens": choice.usd_per_million_tokens,
+        "cost_usd_per_million_tokens": price,
+        "cost_usd_per_million_tokens_p10": None if price is None else price * low,
+        "cost_usd_per_million_tokens_p90": None if price is None else price * high,
         "cost_usd_per_hour": choice.usd_per_hour,
         "memory_bytes": {name: used for name, (_, used) in choice.tokens.memory.items()},
         "memory_available_bytes": {name: room for name, (room, _) in choice.tokens.memory.items()},

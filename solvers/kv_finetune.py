@@ -210,8 +210,15 @@ def _prediction(placed: Placed) -> dict[str, Any]:
         },
         "bytes_per_s": _traffic(placed),
         "cost_usd_per_hour": hourly,
-        "cost_usd_per_million_tokens": hourly and hourly / 3600 * seconds / tokens * 1e6,
+        **_token_price(hourly, seconds / tokens, low, high),
     }
+
+
+def _token_price(hourly: float | None, seconds_per_token: float, low: float, high: float) -> dict[str, float | None]:
+    """Return the price of a million tokens with its interval."""
+    price = None if hourly is None else hourly / 3600 * seconds_per_token * 1e6
+    ends = {"": 1.0, "_p10": low, "_p90": high}
+    return {f"cost_usd_per_million_tokens{end}": None if price is None else price * by for end, by in ends.items()}
 
 
 def _traffic(placed: Placed) -> dict[str, float]:
@@ -226,6 +233,7 @@ def _traffic(placed: Placed) -> dict[str, float]:
 
 def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, Any]]:
     """Yield what holds the plan back, with what a GiB, or a GB/s of a tier or link, more would bring."""
+    yield from _limit(scenario, placed.step_time_s)
     if scenario.question.objective in ("max_params", "max_context_tokens"):
         yield from _full(scenario, placed)
         return
@@ -261,6 +269,13 @@ def _binding(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, A
             "shadow_price": share * saved * per_second,
             "shadow_price_unit": f"{unit}/{more}",
         }
+
+
+def _limit(scenario: FinetuneScenario, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield the limit of time, where there is one."""
+    limit = scenario.question.slo.step_time
+    if limit is not None:
+        yield {"constraint": "slo.step_time", "slack": limit - seconds, "unit": "s", "shadow_price": None}
 
 
 def _full(scenario: FinetuneScenario, placed: Placed) -> Iterator[dict[str, Any]]:

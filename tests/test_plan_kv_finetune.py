@@ -119,6 +119,18 @@ def test_example_with_and_without_cards(tmp_path):
     assert "step_time_s" in run("predict", "kv", str(saved), "--format", "csv").splitlines()[0]
 
 
+def test_terms_are_explained():
+    answer = json.loads(run("plan", "kv", str(EXAMPLE), "--format", "json"))
+    names = [part["name"] for part in answer["breakdown"]["children"]]
+    update = next(name for name in names if name.startswith("optimizer: "))
+    assert "perfmodel.finetune.resource_times" in run("plan", "kv", str(EXAMPLE), "--explain", update)
+    slow = ("--set", "cluster.links.pcie.bandwidth=0.2 GB/s")
+    waits = json.loads(run("plan", "kv", str(EXAMPLE), *slow, "--format", "json"))["breakdown"]["children"]
+    found = [part["name"] for part in waits if " waits for " in part["name"]]
+    assert found
+    assert "Deep Optimizer" not in run("plan", "kv", str(EXAMPLE), *slow, "--explain", found[0])
+
+
 def test_shadow_prices_are_what_a_little_more_brings():
     base = json.loads(run("plan", "kv", str(EXAMPLE), "--format", "json"))
     prices = {entry["constraint"]: entry["shadow_price"] for entry in base["binding"]}
@@ -382,6 +394,8 @@ def test_limit_of_time():
     between = (free.prediction["step_time_s"] + best.objective.value) / 2
     held = plan(priced(objective="cost_usd_per_hour", slo={"step_time": between}))
     assert held.prediction["step_time_s"] <= between
+    (bound,) = [one for one in held.binding if one["constraint"] == "slo.step_time"]
+    assert bound["slack"] == pytest.approx(between - held.prediction["step_time_s"])
     assert held.objective.value > free.objective.value
     none = plan(priced(slo={"step_time": best.objective.value / 2}))
     assert none.status == "infeasible"
