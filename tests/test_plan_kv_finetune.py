@@ -235,6 +235,41 @@ def test_what_does_not_fit_is_said_with_the_fewest_bytes():
     assert missing["needed"] > 20 * 6.7e9
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"),  # as published: Llama-3.1-8B, Mixtral-8x7B, Gemma-2-9B
+    [("llama-3.1-8b", 8.03e9), ("mixtral-8x7b", 46.7e9), ("gemma-2-9b", 9.24e9)],
+)
+def test_every_plan_keeps_to_sizes_and_rates(model, parameters):
+    """Eight H100 of 80 GiB, 2 TiB of host memory at 300 GB/s, four links of 63 GB/s; every plan that is listed."""
+    workload = {"kind": "finetune", "seq_len": 8192, "global_batch": 16}
+    search = {"tiers": ["hbm", "ddr"], "tp": [1], "cp": [1, 2], "recompute": ["none", "full"]}
+    answer = plan(asked(cluster="dgx-h100", model=model, workload=workload, search=search))
+    plans = [(answer.plan, answer.prediction), *((one["plan"], one["prediction"]) for one in answer.alternatives)]
+    assert len(plans) > 3
+    for chosen, said in plans:
+        at = chosen["placement"]
+        for shares in at.values():
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+        sizes = dict.fromkeys(STATES, 4 * parameters) | {"weights": 2 * parameters, "gradients": 2 * parameters}
+        for tier_name, room in (("hbm", 8 * 80 * GIB), ("ddr", 2048 * GIB)):
+            held = sum(at[thing].get(tier_name, 0.0) * size for thing, size in sizes.items())
+            assert held <= said["memory_bytes"][tier_name] * 1.01
+            assert said["memory_bytes"][tier_name] <= room * (1 + 1e-6)
+            assert said["memory_bytes"][tier_name] <= said["memory_available_bytes"][tier_name] * (1 + 1e-6)
+        resident = at["momentum"].get("hbm", 0.0)
+        # all states that do not stay are read and but for gradients written in host memory
+        update_s = (1 - resident) * parameters * 28 / 300e9
+        # weights that do not stay come at least twice, gradients leave once for every micro-batch
+        links = 4 * 63.015e9
+        weights_s = (1 - at["weights"].get("hbm", 0.0)) * 2 * 2 * parameters * said["micro_batches"] / links
+        gradients_s = (1 - resident) * 2 * parameters * said["micro_batches"] / links
+        assert said["step_time_s"] >= max(weights_s, gradients_s) + update_s * 0.99
+        active = 12.9e9 if model == "mixtral-8x7b" else parameters
+        assert said["step_time_s"] >= 6 * active * 0.9 * 8192 * 16 / (8 * 989e12)
+        assert said["step_time_s_p10"] < said["step_time_s"] < said["step_time_s_p90"]
+        assert all(share <= 1 + 1e-9 for times in said["utilisation"].values() for share in times.values())
+
+
 def test_devices_that_would_do_do():
     answer = plan(asked(model="llama-2-70b", search={"micro_batch": [1], "recompute": ["full"]}))
     assert answer.status == "infeasible"
