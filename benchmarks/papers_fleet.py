@@ -102,8 +102,8 @@ def agentic() -> dict[str, Answer]:
             if new and mixed:
                 ratios.append(mixed / new)
     inputs = (
-        "agent of 5 calls to 70B and 8B models in 40 or 90 s, 20 a second; H100 and Gaudi 3 over B200 alone, Gaudi 3 at "
-        "0.4 or 0.6, B200 at 1.4 or 2 times the price of an H100"
+        "agent of 5 calls to 70B and 8B models in 40 or 90 s, 20 a second; H100 and Gaudi 3 over B200 alone, Gaudi 3 "
+        "at 0.4 or 0.6, B200 at 1.4 or 2 times the price of an H100"
     )
     return {"agentic-01": swept(ratios, inputs)}
 

@@ -7,7 +7,7 @@ from cli.answer import ask, need_plan, stop_at, write_result
 from cli.options import Debug, Form, Gap, Output, Overrides, Plot, Scenario, TimeLimit, Top, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from rich.console import RenderableType
@@ -105,8 +105,9 @@ def _shown(result: "Result", top: int) -> "RenderableType":
     others = [{**other, "plan": _counts(other["plan"])} for other in result.alternatives]
     said = dict(result.prediction or {})
     rates = {key: said.pop(key) for key in list(said) if key.startswith("throughput_requests_per_s")}
+    by_period = said.pop("marginal_cost_by_period_usd_per_hour", [])
     shown = replace(result, plan=_counts(result.plan), prediction=said, alternatives=others)
-    return render.result(shown, top, _plan(result.plan, rates.get("throughput_requests_per_s", {})))
+    return render.result(shown, top, _plan(result.plan, rates.get("throughput_requests_per_s", {}), by_period))
 
 
 def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
@@ -118,8 +119,10 @@ def _counts(plan: "Mapping[str, Any]") -> "dict[str, Any]":
     return found
 
 
-def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableType":
-    """Show how many accelerators are rented, where each class goes, and what instances sustain of it if predicted."""
+def _plan(
+    plan: "Mapping[str, Any]", rates: "Mapping[str, Any]", worth: "Sequence[Mapping[str, Any]]"
+) -> "RenderableType":
+    """Show what is rented, where each class goes, what instances sustain of it if predicted, and what periods cost."""
     from rich.console import Group
 
     from cli.tables import number, quantity, table, text
@@ -158,6 +161,11 @@ def _plan(plan: "Mapping[str, Any]", rates: "Mapping[str, Any]") -> "RenderableT
             for part in plan["periods"]
         ]
         parts.append(table("By period", ("periods", "accelerators"), hours, numbers=()))
+    if worth:
+        asked = [name for name in worth[0] if name != "periods"]
+        costs = [(text(_ranges(part["periods"])), *(number(part[name]) for name in asked)) for part in worth]
+        heads = ("periods", *asked)
+        parts.append(table("USD/h for one more request/s", heads, costs, numbers=range(1, len(heads))))
     return Group(*parts)
 
 

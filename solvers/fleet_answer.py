@@ -190,11 +190,7 @@ def prediction(
         found["utilisation_p10"] = _utilisation(_slower(case, 1), fleet)
         found["utilisation_p90"] = _utilisation(_slower(case, 0), fleet)
     if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
-        worth = prices(case, relaxed_model, relaxed)
-        found["marginal_cost_usd_per_hour"] = {
-            name: float(calls[calls > 0] @ worth[calls > 0])
-            for name, calls in zip(case.requests, case.calls, strict=True)
-        }
+        found |= _marginal(case, prices(case, relaxed_model, relaxed))
     if case.spread.any():
         shown = np.asarray(fleet.instances.any(axis=(1, 2)) | undominated(case).throughput.any(axis=0))
         found["throughput_requests_per_s"] = _throughputs(case, shown)
@@ -251,7 +247,7 @@ def _utilisation(case: Case, fleet: Fleet) -> dict[str, float]:
 
 
 def prices(case: Case, model: Model, relaxed: Solution) -> Array:
-    """Return what one more request per second of each stream costs [USD/h per request/s].
+    """Return what one more request per second of each stream costs in each period, of shape (I, H) [USD/h].
 
     Parameters
     ----------
@@ -265,33 +261,47 @@ def prices(case: Case, model: Model, relaxed: Solution) -> Array:
     Notes
     -----
     A rate stands in the rows of capacity alone, so that the relaxed cost changes with it by the price of an instance
-    times the work of the request, summed over where it goes before and after every failure (envelope theorem). Over a
-    day it is the price of one more request per second in the mean, with the stream's own profile.
+    times the work of the request, summed over where it goes before and after every failure (envelope theorem). A row's
+    price is of the mean of the day; over the period's share of the day it is that of an hour of the period.
     """
     assert relaxed.duals is not None
     routed = model.fleet(relaxed)
-    scale = case.utilisation_max[case.pool_accelerator]
-    worth = np.zeros(len(case.streams))
-    mean = case.rate @ case.weight
-    able = case.possible
+    pools = range(len(case.pool_size))
+    work = np.where(case.possible, case.throughput, np.nan) * case.utilisation_max[case.pool_accelerator]
+    worth = np.zeros(case.rate.shape)
     for failure in model.failures:
         share = routed.share if failure == NONE else routed.failover[failure]
-        for stream in range(len(case.streams)):
-            for h in range(case.periods):
-                price = np.array(
-                    [-relaxed.duals.get(f"capacity {failure} {p} {h}", -math.inf) for p in range(len(scale))]
-                )
-                each = np.divide(
-                    price, case.throughput[stream] * scale, out=np.full(len(scale), np.inf), where=able[stream]
-                )
-                if mean[stream] > 0:
-                    goes = share[stream, :, h] > 0
-                    worth[stream] += case.rate[stream, h] / mean[stream] * float(each[goes] @ share[stream, goes, h])
-                elif np.isfinite(each).any():
-                    worth[stream] += float(each[np.isfinite(each)].min())
-                else:
-                    worth[stream] = math.nan
+        for h in range(case.periods):
+            row = np.array([-relaxed.duals.get(f"capacity {failure} {p} {h}", -math.inf) for p in pools])
+            each = row / case.weight[h] / work
+            each = np.where(np.isnan(each), np.inf, each)
+            for stream, rate in enumerate(case.rate[:, h]):
+                goes = share[stream, :, h] > 0
+                least = each[stream].min() if np.isfinite(each[stream]).any() else math.nan
+                worth[stream, h] += each[stream, goes] @ share[stream, goes, h] if rate > 0 else least
     return worth
+
+
+def _marginal(case: Case, worth: Array) -> dict[str, Any]:
+    """Return what one more of each request costs, in the mean of the day and by period."""
+
+    def by_request(of_stream: Array) -> dict[str, float]:
+        return {
+            name: float(calls[calls > 0] @ of_stream[calls > 0])
+            for name, calls in zip(case.requests, case.calls, strict=True)
+        }
+
+    mean = (case.rate @ case.weight)[:, None]
+    profile = np.divide(case.rate, mean, out=np.ones_like(case.rate), where=mean > 0)
+    found: dict[str, Any] = {
+        "marginal_cost_usd_per_hour": by_request((np.where(profile > 0, worth, 0.0) * profile) @ case.weight)
+    }
+    if case.periods > 1:
+        found["marginal_cost_by_period_usd_per_hour"] = [
+            {"periods": list(hours), **by_request(worth[:, h])}
+            for h, hours in sorted(enumerate(case.hours), key=lambda entry: entry[1])
+        ]
+    return found
 
 
 def binding(

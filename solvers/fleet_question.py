@@ -291,3 +291,35 @@ class FleetQuestion(_Strict):
     """What is minimised."""
     plan: FleetPlan | None = None
     """What `predict` costs; for `plan`, what runs today."""
+
+
+def class_names(workload: FleetWorkload) -> list[str]:
+    """Return what each class is called: its own name, else its lengths."""
+    return [one.name or f"{one.isl}-{one.osl}" for one in workload.classes]
+
+
+def stream_names(workload: FleetWorkload) -> list[str]:
+    """Return what each stream is called: the classes, then the calls of the graphs as graph.call."""
+    return class_names(workload) + [f"{graph.name}.{call.name}" for graph in workload.graphs for call in graph.calls]
+
+
+def ordered(graph: FleetGraph) -> list[int] | None:
+    """Return the calls so that each stands after those it waits for; None if they wait in a circle."""
+    numbers = {call.name: number for number, call in enumerate(graph.calls)}
+    order: list[int] = []
+    while len(order) < len(graph.calls):
+        ready = [
+            number
+            for number, call in enumerate(graph.calls)
+            if number not in order and all(numbers[name] in order for name in call.after)
+        ]
+        if not ready:
+            return None
+        order += ready
+    return order
+
+
+def period_count(workload: FleetWorkload) -> int:
+    """Return how many periods the day has."""
+    rated: list[FleetClass | FleetGraph] = [*workload.classes, *workload.graphs]
+    return max(len(workload.profile), *(len(one.profile or ()) for one in rated))

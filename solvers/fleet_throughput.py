@@ -31,6 +31,8 @@ _POINTS = 32
 """Rates that are tried between none and the capacity, and again between the best of these and the next."""
 _IDLE = 1e-6
 """Share of the capacity at which a request is alone."""
+_MOST = 1024
+"""Accelerators up to which an instance is looked for that would hold a model."""
 _LEVELS = 64
 """Requests, at equal steps of probability, by which the spread of their times is found."""
 _LIGHT = 0.05
@@ -58,6 +60,11 @@ class Offer:
         number where the throughput is given [s].
     spread : array
         Standard deviation of the logarithm of the throughput, 0 where it is given [1].
+    holds : array of bool
+        Whether the weights and a request fit.
+    needed : int or None
+        Accelerators of an instance that would hold weights and a request of all classes of the model; None where not
+        known.
     """
 
     model: str
@@ -68,6 +75,8 @@ class Offer:
     latency_std_s: Array
     reached_s: Mapping[str, Array]
     spread: Array
+    holds: NDArray[np.bool_]
+    needed: int | None = None
 
 
 def models_of(question: FleetQuestion) -> list[str]:
@@ -157,7 +166,7 @@ def offers_of(
         allowed = _sizes(architecture, machine, sizes_of(one, model))
         if isinstance(allowed, str):
             faults.append(source.fault((*at, "accelerators_per_instance"), allowed))
-            continue
+            allowed = []
         for precision in known:
             try:
                 served = server(architecture, machine, engine, precision_weights=precision)
@@ -166,7 +175,8 @@ def offers_of(
                 message = f"{error}; accelerators that have it: {able} [got {precision!r}]"
                 _once(faults, source.fault((*at, "precision_weights"), message))
                 continue
-            offers += _modelled(served, question, model, np.array(allowed))
+            if allowed:
+                offers += _modelled(served, question, model, np.array(allowed))
     return offers
 
 
@@ -187,7 +197,7 @@ def _given(question: FleetQuestion, one: FleetAccelerator, models: list[str]) ->
             rate, mean, spread = map(of_size, (given, one.latency_s, one.latency_std_s))
             unknown = np.full(len(own), np.nan)
             reached = dict.fromkeys(question.slo.limits, unknown)
-            offers.append(Offer(model, size, None, rate, mean, spread, reached, np.zeros(len(own))))
+            offers.append(Offer(model, size, None, rate, mean, spread, reached, np.zeros(len(own)), own))
     return offers
 
 
@@ -217,7 +227,9 @@ def _modelled(served: Server, question: FleetQuestion, model: str, sizes: Array)
     shape = (len(sizes), len(names))
     throughput, mean, std, spread = (np.zeros(shape) for _ in range(4))
     reached = {name: np.full(shape, np.nan) for name in limits}
-    room = capacity(served, Deployment(tp=sizes), served.engine.defaults.max_num_batched_tokens).cache_tokens
+    holds = np.zeros(shape, bool)
+    tokens = served.engine.defaults.max_num_batched_tokens
+    room = capacity(served, Deployment(tp=sizes), tokens).cache_tokens
     for place, (asked, own) in enumerate(zip(question.workload.classes, names, strict=True)):
         if own != model:
             continue
@@ -225,9 +237,12 @@ def _modelled(served: Server, question: FleetQuestion, model: str, sizes: Array)
         rate, there, light = _sustained(served, sizes, room, demand, limits)
         throughput[:, place], spread[:, place] = rate, _spread(served, sizes, demand, room)
         mean[:, place], std[:, place] = there.of("e2e_mean")[:, 0], deviation_s(there)[:, 0]
-        fits = np.isfinite(light.of("e2e_mean")[:, 0]) & (room >= asked.isl + asked.osl)
+        holds[:, place] = room >= asked.isl + asked.osl
         for name in limits:
-            reached[name][:, place] = np.where(fits, light.of(name)[:, 0], np.inf)
+            reached[name][:, place] = np.where(holds[:, place], light.of(name)[:, 0], np.inf)
+    longest = max(one.isl + one.osl for one, own in zip(question.workload.classes, names, strict=True) if own == model)
+    more = np.array(_degrees(served.architecture, _MOST))
+    enough = more[capacity(served, Deployment(tp=more), tokens).cache_tokens >= longest]
     return [
         Offer(
             model,
@@ -238,6 +253,8 @@ def _modelled(served: Server, question: FleetQuestion, model: str, sizes: Array)
             std[row],
             {name: values[row] for name, values in reached.items()},
             spread[row],
+            holds[row],
+            int(enough[0]) if len(enough) else None,
         )
         for row, size in enumerate(sizes)
     ]
@@ -319,5 +336,9 @@ def _sizes(architecture: Architecture, machine: Machine, given: tuple[int, ...] 
             return f"does not divide the {heads} attention heads of {architecture.name} [got {size}]"
         if size > most:
             return f"{machine.node.name} has {most} accelerators [got {size}]"
-    degrees = [2**power for power in range(most.bit_length())]
-    return list(given or (degree for degree in degrees if heads % degree == 0))
+    return list(given or _degrees(architecture, most))
+
+
+def _degrees(architecture: Architecture, most: int) -> list[int]:
+    heads = min(group.attention.heads for group in architecture.layers)
+    return [2**power for power in range(most.bit_length()) if heads % 2**power == 0]

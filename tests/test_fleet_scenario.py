@@ -273,6 +273,9 @@ LOCATED = {
     "plan: {counts: {c: 1}}": "7:17: plan.counts.c: no such accelerator; allowed: a, b",
     "plan: {counts: {a: 1}, routing: {10-10: {a: 0.5}}}": "7:34: plan.routing.10-10: shares should add up to 1",
     "plan: {counts: {a: 1}, routing: {10-11: {a: 1}}}": "7:34: plan.routing.10-11: no such class; allowed: 10-10, ",
+    "plan: {counts: {a: 1}, pools: [{accelerator: a, model: model, accelerators_per_instance: 2, instances: 1}]}": (
+        "7:32: plan.pools[0]: no such instance is offered [got model of a, 2 accelerators]"
+    ),
     "objective: power_w": "7:1: objective: unknown value; allowed: cost_usd_per_hour",
 }
 
@@ -280,6 +283,54 @@ LOCATED = {
 @pytest.mark.parametrize("text", LOCATED)
 def test_located_faults(text: str) -> None:
     assert faults(HEAD + text + "\n")[0].startswith(f"asked.yaml:{LOCATED[text]}")
+
+
+GIVEN = {
+    "accelerators_per_instance: [1, 2]": "3:38: accelerators[0].accelerators_per_instance: several to choose from; ",
+    "accelerators_per_instance: {x: [1, 2]}": "3:66: accelerators[0].accelerators_per_instance.x: no class is of this",
+    "accelerators_per_instance: 0": "3:38: accelerators[0].accelerators_per_instance: should be greater than or equal",
+    "precision_weights: [bf16, fp8]": "3:38: accelerators[0].precision_weights: several to choose from, but through",
+    "latency_s: {1: [1, 2]}": "3:38: accelerators[0].latency_s: should be in the form of throughput_requests_per_s",
+    "latency_s: [1]": "3:38: accelerators[0].latency_s: should hold a number for each of the 2 classes [got 1]",
+}
+
+
+@pytest.mark.parametrize("more", GIVEN)
+def test_located_faults_of_what_is_given(more: str) -> None:
+    text = HEAD.replace("name: a, price_usd_per_hour: 1,", f"name: a, price_usd_per_hour: 1, {more},")
+    assert faults(text)[0].startswith(f"asked.yaml:{GIVEN[more]}")
+
+
+def test_faults_of_sizes_and_percentiles() -> None:
+    text = HEAD.replace("[5, 2]", "{1: [5, 2], 2: [9]}").replace("[9, 4]", "{1: [9, 4]}, latency_s: {2: [1, 1]}")
+    graph = "{name: x, rate_rps: 1, latency: 9 s, statistic: p99, calls: [{name: y, class: 10-10}]}"
+    assert faults(text + f"  graphs: [{graph}]\n") == [
+        "asked.yaml:3:5: accelerators[0].latency_s: missing; the request graphs have limits of latency",
+        "asked.yaml:3:5: accelerators[0].latency_std_s: missing; the request graphs have limits of percentiles",
+        "asked.yaml:3:77: accelerators[0].throughput_requests_per_s[2]: should hold a number for each of the 2 classes "
+        "[got 1]",
+        "asked.yaml:4:5: accelerators[1].latency_std_s: missing; the request graphs have limits of percentiles",
+        "asked.yaml:4:78: accelerators[1].latency_s: should be of the same numbers of accelerators, [1]",
+    ]
+
+
+def test_weights_that_fit_nowhere_say_what_would_do() -> None:
+    """141 GB of weights do not fit 24 GB, nor four of them; of two kinds the one that is too small is warned of."""
+    text = """kind: fleet
+model: llama-3.1-70b
+accelerators:
+  - {name: l4, price_usd_per_hour: 1, accelerators_per_instance: [1, 4]}
+workload: {classes: [{isl: 100, osl: 100, rate_rps: 1}]}
+"""
+    said = (
+        "asked.yaml:4:5: accelerators[0]: instances of 1, 4 do not hold the weights of llama-3.1-70b and a request; 8 "
+        "with weights in bf16 would"
+    )
+    assert faults(text) == [said]
+    other = text.replace("workload", "  - {name: h100-80gb-sxm, price_usd_per_hour: 7}\nworkload")
+    asked = load_fleet(read_yaml(other, "asked.yaml"), Path())
+    assert [str(warning) for warning in asked.warnings] == [said]
+    assert plan(asked, top=0).status == "optimal"
 
 
 def test_all_faults_at_once() -> None:
