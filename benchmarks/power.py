@@ -33,6 +33,19 @@ def hall() -> dict[str, Any]:
     return {"kind": "facility", "root": {"name": "utility", "level": "utility", "rating": 100e6, "children": feeds}}
 
 
+def uneven_hall() -> dict[str, Any]:
+    """Return four feeds with five PDUs each, of 50 racks whose ratings and slots all differ."""
+    random = np.random.default_rng(1)
+    nodes = [{"name": "utility", "level": "utility", "rating": 100e6}]
+    nodes += [{"name": f"feed-{n}", "level": "feed", "rating": 26e6, "parent": "utility"} for n in range(4)]
+    nodes += [{"name": f"pdu-{n}", "level": "pdu", "rating": 5.2e6, "parent": f"feed-{n // 5}"} for n in range(20)]
+    for n in range(1000):
+        rating, slots = float(random.uniform(90e3, 160e3)), int(random.integers(18, 28))
+        parent = f"pdu-{n // 50}"
+        nodes.append({"name": f"rack-{n}", "level": "rack", "rating": rating, "slots": slots, "parent": parent})
+    return {"kind": "facility", "nodes": nodes}
+
+
 def trace(number: int, folder: Path) -> str:
     """Write a week of a class: a day's swing with its own hour, weekends, and noise that forgets within an hour."""
     random = np.random.default_rng(number)
@@ -50,7 +63,7 @@ def trace(number: int, folder: Path) -> str:
     return name
 
 
-def scenario(folder: Path, method: str, shares: bool, risk: float) -> PowerScenario:
+def scenario(folder: Path, method: str, shares: bool, risk: float, place: dict[str, Any]) -> PowerScenario:
     """Return the question."""
     workloads = [
         {"name": f"class-{number}", "server": "dgx-a100", "trace": trace(number, folder)}
@@ -58,29 +71,33 @@ def scenario(folder: Path, method: str, shares: bool, risk: float) -> PowerScena
         for number in range(CLASSES)
     ]
     policy = {"method": method, "risk": risk}
-    data = {"kind": "power", "facility": hall(), "workloads": workloads, "policy": policy}
+    data = {"kind": "power", "facility": place, "workloads": workloads, "policy": policy}
     return load_power(Source("benchmark", data), folder)
 
 
 def main() -> None:
     """Print one line for each question."""
-    print(f"{'method':<12} {'shares':<7} {'risk':>6} {'servers':>8} {'bound':>8} {'gap':>8} {'seconds':>8}")
-    for method, shares, risk in (
+    print(
+        f"{'racks':<7} {'method':<10} {'shares':<7} {'risk':>6} {'servers':>8} {'bound':>8} {'gap':>7} {'seconds':>8}"
+    )
+    questions = (
         ("nameplate", True, 1e-3),
         ("gaussian", True, 1e-3),
         ("packing", True, 0.0),
         ("packing", True, 1e-3),
         ("packing", False, 1e-3),
-    ):
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            answer = plan(scenario(Path(folder), method, shares, risk), gap=0.02)
-            took_s = time.perf_counter() - began
-        print(
-            f"{method:<12} {'given' if shares else 'free':<7} {risk:>6g} {answer.objective.value:>8} "
-            f"{answer.best_bound:>8.0f} {answer.gap:>8.2%} {took_s:>8.1f}",
-            flush=True,
-        )
+    )
+    for name, place in (("alike", hall()), ("unlike", uneven_hall())):
+        for method, shares, risk in questions:
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                answer = plan(scenario(Path(folder), method, shares, risk, place), gap=0.02)
+                took_s = time.perf_counter() - began
+            print(
+                f"{name:<7} {method:<10} {'given' if shares else 'free':<7} {risk:>6g} {answer.objective.value:>8} "
+                f"{answer.best_bound:>8.0f} {answer.gap:>7.2%} {took_s:>8.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

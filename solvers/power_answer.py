@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -272,13 +273,14 @@ def binding(
     """
     site = case.site
     totals = site.totals(placed)
+    of = site.pool if relaxed is None else relaxed.pool
     least = float(case.quantile_w.min())
     price_unit = f"{_PRICE_UNITS[case.sense]}/kW"
     found = []
     for number, rule in enumerate(rules):
         slack = rule.limit_w - rule.safe_load_w(totals)
-        for pool in np.unique(site.pool).tolist():
-            alike = np.flatnonzero(site.pool == pool)
+        for pool in np.unique(of).tolist():
+            alike = np.flatnonzero(of == pool)
             tightest = int(alike[np.argmin(slack[alike])])
             price = 1e3 * (relaxed.shadow.get((number, pool), 0.0) if relaxed is not None else 0.0)
             if price > 1e-9 or slack[tightest] < least:
@@ -340,11 +342,10 @@ def missing(
     relaxed = relax(case, rules, until, exact=wanted, elastic=True)
     if relaxed is None:
         return _no_room(case, wanted)
-    site = case.site
     over = {key: watts for key, watts in relaxed.missing_w.items() if watts > 1e-6}
     step = float(case.max_w.max())
     for attempt in range(_RAISES):
-        raised = tuple(_raised(case, rule, number, over) for number, rule in enumerate(rules))
+        raised = tuple(_raised(rule, number, relaxed.pool, over) for number, rule in enumerate(rules))
         own = relax(case, raised, until, exact=wanted)
         done = own is not None and towards(case, raised, place(case, raised, own), wanted) is not None
         if done or time.perf_counter() > until:
@@ -352,17 +353,15 @@ def missing(
         over = {key: watts + step * (attempt + 1) / 2 for key, watts in over.items()} or {(0, 0): step}
     why, relaxation = [], []
     for (number, pool), watts in over.items():
-        node = int(np.flatnonzero(site.pool == pool)[0])
+        node = int(np.flatnonzero(relaxed.pool == pool)[0])
         told = _short(case, number, node, watts, float(rules[number].limit_w[node]))
         why.append(told[0])
         relaxation.append(told[1])
     return why, relaxation
 
 
-def _raised(case: Case, rule: Rule, number: int, over: dict[tuple[int, int], float]) -> Rule:
-    from dataclasses import replace
-
-    more = np.array([over.get((number, pool), 0.0) for pool in case.site.pool.tolist()])
+def _raised(rule: Rule, number: int, pool: Integers, over: dict[tuple[int, int], float]) -> Rule:
+    more = np.array([over.get((number, one), 0.0) for one in pool.tolist()])
     return replace(rule, limit_w=rule.limit_w + more)
 
 

@@ -80,12 +80,30 @@ class Site:
     @cached_property
     def pool(self) -> Integers:
         """Number of each node's pool: nodes that are alike in all below them, under parents that are alike."""
+        return self.pool_of(0.0)
+
+    def pool_of(self, grain: float) -> Integers:
+        """Return pools of nodes that are nearly alike.
+
+        Parameters
+        ----------
+        grain : float
+            Relative difference of limits over slots that does not count; with 0 limits and slots are all equal [1].
+        """
         kinds: dict[Any, int] = {}
         kind = np.zeros(len(self.name), np.int64)
+        slots = self.slots.copy()
+        fits = self.fits.copy()
         for node in range(len(self.name) - 1, -1, -1):
-            below = tuple(sorted(kind[self.children[node]].tolist()))
-            own = (self.limit_w[node], self.failover_w[node], int(self.slots[node]), self.fits[node].tobytes())
-            kind[node] = kinds.setdefault((own, below), len(kinds))
+            own: Any = (self.limit_w[node], self.failover_w[node], int(slots[node]))
+            below: Any = tuple(sorted(kind[self.children[node]].tolist()))
+            if grain:
+                each = np.log(np.array(own[:2]) / max(slots[node], 1)) / np.log1p(grain)
+                own, below = tuple(np.floor(each).tolist()), self.slots[node] > 0
+            if node:
+                slots[self.parent[node]] += slots[node]
+                fits[self.parent[node]] |= fits[node]
+            kind[node] = kinds.setdefault((own, below, fits[node].tobytes()), len(kinds))
         pools: dict[tuple[int, int], int] = {}
         pool = np.zeros(len(self.name), np.int64)
         for node in range(len(self.name)):

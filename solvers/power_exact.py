@@ -13,11 +13,10 @@ from perfmodel.terms import Array
 from solvers.backend import OPTIMAL_GAP, solve
 from solvers.power_case import Case, Integers
 from solvers.power_place import allowed
+from solvers.power_relaxed import MOST_INTEGERS as MOST_INTEGERS
 from solvers.power_relaxed import Cut
 from solvers.power_rules import Rule
 
-MOST_INTEGERS = 400
-"""Numbers of servers, by rack and workload, up to which all are decided at once."""
 _TOLERANCE = 1e-9
 
 

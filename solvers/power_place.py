@@ -57,9 +57,9 @@ def place(
     array of int, shape (racks, workloads)
         Servers in each rack; with shares, as many of each workload as their sum is divided into.
     """
-    site = case.site
-    racks = site.pool[site.racks]
-    average = relaxed.by_pool[racks] / np.bincount(site.pool)[racks][:, None]
+    racks = relaxed.pool[case.site.racks]
+    room = case.site.limit_w[case.site.racks]
+    average = relaxed.by_pool[racks] * (room / np.bincount(racks, room)[racks])[:, None]
     placed = _rounded_down(case, rules, average)
     if case.share is None:
         order = np.argsort(-case.value / np.maximum(case.quantile_w, 1e-9), kind="stable")
@@ -120,19 +120,33 @@ def trimmed(placed: Integers, goal: Integers) -> Integers:
 
 
 def _rounded_down(case: Case, rules: Sequence[Rule], average: Array) -> Integers:
-    """Return the largest part of the relaxation that is allowed once it is rounded down."""
-    whole = np.floor(average + 1e-6).astype(np.int64)
-    if allowed(case, rules, whole).all():
-        return whole
-    low, high, best = 0.0, 1.0, np.zeros_like(whole)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        whole = np.floor(middle * average + 1e-6).astype(np.int64)
-        if allowed(case, rules, whole).all():
-            low, best = middle, whole
-        else:
-            high = middle
-    return best
+    """Return the largest parts of the relaxation that are allowed once they are rounded down.
+
+    A part is first found for each rack on its own, then one of these for all together.
+    """
+    racks, slots = case.site.racks, case.site.slots[case.site.racks]
+
+    def alone(whole: Integers) -> Booleans:
+        fits = np.logical_and.reduce([rule.allows(whole, racks) for rule in rules])
+        return np.asarray(fits & (whole.sum(axis=1) <= slots))
+
+    def together(whole: Integers) -> Booleans:
+        return np.full(len(racks), allowed(case, rules, whole).all())
+
+    for fits in (alone, together):
+        low, high = np.zeros(len(racks)), np.ones(len(racks))
+        good = fits(_floored(average, high))
+        low[good] = 1.0
+        for _ in range(0 if good.all() else _HALVINGS):
+            middle = (low + high) / 2
+            good = fits(_floored(average, middle))
+            low, high = np.where(good, middle, low), np.where(good, high, middle)
+        average = average * low[:, None]
+    return _floored(average, np.ones(len(racks)))
+
+
+def _floored(average: Array, part: Array) -> Integers:
+    return np.asarray(np.floor(average * part[:, None] + 1e-6).astype(np.int64))
 
 
 def filled(case: Case, rules: Sequence[Rule], placed: Integers, kind: int, wanted: int) -> tuple[Integers, int]:

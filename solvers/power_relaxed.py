@@ -10,12 +10,17 @@ import numpy as np
 
 from perfmodel.terms import Array
 from solvers.backend import solve
-from solvers.power_case import Case, Integers
+from solvers.power_case import Booleans, Case, Integers
 from solvers.power_rules import Rule
 
 _ROUNDS = 40
 """Rounds of cuts; any number leaves a valid bound."""
 _TOLERANCE = 1e-7
+MOST_INTEGERS = 400
+"""Numbers of servers, by rack and workload, up to which all are decided at once, and nodes that differ stay apart."""
+_LIKENESS = (0.02, 0.05, 0.1, 0.2, 0.5, 10.0)
+"""Relative differences of limits over slots below which nodes count as alike; the first that leaves few enough."""
+_MOST_POOLS = 250
 _GRAINS = 2**15
 """Parts of a rack's limit to which the sums of whole servers are told apart."""
 
@@ -50,6 +55,8 @@ class Relaxed:
         Objective that no placement beats.
     counts : array, shape (workloads,)
         Servers of each workload, not whole.
+    pool : array of int, shape (nodes,)
+        Pool of each node: nodes that are alike, or nearly where there are many.
     by_pool : array, shape (pools, workloads)
         Servers below all nodes of each pool.
     shadow : dict of (int, int) to float
@@ -63,6 +70,7 @@ class Relaxed:
 
     value: float
     counts: Array
+    pool: Integers
     by_pool: Array
     shadow: dict[tuple[int, int], float]
     missing_w: dict[tuple[int, int], float]
@@ -71,19 +79,52 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class _Pools:
-    """Nodes that are alike, as one: the first of them stands for all."""
+    """Nodes that are alike, or nearly, as one.
 
+    Parameters
+    ----------
+    of : array of int, shape (nodes,)
+        Pool of each node.
+    first, size, parent : array of int, shape (pools,)
+        One of its nodes, how many they are, and the pool that supplies it.
+    slots : array of int, shape (pools,)
+        Servers that all its racks have room for; 0 but for racks.
+    limit_w, most_w : array, shape (rules, pools)
+        Mean and largest limit of its nodes [W].
+    alike : array of bool, shape (pools,)
+        Whether its nodes are exactly so.
+    """
+
+    of: Integers
     first: Integers
     size: Integers
     parent: Integers
+    slots: Integers
+    limit_w: Array
+    most_w: Array
+    alike: Booleans
 
-    @classmethod
-    def of(cls, case: Case) -> _Pools:
-        number, first, size = np.unique(case.site.pool, return_index=True, return_counts=True)
-        above = case.site.parent[first]
-        parent = np.where(above >= 0, case.site.pool[above], -1)
-        assert (number == np.arange(len(number))).all()
-        return cls(first, size, parent)
+
+def _pooled(case: Case, rules: Sequence[Rule]) -> _Pools:
+    """Return as few pools as differ little enough: racks by their limits over their slots."""
+    site = case.site
+    of = site.pool
+    if site.fits[site.racks].sum() > MOST_INTEGERS:
+        for grain in _LIKENESS:
+            if of.max() < _MOST_POOLS:
+                break
+            of = site.pool_of(grain)
+    _, first, size = np.unique(of, return_index=True, return_counts=True)
+    above = site.parent[first]
+    parent = np.where(above >= 0, of[above], -1)
+    slots = np.bincount(of, site.slots).astype(np.int64)
+    limit_w = np.array([np.bincount(of, rule.limit_w) / size for rule in rules])
+    most_w, alike = np.zeros_like(limit_w), np.full(len(first), True)
+    for number, rule in enumerate(rules):
+        np.maximum.at(most_w[number], of, rule.limit_w)
+        np.logical_and.at(alike, of, rule.limit_w == rule.limit_w[first][of])
+    np.logical_and.at(alike, of, site.slots == site.slots[first][of])
+    return _Pools(of, first, size, parent, slots, limit_w, most_w, alike)
 
 
 def relax(
@@ -113,9 +154,10 @@ def relax(
     -----
     Nodes that are alike are one with the mean of their servers: cuts are linear, so that the mean of allowed numbers
     meets them. They are added where they are not met until none is; those of racks stop at the most that whole servers
-    add up to.
+    add up to. Where there are many nodes, those that are nearly alike are one too, with the mean of their limits: a cut
+    at the largest of these limits holds for all of them.
     """
-    pools = _Pools.of(case)
+    pools = _pooled(case, rules)
     cuts: list[Cut] = []
     found = None
     for _ in range(_ROUNDS):
@@ -127,14 +169,16 @@ def relax(
         average = found.by_pool / pools.size[:, None]
         busy = np.flatnonzero(average.sum(axis=1) > 0)
         for number, rule in enumerate(rules):
-            limits = rule.limit_w[pools.first[busy]]
-            limits = limits + np.array([found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()])
-            coefficients = rule.safe_cuts(average[busy], limits)
+            limits = pools.limit_w[number, busy] + np.array(
+                [found.missing_w.get((number, pool), 0.0) for pool in busy.tolist()]
+            )
+            largest = np.maximum(limits, pools.most_w[number, busy])
+            coefficients = rule.safe_cuts(average[busy], largest)
             for place, pool in enumerate(busy.tolist()):
-                cut = Cut(number, pool, coefficients[place], float(rule.limit_w[pools.first[pool]]))
+                cut = Cut(number, pool, coefficients[place], float(pools.limit_w[number, pool]))
                 extra = float(limits[place]) - cut.limit_w
                 slots = int(case.site.slots[pools.first[pool]])
-                if slots and not extra:
+                if slots and not extra and pools.alike[pool]:
                     cut = _whole(cut, slots)
                 if cut.each_w @ average[pool] > (cut.limit_w + extra) * (1 + _TOLERANCE):
                     cuts.append(cut)
@@ -183,14 +227,14 @@ def _solve(
     held: list[list[pulp.LpAffineExpression]] = [[pulp.LpAffineExpression() for _ in kinds] for _ in pools.first]
     racks: dict[tuple[int, int], pulp.LpVariable] = {}
     for pool, first in enumerate(pools.first.tolist()):
-        if site.slots[first] == 0:
+        if pools.slots[pool] == 0:
             continue
         for kind in kinds:
             if site.fits[first, kind]:
                 racks[pool, kind] = problem.add_variable(f"n_{pool}_{kind}", 0)
         own = [racks[pool, kind] for kind in kinds if (pool, kind) in racks]
         if own:
-            problem += pulp.lpSum(own) <= int(site.slots[first] * pools.size[pool]), f"slots_{pool}"
+            problem += pulp.lpSum(own) <= int(pools.slots[pool]), f"slots_{pool}"
     for (pool, kind), variable in racks.items():
         at = pool
         while at >= 0:
@@ -240,4 +284,4 @@ def _solve(
             key = (cut.rule, cut.pool)
             shadow[key] = shadow.get(key, 0.0) + dual * float(pools.size[cut.pool]) / 1e3
     missing = {key: 1e3 * values.get(slack.name, 0.0) for key, slack in over.items()}
-    return Relaxed(answer.objective or 0.0, by_pool[0], by_pool, shadow, missing, tuple(cuts))
+    return Relaxed(answer.objective or 0.0, by_pool[0], pools.of, by_pool, shadow, missing, tuple(cuts))

@@ -17,6 +17,8 @@ from hardware.yaml_source import Source
 from perfmodel.power.load import PowerSeries
 from solvers.power import plan, predict
 from solvers.power_draw import Draw, together
+from solvers.power_relaxed import relax
+from solvers.power_rules import rules_of
 from solvers.power_scenario import PowerScenario, load_power
 from solvers.result import Result
 
@@ -262,6 +264,31 @@ def test_a_higher_rating_never_takes_fewer(rating: float, more: float, correlati
     )
     assert few is not None and many is not None and few <= many
     assert few >= rating // 6500  # nameplates always fit
+
+
+@pytest.mark.parametrize("method", ["gaussian", "nameplate"])
+def test_many_racks_that_are_all_unlike(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Racks of 300 limits: those that are nearly alike are bounded together, and the bound still holds."""
+    draw = np.random.default_rng(5)
+    racks = [
+        {"name": f"r{number}", "level": "rack", "rating": float(rating), "slots": 6, "parent": f"p{number // 75}"}
+        for number, rating in enumerate(draw.uniform(12e3, 36e3, 300))
+    ]
+    pdus = [{"name": f"p{number}", "level": "pdu", "rating": 1.3e6, "parent": "hall"} for number in range(4)]
+    hall = {"name": "hall", "level": "utility", "rating": 4.8e6}
+    place = {"kind": "facility", "nodes": [hall, *pdus, *racks]}
+    workloads = [
+        workload(3000, 500, 5000, 1000) | {"name": "light", "max_servers": 600},
+        workload(4500, 700, 6500, 1500) | {"name": "heavy"},
+    ]
+    scenario = question(place, workloads, policy={"method": method, "risk": 1e-3, "correlation": 0.2})
+    answer = plan(scenario)
+    check(scenario, answer)
+    assert answer.gap is not None and answer.gap < 0.03
+    monkeypatch.setattr("solvers.power_relaxed._MOST_POOLS", 10**6)  # every rack on its own
+    apart = relax(scenario.case, rules_of(scenario.case, method), np.inf)
+    assert apart is not None and answer.best_bound is not None and answer.objective.value is not None
+    assert answer.objective.value <= np.floor(apart.value + 1e-6) <= answer.best_bound
 
 
 def test_the_order_of_racks_changes_nothing() -> None:
