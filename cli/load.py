@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
-from hardware.catalogue import description, read_file, resolve_cluster
+from hardware.catalogue import description, read_file, resolve_cluster, resolve_facility
 from hardware.faults import Fault, InputError, Path
 from hardware.units import parse_quantity
 from hardware.yaml_source import Source, read_yaml
@@ -44,8 +44,8 @@ def load(path: FilePath, overrides: Sequence[str] = ()) -> Source:
         The file.
     overrides : sequence of str
         ``dotted.path=value`` each. A path reaches into mappings and lists (``links[0].latency``, or an item by its
-        ``name``: ``links.nvlink.latency``) and makes what is missing. ``cluster.``, ``node.`` and ``accelerator.``
-        reach into the hardware; a cluster that is only named is written out for it. The value is YAML.
+        ``name``: ``links.nvlink.latency``) and makes what is missing. ``cluster.``, ``node.``, ``accelerator.`` and
+        ``facility.`` reach into the hardware; what is only named is written out for it. The value is YAML.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def written(path: FilePath, overrides: Sequence[str] = ()) -> dict[str, Any]:
     data: dict[str, Any] = copy.deepcopy(scenario_of(read_file(path)).data)
     for origin, keys, value in map(_parsed, overrides):
         inside = len(keys) == 1 or (keys[0] in data and _reaches(data[keys[0]], keys[1:]))
-        if inside or keys[0] not in (*_REACH, "cluster"):
+        if inside or keys[0] not in (*_REACH, "cluster", "facility"):
             _set(data, keys, value, origin)
         else:
             data[origin.removeprefix("--set ")] = value
@@ -154,8 +154,8 @@ def _keys(dotted: str) -> Path:
 
 def _with_all(source: Source, parsed: list[tuple[str, Path, Any]], base_dir: FilePath) -> Source:
     faults: list[Fault] = []
-    # Which cluster it is must be known before something in it can be set.
-    parsed.sort(key=lambda item: item[1][0] in ("cluster", *_REACH) and len(item[1]) > 1)
+    # Which cluster or facility it is must be known before something in it can be set.
+    parsed.sort(key=lambda item: item[1][0] in ("cluster", "facility", *_REACH) and len(item[1]) > 1)
     for origin, path, value in parsed:
         if not isinstance(source.data, dict):
             break
@@ -187,6 +187,10 @@ def _with_value(source: Source, origin: str, path: Path, value: Any, base_dir: F
         source = _written_out(source, base_dir, origin, path)
     elif path[0] == "cluster" and len(path) > 1 and not _reaches(source.data.get("cluster"), path[1:]):
         source = _written_out(source, base_dir, origin, path)
+    elif path[0] == "facility" and len(path) > 1 and isinstance(source.data.get("facility"), str):
+        facility, _ = resolve_facility(source.data["facility"], base_dir, source=source, at=("facility",))
+        written = facility.model_dump(mode="json", exclude_none=True, exclude={"aliases", "provenance", "notes"})
+        source = replace(source, data={**source.data, "facility": written})
     data = copy.deepcopy(source.data)
     path = _set(data, path, value, origin)
     if path == _CAPPED:

@@ -325,6 +325,20 @@ def test_a_plan_predicts_again_to_the_same(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "infeasible" in done.stdout and "row lacks" in done.stdout
 
 
+def test_options_reach_into_a_facility_that_is_only_named(tmp_path: Path) -> None:
+    (tmp_path / "row.yaml").write_text(SCENARIO)
+    asked = ["plan", "power", str(tmp_path / "row.yaml"), "--set", "policy.method=nameplate", "--format", "csv"]
+    reached = ["--set", "facility.root.rating=300 kW", "--set", "facility.root.children.rack.slots=5"]
+    done = CliRunner().invoke(app, [*asked, *reached])
+    assert done.exit_code == 0, done.stderr
+    head, first = done.stdout.splitlines()[:2]
+    row_ = dict(zip(head.split(","), first.split(","), strict=False))
+    assert row_["servers"] == "46"  # 300 / 6.5, of 50 slots
+    assert "scenario_facility_root_rating_w" in head
+    done = CliRunner().invoke(app, [*asked, "--set", "facility.root.ratng=300 kW"])
+    assert done.exit_code == 2 and 'did you mean "rating"' in done.stderr
+
+
 def test_a_plan_above_a_limit_names_the_node_and_the_watts() -> None:
     given_plan = {"by_node": {"rack[0-3]": {"chat": 10}, "rack[4]": {"chat": 1}}}
     scenario = question(row(260e3), [workload(4200, 900, 6500)], policy={"method": "nameplate"}, plan=given_plan)
