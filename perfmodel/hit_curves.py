@@ -163,6 +163,27 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
     )
 
 
+def stated(hit_ratio: float, blocks: int, block_tokens: int) -> HitCurve:
+    """Return the curve of a stated hit ratio, reached by a cache of so many blocks that are asked for alike.
+
+    A smaller cache finds in proportion; times between uses are not known.
+
+    Parameters
+    ----------
+    hit_ratio : float
+        Share of prompt tokens that a cache of all blocks finds [1].
+    blocks, block_tokens : int
+        Blocks that are asked for again, and tokens of each.
+    """
+    scale = 1000  # accesses of each block, so that their counts are as fine
+    accesses = blocks * scale
+    share = np.arange(blocks + 1) / blocks
+    hits = np.round(hit_ratio * accesses * share).astype(np.int64)
+    tokens = np.tile(hit_ratio * accesses * block_tokens * share / DEPTHS, (DEPTHS, 1))
+    none = np.zeros(0)
+    return HitCurve(accesses, accesses, accesses * block_tokens, blocks, hits, hits, tokens, tokens, none, none, none)
+
+
 def che_hit_ratio(rates: ArrayLike, capacity_blocks: float) -> float:
     """Return the hit ratio of an LRU cache whose blocks are asked independently, each at its rate.
 

@@ -15,6 +15,8 @@ SAME = 1e-7
 """How much longer the phase that is asked for may get where the other is then shortened [1]."""
 
 
+ANY = 1e-300
+"""Time that is enough where any placement within limits will do [s]."""
 _CLOSE = 5e-5
 
 
@@ -119,7 +121,7 @@ def soonest(asked: Offload, kernels: Kernels, phase: str, limits: Mapping[str, f
 
     Limits that can be met and limits that cannot close in on it; the problem of `place` proves the latter.
     """
-    best = place(asked, kernels, limits=limits)
+    best = place(asked, kernels, limits=limits, enough_s=ANY)
     if best is None:
         return None
     low = 0.0
@@ -128,7 +130,7 @@ def soonest(asked: Offload, kernels: Kernels, phase: str, limits: Mapping[str, f
         if high - low <= _CLOSE * high:
             return replace(best, bound_s=low)
         tried = (low + high) / 2
-        block = place(asked, kernels, limits=dict(limits) | {phase: tried})
+        block = place(asked, kernels, limits=dict(limits) | {phase: tried}, enough_s=ANY)
         if block is None or block.latency_s[phase] >= high:
             low = tried
         else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from solvers.backend import relative_gap
-from solvers.kv_aim import Aim
+from solvers.kv_aim import ANY, Aim
 from solvers.kv_answer import binding, breakdown, common, plan_of, prediction
 from solvers.kv_cost import amounts, cost_usd_per_hour, untried, with_devices, within
 from solvers.kv_infeasible import reasons
@@ -16,8 +16,6 @@ from solvers.kv_scenario import KvScenario
 from solvers.kv_search import search
 from solvers.kv_space import Candidate, candidates
 from solvers.result import Objective, Result
-
-_ANY = 1e-300
 
 
 def infeasible(scenario: KvScenario, blocks: list[Candidate], aim: Aim, began: float) -> Result:
@@ -102,7 +100,7 @@ def _cost(scenario: KvScenario) -> float:
 
 def _does(one: Candidate, aim: Aim) -> bool:
     """Tell whether a block meets the limits."""
-    return place(*one, limits=aim.limits_of(one[0]), enough_s=_ANY) is not None
+    return place(*one, limits=aim.limits_of(one[0]), enough_s=ANY) is not None
 
 
 def _fitting(scenario: KvScenario, devices: dict[str, int], able: Sequence[int]) -> list[Candidate]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CLOSE = 5e-5
 _MOST_PROBLEMS = 24
 _EMPTY = 1e-6
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,16 @@ def given_cache(
     return shares
 
 
-def settled(block: Block) -> Cache:
-    """Return the cache of a block with all memory that it leaves free, and what that finds."""
+def settled(block: Block, *, everywhere: bool = False) -> Cache:
+    """Return the cache of a block with all memory that it leaves free, and what that finds.
+
+    Parameters
+    ----------
+    block : Block
+        A placement.
+    everywhere : bool
+        Whether tiers take part that hold nothing so far.
+    """
     asked, shares = block.asked, block.shares
     assert asked.prefixes is not None
     sizes, found = {}, {}
@@ -121,8 +130,9 @@ def settled(block: Block) -> Cache:
     for tier in tiers_of(asked):
         room, row = memory_rows(asked)[tier]
         size = shares["cache", tier, ""]
-        if size > _EMPTY:
+        if size > _EMPTY or everywhere:
             size = min(max(1.0 - (evaluated(row, shares) - size * room) / room, 0.0), 1.0)
+            size = 0.0 if prefix_blocks(asked, tier, size * room) < 1 else size
             reach = max(reach, prefix_blocks(asked, tier, size * room))
         else:
             size = 0.0
@@ -186,6 +196,9 @@ def refined(
     if best is None:
         return None
     bound = min((one[0] for one in waiting), default=time_of(best))
+    fuller, _ = solved(settled(best, everywhere=True))  # what is found in a faster tier is loaded from there
+    if fuller is not None and time_of(fuller) <= time_of(best) * (1 + _SAME):
+        best = fuller
     return replace(
         best,
         bound_s=min(bound, time_of(best)),

@@ -18,6 +18,7 @@ from perfmodel.offload import (
     PHASES,
     Kernels,
     Offload,
+    Row,
     Share,
     evaluated,
     memory_rows,
@@ -29,6 +30,7 @@ from solvers.kv_cached import Cache, add_cache, refined
 
 _SMALL = 1e-8
 """Coefficients beside terms of about one that are left out: HiGHS takes none below 1e-9."""
+_TIE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,11 @@ def _solved(
     unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}  # times count in those of the kernels
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
     total = sum(steps[phase] * unit[phase] for phase in PHASES)
-    problem += pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
+    objective = pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
+    if cache.found:  # of loads that take no longer together, those from fast tiers
+        slow = {name: row for name, row in times["prefill"].items() if name != ACCELERATORS}
+        objective += _TIE * pulp.lpSum(_sum(share, _loads(row), unit["prefill"]) for row in slow.values())
+    problem += objective
     rows = {f"limit {name}": row for name, row in limit_rows(asked, limits, spent, unit).items()}
     for name, row in rows.items():
         problem += row, name
@@ -272,6 +278,10 @@ def missing_bytes(asked: Offload) -> dict[str, tuple[float, float]]:
         for name, (room, _) in rows.items()
         if found.values[more[name].name] > 1e-9
     }
+
+
+def _loads(row: Row) -> dict[Share, float]:
+    return {key: slope for key, slope in row[1].items() if key[0] == "found"}
 
 
 def _sum(share: Mapping[Share, Any], slopes: Mapping[Share, float], unit: float) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hardware.units import Seconds
+from hardware.units import PositiveBytes, Seconds
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +43,12 @@ class KvArrivals(_Strict):
 class KvReuse(_Strict):
     """Prefixes that requests share."""
 
-    trace: str
+    trace: str | None = None
     """Path of recorded requests with the blocks of their prompts."""
+    hit_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """In place of a trace, share of prompt tokens found by a cache that holds the whole working set."""
+    working_set: PositiveBytes | None = None
+    """Size of that cache, as keys and values are kept, such as 2 TiB; a smaller one finds in proportion."""
     block_tokens: Size = 512
     """Tokens of a block."""
     levels: Annotated[dict[str, Ratio], Field(min_length=1)] = {"as_kept": 1.0}

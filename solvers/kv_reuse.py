@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hardware.tiers import HBM, TierPath
-from perfmodel.hit_curves import DEPTHS, HitCurve
+from perfmodel.hit_curves import DEPTHS, HitCurve, characteristic_time_hit_ratio
 from perfmodel.kv_equations import streamed_first_token, whole_meeting_point
 from perfmodel.offload import Kernels, Offload, evaluated, memory_rows, prefix_blocks, stored_token_bytes
 from solvers.kv_cached import tiers_of
@@ -53,6 +53,7 @@ def prefix_cache(block: Block) -> dict[str, Any]:
             "cache_bytes": held,
             "blocks": int(blocks),
             "hit_ratio_cumulated": float(prefixes.found(reach).sum()),
+            "hit_ratio_che": _approximated(prefixes.curve, reach),
             "loaded_ratio": part,
             "compute_s_per_token": compute_s,
         }
@@ -67,6 +68,11 @@ def prefix_cache(block: Block) -> dict[str, Any]:
         "tiers": tiers,
         "knee": _knee(prefixes.curve, stored_token_bytes(asked) * prefixes.block_tokens),
     }
+
+
+def _approximated(curve: HitCurve, blocks: float) -> float | None:
+    """Return the share of blocks found, wherever they stand, by Che's characteristic time; None without a trace."""
+    return float(characteristic_time_hit_ratio(curve, blocks)) if len(curve.reuse_bins) else None
 
 
 def load_time(asked: Offload, path: TierPath) -> float:

@@ -17,7 +17,7 @@ from hardware.schema import Node
 from hardware.tiers import HBM, NICS, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
-from perfmodel.hit_curves import DEPTHS, HitCurve, replay
+from perfmodel.hit_curves import DEPTHS, HitCurve, replay, stated
 from perfmodel.kernels import gemm
 from perfmodel.kv_cache import kv_bytes_per_token
 from perfmodel.offload import Form, Offload, SharedPrefix
@@ -154,11 +154,15 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     faults += [source.fault(path, message) for path, message in _reuse_faults(question)]
     curve: HitCurve | None = None
     reuse = question.workload.reuse
-    if reuse is not None:
+    if reuse is not None and reuse.trace is not None:
         try:
             curve = replay(block_pieces(base_dir / reuse.trace), reuse.block_tokens)
         except InputError as error:
             faults += error.faults
+    elif reuse is not None and reuse.hit_ratio is not None and reuse.working_set is not None and architecture:
+        each = float(kv_bytes_per_token(architecture, CACHE_BYTES[question.search.precision_kv[0]]))
+        blocks = max(round(reuse.working_set / (each * reuse.block_tokens)), 1)
+        curve = stated(reuse.hit_ratio, blocks, reuse.block_tokens)
     if faults or machine is None or architecture is None or engine is None:
         raise InputError(sorted(set(faults), key=lambda fault: (fault.source, fault.line, fault.column)))
     wanted = question.search.tiers
@@ -223,6 +227,8 @@ def _reuse_faults(question: KvQuestion) -> Iterable[tuple[_Path, str]]:
     isl = question.workload.lengths.isl
     if shared is not None and reuse is not None:
         yield ("workload", "shared_prefix"), "either this or reuse: both count the tokens that requests share"
+    if reuse is not None and (reuse.trace is None) == (reuse.hit_ratio is None or reuse.working_set is None):
+        yield ("workload", "reuse"), "needs either a trace, or hit_ratio and working_set"
     if shared is not None and shared.tokens >= isl:
         yield ("workload", "shared_prefix", "tokens"), f"should be fewer than a prompt's {isl} [got {shared.tokens}]"
     levels = {} if reuse is None else reuse.levels
@@ -301,7 +307,7 @@ def _resolved(question: KvQuestion, base_dir: FilePath, machine: Machine) -> dic
     """Write the question out so that it can be asked again anywhere."""
     written = question.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     written["cluster"] = description(machine)
-    if question.workload.reuse is not None:
+    if question.workload.reuse is not None and question.workload.reuse.trace is not None:
         written["workload"]["reuse"]["trace"] = str(base_dir.resolve() / question.workload.reuse.trace)
     if isinstance(question.model, str) and (base_dir / question.model).exists():
         path = base_dir / question.model

@@ -31,6 +31,8 @@ def sizes(best: Block, aim: Aim) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     asked = best.asked
+    if asked.rate is not None:  # the shortest latency of every size would take long: the most tokens within limits
+        aim = replace(aim, name="tokens_per_s")
     knee = prefix_cache(best)["knee"] if asked.prefixes is not None else None
     for path in asked.paths:
         tier = path.tier

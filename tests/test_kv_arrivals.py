@@ -124,6 +124,7 @@ def test_a_rate_that_is_too_high_names_the_highest():
         assert plan(asked(text)).status == status
 
 
+@pytest.mark.slow
 def test_nodes_share_a_pool_and_the_requests():
     remote = "    - {name: pool, capacity: 4 TiB, read: 80 GB/s, write: 80 GB/s, latency: 5 us, link: nics,\n"
     remote += "       price: {on_demand: 0.5 USD/h}}\n"

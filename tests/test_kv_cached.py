@@ -74,6 +74,7 @@ def test_lines_are_above_the_curve_and_meet_its_ends():
     np.testing.assert_allclose(curve.hit_token_ratios(500).sum(), curve.prefix_hit_token_ratio(500))
 
 
+@pytest.mark.slow
 def test_both_at_once_is_cake(tmp_path):
     """A prompt found whole in a slow store: chunks computed from the front and loaded from the back meet in the middle.
 
@@ -141,10 +142,10 @@ def test_no_cache_of_a_sample_is_better():
     [
         (),
         ("search.loading=[load]", "search.tiers=[hbm, cxl]"),
-        ("workload.reuse.levels={small: 0.3}", "search.keep=[0.5]"),
-        ("search.gpu_batch=[8]", "search.num_batches=[4]"),
-        ("objective=ttft_mean_s",),
-        ("cluster.tiers.cxl.read=2 GB/s", "cluster.tiers.ddr.capacity=64 GiB"),
+        pytest.param(("workload.reuse.levels={small: 0.3}", "search.keep=[0.5]"), marks=pytest.mark.slow),
+        pytest.param(("search.gpu_batch=[8]", "search.num_batches=[4]"), marks=pytest.mark.slow),
+        pytest.param(("objective=ttft_mean_s",), marks=pytest.mark.slow),
+        pytest.param(("cluster.tiers.cxl.read=2 GB/s", "cluster.tiers.ddr.capacity=64 GiB"), marks=pytest.mark.slow),
     ],
 )
 def test_every_plan_is_within_sizes_and_rates(words, tmp_path):
@@ -280,9 +281,27 @@ def test_a_block_counts_anywhere_with_a_share_computed_again(tmp_path):
     assert found == pytest.approx((1 + 7 / 8) / 2, abs=0.01)
 
 
+def test_a_stated_hit_ratio(tmp_path):
+    """Half of the tokens found by 400 GB, as stated: a tier of 200 GB finds a quarter."""
+    text = NODE.format(read="60 GB/s", model="llama-3.1-8b", isl=8192, block=256, loading="[load]")
+    given = "reuse: {hit_ratio: 0.5, working_set: 400 GB, block_tokens: 256}"
+    text = text.replace("reuse: {trace: trace.csv, block_tokens: 256}", given)
+    found = {}
+    for size in ("200 GB", "2 TiB"):
+        said = plan(asked(text.replace("2 TiB", size), tmp_path)).prediction["prefix_cache"]
+        found[size] = said["tiers"][1]["hit_ratio_cumulated"]
+        assert said["tiers"][1]["hit_ratio_che"] is None
+    assert found["200 GB"] == pytest.approx(0.25, rel=2e-3)
+    assert found["2 TiB"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
+        ("trace: trace.csv", "hit_ratio: 1.2, working_set: 1 TiB", "workload.reuse.hit_ratio"),
+        ("trace: trace.csv", "hit_ratio: 0.2", "workload.reuse: needs either"),
+        ("trace: trace.csv", "trace: trace.csv, hit_ratio: 0.2, working_set: 1 TiB", "workload.reuse: needs either"),
+        ("link: pcie}]", "link: wire}]", "link"),
         ("search: {", "search: {levels: [tiny], ", "search.levels[0]: no such level"),
         ("search: {", "search: {reuse: [anywhere], ", "workload.reuse.recomputed: missing"),
         ("block_tokens: 250", "block_tokens: 250, levels: {more: 1.5}", "workload.reuse.levels.more"),

@@ -252,6 +252,7 @@ def test_predict_needs_a_plan():
 CXL = EXAMPLE.parent / "kv-llama-70b-cxl.yaml"
 
 
+@pytest.mark.slow
 def test_prefixes_in_cxl_cards():
     """The cards add hits to host memory; what is found is what a cache simulated block by block finds."""
     said = [
