@@ -134,8 +134,12 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
     from cli import render
 
-    if result.plan is None or "placement" not in result.plan:
+    if result.plan is None:
         return render.result(result, top)
+    if "placement" not in result.plan:
+        from cli.kv_elsewhere import shown as elsewhere
+
+        return elsewhere(result, top)
     if "training" in result.plan:
         from cli.kv_finetune import shown as finetune
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from rich.console import RenderableType
@@ -90,16 +90,30 @@ def _tables(plan: "Mapping[str, Any]", said: "Mapping[str, Any]") -> "Renderable
         columns = ("", "step", "update", "of the plan's")
         parts.append(table("Simpler placements of this layout", columns, beside, numbers=(1, 2, 3)))
     if said["purchases"]:
-        bought = [
-            (
-                text(one["purchase"]),
-                number(one["then"]),
-                number(one["gain"]),
-                number(one["gain_per_gib"]),
-                quantity("price_usd_per_hour", one["price_usd_per_hour"]),
-            )
-            for one in said["purchases"]
-        ]
-        heads = ("", "then", "gain", "gain per GiB", "USD/h")
-        parts.append(table("What to buy, the most helpful first", heads, bought, numbers=(1, 2, 3, 4)))
+        parts.append(bought(said["purchases"]))
     return Group(*parts)
+
+
+def bought(purchases: "Sequence[Mapping[str, Any]]") -> "RenderableType":
+    """Show what one more of everything brings.
+
+    Parameters
+    ----------
+    purchases : sequence of mapping
+        As in a prediction.
+    """
+    from cli.tables import number, quantity, table, text
+
+    by_size = all("gain_per_gib" in one for one in purchases)
+    rows = [
+        (
+            text(one["purchase"]),
+            number(one["then"]),
+            number(one["gain"]),
+            *([number(one["gain_per_gib"])] if by_size else []),
+            quantity("price_usd_per_hour", one["price_usd_per_hour"]),
+        )
+        for one in purchases
+    ]
+    heads = ("", "then", "gain", *(["gain per GiB"] if by_size else []), "USD/h")
+    return table("What to buy, the most helpful first", heads, rows, numbers=range(1, len(heads)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perfmodel import provenance, terms
@@ -18,6 +19,7 @@ from solvers.kv_elsewhere_question import (
     ElsewhereScenario,
     prices,
 )
+from solvers.kv_finetune_search import with_count
 from solvers.result import Objective, Result
 
 
@@ -103,7 +105,8 @@ def plan(
         gap=0.0,
         solve_time_s=time.perf_counter() - began,
         plan=_plan(best),
-        prediction=_prediction(scenario, best) | {"stays": _stays(scenario, within, sign)},
+        prediction=_prediction(scenario, best)
+        | {"stays": _stays(scenario, within, sign), "purchases": _purchases(scenario, best, sign)},
         breakdown=terms.to_dict(best.tokens.tree),
         binding=_binding(scenario, best),
         alternatives=[{"plan": _plan(one), "prediction": _prediction(scenario, one)} for one in ranked[1 : top + 1]],
@@ -210,6 +213,39 @@ def _choices(scenario: ElsewhereScenario) -> Iterator[ElsewherePlan]:
             depth = 2 * scenario.server.architecture.depth
             for window in sorted({min(one, depth) for one in (*parts.layers.window, depth)}):
                 yield ElsewherePlan(accelerators=accelerators, batch=batch, window=window)
+
+
+def _purchases(scenario: ElsewhereScenario, best: Choice, sign: int) -> list[dict[str, Any]]:
+    """Return what one more device brings, the most first, with the batch chosen again."""
+    question, path = scenario.question, scenario.path
+    own, each = prices(scenario)
+    wider = 2 * best.plan.accelerators
+    options: list[tuple[str, ElsewhereScenario, dict[str, Any], float | None]] = []
+    if wider <= scenario.server.machine.node.accelerators.count:
+        more = None if own is None else own * best.plan.accelerators
+        options.append((f"{wider} accelerators with the model", scenario, {"accelerators": wider}, more))
+    if best.plan.devices is not None and scenario.reader is not None:
+        many = best.plan.devices + 1
+        if many <= scenario.reader.machine.node.accelerators.count:
+            options.append(("one more device that attends", scenario, {"devices": many}, each))
+    if path is not None:
+        faster = replace(scenario, path=with_count(path, path.tier.count + 1))
+        price = path.tier.price.on_demand if path.tier.price else None
+        options.append((f"one more {path.name}", faster, {}, price))
+    now = best.value(question.objective)
+    turns = question.elsewhere.attention.turns if question.elsewhere.attention is not None else (best.plan.turns,)
+    limit = question.slo.tpot_mean or math.inf
+    bought = []
+    for name, asked, change, price in options:
+        plans = [
+            best.plan.model_copy(update=change | {"batch": batch, "turns": turn})
+            for batch, turn in itertools.product(question.search.batch, turns)
+        ]
+        found = [one for one in (costed(asked, plan) for plan in plans) if not one.over and one.tpot_s <= limit]
+        then = min((one.value(question.objective) for one in found), key=lambda value: sign * value, default=now)
+        gain = max(0.0, sign * (now - then))
+        bought.append({"purchase": name, "then": then, "gain": gain, "price_usd_per_hour": price})
+    return sorted(bought, key=lambda one: -float(one["gain"]))
 
 
 def _stays_with(scenario: ElsewhereScenario, choice: Choice) -> bool:

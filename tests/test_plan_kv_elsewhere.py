@@ -87,6 +87,27 @@ def test_example_pays_by_the_token():
     assert answer["objective"]["value"] == pytest.approx(hourly / 3600 / rate * 1e6)
 
 
+def test_what_a_purchase_is_said_to_bring_it_brings():
+    search = {"accelerators": [2], "batch": [32, 64, 96]}
+    answer = plan(asked(search=search, objective="tokens_per_s"))
+    bought = {one["purchase"]: one for one in answer.prediction["purchases"]}
+    devices = answer.plan["devices"]
+    more = {"attention": ATTENTION["attention"] | {"devices": [devices + 1]}}
+    again = plan(asked(search=search, objective="tokens_per_s", elsewhere=more))
+    assert bought["one more device that attends"]["then"] == pytest.approx(again.objective.value)
+    wider = plan(
+        asked(
+            search=search | {"accelerators": [4]},
+            objective="tokens_per_s",
+            elsewhere={"attention": ATTENTION["attention"] | {"devices": [devices]}},
+        )
+    )
+    found = bought["4 accelerators with the model"]
+    assert found["then"] == pytest.approx(wider.objective.value)
+    assert found["gain"] == pytest.approx(max(0.0, wider.objective.value - answer.objective.value))
+    assert found["price_usd_per_hour"] == pytest.approx(2 * 11.06)
+
+
 def simulated(experts, chosen, tokens, room, skew, steps=4000):
     """An LRU cache of experts, asked step by step for the distinct experts that random tokens choose."""
     draw = np.random.default_rng(1)
