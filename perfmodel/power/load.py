@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware.faults import Fault, InputError
 from perfmodel.power.forecast import Moments
 from perfmodel.power.served import ServerStatistics
-from perfmodel.requests import DAY_S
+from perfmodel.requests import DAY_S, Integers
 from perfmodel.table_files import pieces
 from perfmodel.terms import Array, Number
 
@@ -23,6 +24,9 @@ WINDOWS_S = (1, 2, 5, 10, 20, 40, 60, 120, 300)
 """Lengths of time over which the variance of counts of requests tells bursts."""
 TIMES_S = (2.0, 20.0, 200.0, 2000.0)
 """Times over which parts of bursts forget."""
+
+FORGET_S = 60.0
+"""Time over which power forgets, where it is known by a mean and a deviation alone: assumed."""
 
 _PIECE = 2**16
 _SHOWN = 20
@@ -218,18 +222,23 @@ def bursts_of(arrival_s: Array) -> Bursts:
 
 def burst_factors(bursts: Bursts, random: np.random.Generator) -> Iterator[Array]:
     """Yield factors of a rate, second by second, `CHUNK_S` at a time and without end: log-normal, of mean 1."""
+    variances = bursts.log_variances
+    for around in _forgetting(np.asarray(bursts.times_s, float), random):
+        yield np.exp(np.sqrt(variances) @ around - float(variances.sum()) / 2.0)
+
+
+def _forgetting(times_s: Array, random: np.random.Generator) -> Iterator[Array]:
+    """Yield standard normal series that forget over times, second by second, shape (times, `CHUNK_S`), without end."""
     from scipy.signal import lfilter
 
-    keep = np.exp(-1.0 / np.asarray(bursts.times_s, float))
-    spread = np.sqrt(bursts.log_variances)
+    keep = np.exp(-1.0 / times_s)
     last = [np.array([value]) for value in keep * random.standard_normal(len(keep))]
     while True:
-        logs = np.full(CHUNK_S, -float(np.sum(spread**2)) / 2.0)
-        for part, (kept, deviation) in enumerate(zip(keep, spread, strict=True)):
+        around = np.zeros((len(keep), CHUNK_S))
+        for part, kept in enumerate(keep):
             noise = np.sqrt(1.0 - kept**2) * random.standard_normal(CHUNK_S)
-            values, last[part] = lfilter([1.0], [1.0, -kept], noise, zi=last[part])
-            logs = logs + deviation * values
-        yield np.exp(logs)
+            around[part], last[part] = lfilter([1.0], [1.0, -kept], noise, zi=last[part])
+        yield around
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,22 @@ class PoolLoad:
     peak_load: float
     profile: Profile
     bursts: Bursts
+
+    @property
+    def time_s(self) -> float:
+        """Time over which what a server does on its own forgets [s]."""
+        return self.statistics.time_s
+
+    @property
+    def range_w(self) -> tuple[float, float]:
+        """The least and the most that a server draws [W]."""
+        return float(self.statistics.mean_w[0]), float(self.statistics.mean_w.max())
+
+    def seconds(self, random: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield the mean power of a server [W], and the variance of its fast and slow part [W^2], `CHUNK_S` at once."""
+        for piece, factor in enumerate(burst_factors(self.bursts, random)):
+            load = self.peak_load * self.profile.load(piece * CHUNK_S + np.arange(CHUNK_S)) * factor
+            yield self.statistics.mean(load), *self.statistics.variance(load)
 
     def moments(self, bin_s: float = 300.0) -> Moments:
         """Return the moments of its power over a week.
@@ -283,12 +308,73 @@ class PoolLoad:
         )
 
 
-def demands(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int, seed: int) -> Iterator[Array]:
+@dataclass(frozen=True)
+class NormalLoad:
+    """Power of a server that is known by its mean over time and a deviation.
+
+    Parameters
+    ----------
+    step_s : float
+        Length of a step of the mean [s].
+    mean_w : array, shape (steps,)
+        Mean power, repeated for ever [W].
+    sigma_w : float
+        Standard deviation around it [W].
+    common : float
+        Part of the variance that all servers of the pool share [1].
+    range_w : tuple of float
+        The least and the most that a server draws [W].
+    time_s : float
+        Time over which deviations forget [s].
+    """
+
+    step_s: float
+    mean_w: Array
+    sigma_w: float
+    common: float
+    range_w: tuple[float, float]
+    time_s: float = FORGET_S
+
+    def seconds(self, random: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield the mean power of a server [W], and the variance of its fast and slow part [W^2], `CHUNK_S` at once."""
+        slow = np.full(CHUNK_S, (1.0 - self.common) * self.sigma_w**2)
+        for piece, around in enumerate(_forgetting(np.array([self.time_s]), random)):
+            step = ((piece * CHUNK_S + np.arange(CHUNK_S)) / self.step_s).astype(np.int64) % len(self.mean_w)
+            yield self.mean_w[step] + np.sqrt(self.common) * self.sigma_w * around[0], np.zeros(CHUNK_S), slow
+
+    def moments(self, bin_s: float = 300.0) -> Moments:
+        """Return the moments of its power over a week.
+
+        Parameters
+        ----------
+        bin_s : float
+            Length of a part of the week [s].
+        """
+        bins = round(WEEK_S / bin_s)
+        step = ((np.arange(bins) + 0.5) * bin_s / self.step_s).astype(np.int64) % len(self.mean_w)
+        flat = np.ones(bins)
+        return Moments(
+            bin_s,
+            self.mean_w[step],
+            0.0 * flat,
+            (1.0 - self.common) * self.sigma_w**2 * flat,
+            self.time_s,
+            self.common * self.sigma_w**2 * flat[None],
+            np.array([self.time_s]),
+        )
+
+
+Load = PoolLoad | NormalLoad
+
+
+def demands(
+    loads: Sequence[Load], pool: Integers, servers: Integers, seconds: int, seed: int
+) -> Iterator[NDArray[np.float32]]:
     """Yield what groups of servers draw without caps, second by second, some time at a time [W].
 
     Parameters
     ----------
-    loads : sequence of PoolLoad
+    loads : sequence of PoolLoad or NormalLoad
         Of each pool.
     pool, servers : array of int, shape (groups,)
         Each group's pool, and how many servers it has.
@@ -308,37 +394,35 @@ def demands(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int
     """
     from scipy.signal import lfilter
 
-    of_pool, count = np.asarray(pool), np.asarray(servers, np.float32)
+    count = np.asarray(servers, np.float32)
     random = np.random.default_rng([seed, 0])
-    factors = [burst_factors(one.bursts, np.random.default_rng([seed, 1, n])) for n, one in enumerate(loads)]
-    groups = [np.flatnonzero(of_pool == number) for number in range(len(loads))]
-    keep = [np.float32(np.exp(-1.0 / one.statistics.time_s)) for one in loads]
+    shared = [one.seconds(np.random.default_rng([seed, 1, number])) for number, one in enumerate(loads)]
+    groups = [np.flatnonzero(np.asarray(pool) == number) for number in range(len(loads))]
+    keep = [np.float32(np.exp(-1.0 / one.time_s)) for one in loads]
     last: list[Array] = [
         (kept * random.standard_normal((1, len(own)))).astype(np.float32)
         for kept, own in zip(keep, groups, strict=True)
     ]
     for begin in range(0, seconds, CHUNK_S):
         steps = min(CHUNK_S, seconds - begin)
-        power = np.empty((steps, len(of_pool)), np.float32)
+        power = np.empty((steps, len(count)), np.float32)
         for number, one in enumerate(loads):
             own = groups[number]
-            load = one.peak_load * one.profile.load(begin + np.arange(steps)) * next(factors[number])[:steps]
-            mean = one.statistics.mean(load).astype(np.float32)
-            fast, slow = (np.sqrt(part).astype(np.float32) for part in one.statistics.variance(load))
+            mean, fast2, slow2 = (part[:steps] for part in next(shared[number]))
             noise = random.standard_normal((steps, len(own)), np.float32)
             noise *= np.sqrt(1 - keep[number] ** 2)
             own_w, last[number] = lfilter(
                 np.ones(1, np.float32), np.array([1, -keep[number]], np.float32), noise, axis=0, zi=last[number]
             )
-            own_w *= slow[:, None]
-            own_w += fast[:, None] * random.standard_normal((steps, len(own)), np.float32)
+            own_w *= np.sqrt(slow2).astype(np.float32)[:, None]
+            if fast2.any():
+                own_w += np.sqrt(fast2).astype(np.float32)[:, None] * random.standard_normal(own_w.shape, np.float32)
             own_w *= np.sqrt(count[own])
-            own_w += mean[:, None] * count[own]
-            lowest, highest = one.statistics.mean_w[0], one.statistics.mean_w.max()
-            power[:, own] = np.clip(own_w, lowest * count[own], highest * count[own])
+            own_w += mean.astype(np.float32)[:, None] * count[own]
+            power[:, own] = np.clip(own_w, one.range_w[0] * count[own], one.range_w[1] * count[own])
         yield power
 
 
-def synthesised(loads: Sequence[PoolLoad], pool: Array, servers: Array, seconds: int, seed: int) -> PowerSeries:
+def synthesised(loads: Sequence[Load], pool: Integers, servers: Integers, seconds: int, seed: int) -> PowerSeries:
     """Return what groups of servers draw without caps as one series (see `demands`)."""
     return PowerSeries(1.0, np.concatenate(list(demands(loads, pool, servers, seconds, seed))).T, True)

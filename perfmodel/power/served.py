@@ -150,6 +150,8 @@ class ServerStatistics:
         Variance of its power over a second: of what changes from one second to the next, and of what stays [W^2].
     time_s : float
         Time over which the slow part forgets [s].
+    compute_share : array, shape (loads,)
+        Part of its busy time that follows the clock [1].
     """
 
     load: Array
@@ -157,6 +159,7 @@ class ServerStatistics:
     fast_w2: Array
     slow_w2: Array
     time_s: float
+    compute_share: Array
 
     def mean(self, load: Number) -> Array:
         """Return the mean power at a load [W]."""
@@ -322,6 +325,6 @@ def server_statistics(law: ServerLaw, lengths: Lengths, seed: int = 0) -> Server
         fast.append(lags[0] - stays)
         times.append(time_s)
     weights = np.array(slow[1:]) if sum(slow) else np.ones(LOADS)
-    return ServerStatistics(
-        loads, np.array(mean), np.array(fast), np.array(slow), float(np.average(times, weights=weights))
-    )
+    forgets_s = float(np.average(times, weights=weights))
+    shares = [law.compute_share(load * most / law.instances, lengths.demand) for load in loads.tolist()]
+    return ServerStatistics(loads, np.array(mean), np.array(fast), np.array(slow), forgets_s, np.array(shares))
