@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 # Everything slow to import is imported by the command that needs it.
 
+Simulate = Annotated[
+    bool, typer.Option("--simulate", help="Also run the servers second by second, with caps, brake and breakers.")
+]
+Weeks = Annotated[float, typer.Option("--weeks", min=0.01, help="Of the simulation.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the simulation.")]
+
 
 def plan_power(
     scenario: Scenario,
@@ -47,16 +53,21 @@ def plan_power(
     top: Top = 5,
     time_limit: TimeLimit = None,
     gap: Gap = 1e-4,
+    simulate: Simulate = False,
+    weeks: Weeks = 1.0,
+    seed: Seed = 1,
     debug: Debug = False,
 ) -> None:
     """How many servers fit below the limits of a facility, and where."""
 
     def solve(source: "Source", progress: "Progress") -> "tuple[PowerScenario, Result]":
         from solvers.power import plan
+        from solvers.power_capped import Simulated
         from solvers.power_scenario import load_power
 
         question = load_power(source, scenario.parent)
-        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap))
+        asked = Simulated(weeks, seed) if simulate else None
+        return question, plan(question, top=top, time_limit_s=time_limit, gap=stop_at(gap), simulate=asked)
 
     question, result, given = ask(scenario, overrides, "searching", solve)
     warn(question.warnings)
@@ -69,17 +80,21 @@ def predict_power(
     form: Form = None,
     output: Output = None,
     top: Top = 5,
+    simulate: Simulate = False,
+    weeks: Weeks = 1.0,
+    seed: Seed = 1,
     debug: Debug = False,
 ) -> None:
     """What given servers draw, node by node, and whether that meets the limits."""
 
     def solve(source: "Source", progress: "Progress") -> "tuple[PowerScenario, Result]":
         from solvers.power import predict
+        from solvers.power_capped import Simulated
         from solvers.power_scenario import load_power
 
         question = load_power(source, scenario.parent)
         need_plan(source, question.question.plan, "servers")
-        return question, predict(question)
+        return question, predict(question, simulate=Simulated(weeks, seed) if simulate else None)
 
     question, result, given = ask(scenario, overrides, "predicting", solve)
     warn(question.warnings)

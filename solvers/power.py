@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from solvers.power_answer import (
     plan_dict,
     prediction,
 )
+from solvers.power_capped import Simulated, binding_part, plan_part, prediction_part, refusal, simulation_part
 from solvers.power_case import Case, Integers
 from solvers.power_exact import MOST_INTEGERS, closer
 from solvers.power_given import given_placement
+from solvers.power_held import Capped, Held, held_case, held_nodes, hold, lifted, policy_of, rise_of
 from solvers.power_place import place, towards, trimmed
 from solvers.power_relaxed import Relaxed, relax
 from solvers.power_rules import Rule, rules_of
@@ -62,7 +64,12 @@ class Found:
 
 
 def plan(
-    scenario: PowerScenario, *, top: int = 5, time_limit_s: float | None = None, gap: float | None = None
+    scenario: PowerScenario,
+    *,
+    top: int = 5,
+    time_limit_s: float | None = None,
+    gap: float | None = None,
+    simulate: Simulated | None = None,
 ) -> Result:
     """Find the most servers, the most goodput or the least cost below all limits, by each rule asked for.
 
@@ -71,18 +78,32 @@ def plan(
     scenario : PowerScenario
         The question.
     top : int
-        How many alternatives to list: the other rules' plans.
+        How many alternatives to list: the other rules' plans, and with caps the best without.
     time_limit_s : float
         Wall time of the search of all rules; `TIME_LIMIT_S` if left out [s].
     gap : float
         Relative distance from the bound at which the search may stop; None for a proof.
+    simulate : Simulated
+        Simulation of the plan at 1 s; none if left out.
 
     Returns
     -------
     Result
-        ``optimal`` within the rule that does best, ``feasible`` (it meets `gap`), ``time_limit`` with the bound and gap
-        reached, or ``infeasible`` with the node that lacks watts.
+        ``optimal`` within the rule that does best, ``feasible`` (it meets `gap`, or it rests on caps, whose policy is
+        the best of those that were compared), ``time_limit`` with the bound and gap reached, or ``infeasible`` with the
+        node that lacks watts.
     """
+    result, best = _by_rules(scenario, top, time_limit_s, gap)
+    placed, capped = None if best is None else best.placed, None
+    if scenario.question.policy.capping == "two-threshold":
+        result, placed, capped = _with_caps(scenario, result, best, top)
+    return _simulated(scenario, result, placed, capped, simulate)
+
+
+def _by_rules(
+    scenario: PowerScenario, top: int, time_limit_s: float | None, gap: float | None
+) -> tuple[Result, Found | None]:
+    """Return the answer without caps, and the best placement."""
     began = time.perf_counter()
     case = scenario.case
     limit_s = TIME_LIMIT_S if time_limit_s is None else time_limit_s
@@ -101,7 +122,7 @@ def plan(
             best_bound=max(values) if case.sense == "max" else min(values),
             solve_time_s=time.perf_counter() - began,
             **common(scenario),
-        )
+        ), None
     if not reached:
         why, relaxation = missing(case, found[0].rules, began + limit_s)
         return Result(
@@ -111,7 +132,7 @@ def plan(
             why_not=why,
             relaxation=relaxation,
             **common(scenario),
-        )
+        ), None
     sign = 1.0 if case.sense == "max" else -1.0
     reached.sort(key=lambda one: -sign * (one.value or 0.0))
     best = reached[0]
@@ -138,7 +159,59 @@ def plan(
         ],
         baseline=_baseline(scenario, best.value),
         **common(scenario),
+    ), best
+
+
+def _with_caps(
+    scenario: PowerScenario, result: Result, best: Found | None, top: int
+) -> tuple[Result, Integers | None, Capped | None]:
+    """Return the answer with caps, where they allow as much as the rules alone at least."""
+    began, case = time.perf_counter(), scenario.case
+    held = hold(scenario)
+    method = scenario.methods[0] if best is None else best.method
+    own = held_case(case, held, method)
+    found = best_by(own, method, began + TIME_LIMIT_S)
+    sign = 1.0 if case.sense == "max" else -1.0
+    placed = None if best is None else best.placed
+    if found.placed is None or found.value is None:
+        return result, placed, None
+    if best is not None and best.value is not None and sign * found.value < sign * best.value:
+        return result, placed, None
+    capped = policy_of(scenario, held, found.placed)
+    if capped.policy is None:
+        return result, placed, None
+    rules, names = rules_of(case, method), {f"limit[{case.site.name[node]}]" for node in held.nodes.tolist()}
+    others = [] if result.plan is None else [{"plan": result.plan, "prediction": result.prediction}]
+    capping = binding_part(scenario, held, capped)
+    return (
+        replace(
+            result,
+            status="feasible",
+            objective=objective(scenario, found.value),
+            best_bound=None,
+            gap=None,
+            solve_time_s=(result.solve_time_s or 0.0) + time.perf_counter() - began,
+            plan=plan_dict(case, found.placed, method, rules) | plan_part(scenario, capped),
+            prediction=prediction(scenario, found.placed, rules) | prediction_part(scenario, held, capped),
+            binding=capping
+            + [one for one in binding(own, found.placed, found.rules) if one["constraint"] not in names],
+            alternatives=[*others, *result.alternatives][:top],
+            why_not=[],
+            relaxation=[],
+        ),
+        found.placed,
+        capped,
     )
+
+
+def _simulated(
+    scenario: PowerScenario, result: Result, placed: Integers | None, capped: Capped | None, asked: Simulated | None
+) -> Result:
+    """Return an answer with a simulation of its placement beside the prediction."""
+    if asked is None or placed is None or result.prediction is None:
+        return result
+    seen = simulation_part(scenario, placed, capped, asked.weeks, asked.seed)
+    return replace(result, prediction=result.prediction | {"simulated": seen})
 
 
 def best_by(case: Case, method: str, until: float) -> Found:
@@ -238,13 +311,15 @@ def most_servers(case: Case, rules: Sequence[Rule]) -> int:
     return low
 
 
-def predict(scenario: PowerScenario) -> Result:
+def predict(scenario: PowerScenario, *, simulate: Simulated | None = None) -> Result:
     """Cost the placement that a scenario gives.
 
     Parameters
     ----------
     scenario : PowerScenario
         The question with its plan.
+    simulate : Simulated
+        Simulation of it at 1 s; none if left out.
 
     Returns
     -------
@@ -258,27 +333,43 @@ def predict(scenario: PowerScenario) -> Result:
     ValueError
         The scenario gives no plan.
     """
-    began = time.perf_counter()
-    given = given_placement(scenario)
-    if given.placed is None:
+    began, case = time.perf_counter(), scenario.case
+    capping = scenario.question.policy.capping == "two-threshold"
+    held = Held(held_nodes(case.site.level), np.zeros(0, np.int64), rise_of(scenario), None) if capping else None
+    asked = scenario if held is None else replace(scenario, case=lifted(case, held.nodes))
+    given = given_placement(asked)
+    why, relaxation, capped = given.why, given.relaxation, None
+    if given.placed is not None and held is not None:
+        capped = policy_of(scenario, held, given.placed)
+        why, relaxation = refusal(scenario, capped)
+    if given.placed is None or why:
         return Result(
             status="infeasible",
             objective=objective(scenario, None),
             solve_time_s=time.perf_counter() - began,
-            why_not=given.why,
-            relaxation=given.relaxation,
+            why_not=why,
+            relaxation=relaxation,
             **common(scenario),
         )
-    value = float(scenario.case.value @ given.placed.sum(axis=0))
-    return Result(
+    value = float(case.value @ given.placed.sum(axis=0))
+    told, said = (
+        plan_dict(case, given.placed, given.method, given.rules),
+        prediction(scenario, given.placed, given.rules),
+    )
+    bound = binding(asked.case, given.placed, given.rules)
+    if held is not None and capped is not None:
+        told, said = told | plan_part(scenario, capped), said | prediction_part(scenario, held, capped)
+        bound = binding_part(scenario, held, capped) + bound
+    result = Result(
         status="feasible",
         objective=objective(scenario, value),
         solve_time_s=time.perf_counter() - began,
-        plan=plan_dict(scenario.case, given.placed, given.method, given.rules),
-        prediction=prediction(scenario, given.placed, given.rules),
-        binding=binding(scenario.case, given.placed, given.rules),
+        plan=told,
+        prediction=said,
+        binding=bound,
         **common(scenario),
     )
+    return _simulated(scenario, result, given.placed, capped, simulate)
 
 
 def _baseline(scenario: PowerScenario, best: float) -> dict[str, Any] | None:

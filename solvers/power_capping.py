@@ -203,12 +203,12 @@ def assess(question: Question, policy: Policy, first: str = "low") -> Choice:
     found = forecast(
         question.moments, question.servers.tolist(), question.pools, policy, question.limit_w, question.trip
     )
-    limits = [("threshold 2 with the largest rise over the latency", policy.thresholds[-1] * (1 + question.rise), 1.0)]
+    limits = [("threshold 2", policy.thresholds[-1] * (1 + question.rise), 1.0)]
     for name, chosen in (("low", question.low), ("high", ~question.low)):
         if chosen.any():
             worst = int(np.argmax(np.where(chosen, found.loss / question.most_loss, -1.0)))
             limits.append((f"loss of {name} priority", float(found.loss[worst]), float(question.most_loss[worst])))
-    limits.append(("expected s above the limit in a year", found.brake_s_per_year, question.brake_s_per_year))
+    limits.append(("time above the limit in a year", found.brake_s_per_year, question.brake_s_per_year))
     tightest = tuple(sorted(limits, key=lambda one: one[2] / max(one[1], 1e-300)))
     loss = float(_weight(question) @ found.loss)
     return Choice(policy, found, first, loss, 1, tightest)

@@ -26,6 +26,8 @@ class Site:
         Such as ``pdu[1]/rack[3]``.
     level : tuple of str
         What each is.
+    entry : array of int, shape (nodes,)
+        Entry of the flat tree that it is one of.
     parent : array of int, shape (nodes,)
         Node that supplies it; -1 for the root.
     limit_w, failover_w : array, shape (nodes,)
@@ -38,6 +40,7 @@ class Site:
 
     name: tuple[str, ...]
     level: tuple[Level, ...]
+    entry: Integers
     parent: Integers
     limit_w: Array
     failover_w: Array
@@ -142,6 +145,7 @@ def site_of(tree: PowerTree, fits: Booleans) -> Site:
     return Site(
         tuple(names),
         tuple(tree.level[entry] for entry in entries),
+        np.array(entries),
         np.array(parents),
         each(tree.limit_w),
         each(tree.failover_w),

@@ -6,27 +6,30 @@ stand below it as leave a policy that keeps all limits. All other nodes meet the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hardware.facility import Actuator, PowerTree
+from hardware.facility import Actuator
 from perfmodel.power import throttle_of
 from perfmodel.power.breaker import TripCurve
-from perfmodel.power.capping import Pools, ladder, largest_rise
-from perfmodel.power.forecast import Moments
-from perfmodel.power.load import DAY_S, WEEK_S, Load, NormalLoad, demands
+from perfmodel.power.capping import Policy, Pools, ladder, largest_rise
+from perfmodel.power.load import WEEK_S, Load, NormalLoad, demands
 from perfmodel.power.node import node_power_w
-from perfmodel.power.simulate import Outcome, Plant, simulate
 from perfmodel.terms import Array
 from solvers.power_capping import Choice, Question, assess, choose
 from solvers.power_case import Case, Integers
+from solvers.power_draw import HOURS
 from solvers.power_rules import rules_of
 from solvers.power_scenario import PowerScenario
 
 SEED = 1
-"""Of the synthesised week from which the largest rise is taken, and of a simulation where nothing is said."""
+"""Of the synthesised week from which the largest rise is taken."""
+BIN_S = 900.0
+"""Parts of a week for which policies are compared [s]."""
+HOUR_STEP_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,83 @@ class Held:
     rise : float
         Largest rise of power within the actuator's latency over the power it starts from [1].
     refused : Choice or None
-        What one server more breaks; None where racks have no room for it.
+        What one server more below the first of them breaks; None where racks have no room for it.
     """
 
     nodes: Integers
     most: Integers
     rise: float
     refused: Choice | None
+
+
+def hold(scenario: PowerScenario) -> Held:
+    """Return how many servers caps allow below each node that they hold.
+
+    Notes
+    -----
+    By bisection: a server more leaves no policy that keeps all limits. Nodes that are alike are looked at once.
+    """
+    case, site = scenario.case, scenario.case.site
+    nodes = held_nodes(site.level)
+    rise = rise_of(scenario)
+    asked = Asking(scenario, rise)
+    rooms = site.totals(site.slots[site.racks][:, None])[:, 0]
+    most = np.zeros(len(nodes), np.int64)
+    known: dict[int, int] = {}
+    refused: Choice | None = None
+    for place, node in enumerate(nodes.tolist()):
+        pool = int(site.pool[node])
+        if pool not in known:
+            low, high, why = 0, int(rooms[node]), None
+            low = min(high, _by_nameplate(case, float(site.limit_w[node])))
+            while low < high:
+                middle = (low + high + 1) // 2
+                choice = choose(asked.of(node, apportioned(case, middle)))
+                low, high, why = (low, middle - 1, choice) if choice.policy is None else (middle, high, why)
+            known[pool] = low
+            refused = refused or why
+        most[place] = known[pool]
+    return Held(nodes, most, rise, refused)
+
+
+def apportioned(case: Case, servers: int) -> Integers:
+    """Return the servers of each workload of so many."""
+    return np.array([servers]) if case.share is None else case.apportioned(servers)
+
+
+def _by_nameplate(case: Case, limit_w: float) -> int:
+    """Return servers that meet a limit whatever they do."""
+    servers = 0
+    while apportioned(case, servers + 1) @ case.max_w <= limit_w * (1 + 1e-9):
+        servers += 1
+    return servers
+
+
+def rise_of(scenario: PowerScenario) -> float:
+    """Return the largest rise within the latency: as given, or in a synthesised week of servers by nameplates."""
+    if scenario.question.policy.rise is not None:
+        return scenario.question.policy.rise
+    limit_w = float(scenario.case.site.limit_w[held_nodes(scenario.case.site.level)[0]])
+    servers = apportioned(scenario.case, max(_by_nameplate(scenario.case, limit_w), 1))
+    pieces = demands(loads_of(scenario), np.arange(len(servers)), servers, round(WEEK_S), SEED)
+    power = np.concatenate([piece.sum(axis=1) for piece in pieces])
+    return float(largest_rise(power, int(np.ceil(lock_of(scenario).latency))))
+
+
+def held_case(case: Case, held: Held, method: str) -> Case:
+    """Return the case with the limits of held nodes set to what the rule says of as many servers as caps allow [W]."""
+    rule = rules_of(replace(case, failover=False), method)[0]
+    limit_w = case.site.limit_w.copy()
+    for node, most in zip(held.nodes.tolist(), held.most.tolist(), strict=True):
+        limit_w[node] = float(rule.safe_load_w(apportioned(case, most)[None])[0])
+    return replace(case, site=replace(case.site, limit_w=limit_w))
+
+
+def lifted(case: Case, nodes: Integers) -> Case:
+    """Return the case without the limits of nodes that caps hold."""
+    limit_w = case.site.limit_w.copy()
+    limit_w[nodes] = float(case.site.slots.sum() * case.max_w.max())
+    return replace(case, site=replace(case.site, limit_w=limit_w))
 
 
 def loads_of(scenario: PowerScenario) -> tuple[Load, ...]:
@@ -63,9 +136,8 @@ def _load(scenario: PowerScenario, number: int) -> Load:
     range_w = (draw.idle_w, draw.max_w)
     if draw.series is not None:
         return NormalLoad(draw.series.step_s, draw.series.watts[0], 0.0, 0.0, range_w)
-    hours = np.arange(0.0, 24.0, 0.5)
     common = max(float(case.correlation[number, number]), 0.0)
-    return NormalLoad(1800.0, draw.mean_at(hours), draw.sigma_w, common, range_w)
+    return NormalLoad(HOUR_STEP_S, draw.mean_at(HOURS), draw.sigma_w, common, range_w)
 
 
 def pools_of(scenario: PowerScenario) -> Pools:
@@ -79,52 +151,172 @@ def pools_of(scenario: PowerScenario) -> Pools:
     for draw, machine in zip(scenario.draws, scenario.machines, strict=True):
         throttle, boards = throttle_of(machine.accelerator), machine.node.accelerators.count
         static_w = float(node_power_w(machine.node, boards * throttle.static * machine.accelerator.power.limit))
-        share = 1.0
-        idle_w = draw.idle_w
+        idle_w, share = draw.idle_w, 1.0
         if draw.served is not None:
             load = draw.served.load
-            share = float(np.interp(load.peak_load, load.statistics.load, load.statistics.compute_share))
             idle_w = draw.served.law.waiting_w
+            share = float(np.interp(load.peak_load, load.statistics.load, load.statistics.compute_share))
         columns.append((idle_w, min(static_w, idle_w), draw.max_w, throttle.voltage_floor, share))
     return Pools(*np.array(columns).T)
 
 
-def held_nodes(tree_level: tuple[str, ...]) -> Integers:
+def held_nodes(levels: Sequence[str]) -> Integers:
     """Return the nodes that are held: all rows, or the root where there are none."""
-    rows = np.flatnonzero(np.array(tree_level) == "row")
+    rows = np.flatnonzero(np.array(levels) == "row")
     return rows if len(rows) else np.zeros(1, np.int64)
 
 
-def questions(scenario: PowerScenario, rise: float) -> Any:
-    """Return what makes the question of a held node from its number and the servers of each workload below it."""
-    moments, pools = tuple(one.moments() for one in loads_of(scenario)), pools_of(scenario)
-    policy = scenario.question.policy
-    low = np.array([one.priority == "low" for one in scenario.question.workloads])
-    lock, brake = actuators(scenario)
-    highest = lock.clock.highest if lock.clock else 1.0
-    lowest = lock.clock.lowest / highest if lock.clock else 1.0
-    brake_clock = brake.clock.lowest / highest if brake is not None and brake.clock else 1.0
-    brake_latency_s = lock.latency if brake is None else brake.latency
-    curves = trip_curves(scenario)
+def lock_of(scenario: PowerScenario) -> Actuator:
+    """Return the actuator whose clocks a policy sets."""
+    return next(one for one in scenario.facility.actuators if one.trigger is None and one.clock is not None)
 
-    def asked(node: int, servers: Integers) -> Question:
-        curve = TripCurve(float(curves.inverse_time_s[node]), float(curves.instantaneous[node]))
-        there = np.flatnonzero(servers > 0)
+
+class Asking:
+    """What a policy of a held node has to keep, for any servers below it.
+
+    Parameters
+    ----------
+    scenario : PowerScenario
+        The question.
+    rise : float
+        Largest rise within the latency [1].
+    """
+
+    def __init__(self, scenario: PowerScenario, rise: float) -> None:
+        self._scenario, self._rise = scenario, rise
+        self.loads = loads_of(scenario)
+        self.moments = tuple(one.moments(BIN_S) for one in self.loads)
+        self.low = np.array([one.priority == "low" for one in scenario.question.workloads])
+        self.pools = pools_of(scenario)
+        self.trip = trip_curves(scenario)
+        self._lock = lock_of(scenario)
+        assert self._lock.clock is not None
+        self._clock = self._lock.clock
+        self.highest_clock = self._clock.highest
+        self._brake = (1.0, self._lock.latency)
+        for actuator in scenario.facility.actuators:
+            if actuator.trigger is not None and actuator.clock is not None:
+                self._brake = (actuator.clock.lowest / self.highest_clock, actuator.latency)
+
+    def of(self, node: int, servers: Integers) -> Question:
+        """Return the question for a node with servers of each workload below it."""
+        asked, there = self._scenario.question.policy, np.flatnonzero(servers > 0)
         return Question(
-            tuple(moments[number] for number in there.tolist()),
+            tuple(self.moments[number] for number in there.tolist()),
             servers[there],
-            Pools(**{name: value[there] for name, value in vars(pools).items()}),
-            low[there],
-            float(scenario.case.site.limit_w[node]),
-            curve,
-            lowest,
-            lock.latency,
-            lock.hysteresis,
-            brake_clock,
-            brake_latency_s,
-            rise,
-            np.where(low, policy.most_loss.low, policy.most_loss.high)[there],
-            policy.brake_risk,
+            Pools(**{name: value[there] for name, value in vars(self.pools).items()}),
+            self.low[there],
+            float(self._scenario.case.site.limit_w[node]),
+            TripCurve(float(self.trip.inverse_time_s[node]), float(self.trip.instantaneous[node])),
+            self._clock.lowest / self.highest_clock,
+            self._lock.latency,
+            self._lock.hysteresis,
+            *self._brake,
+            self._rise,
+            np.where(self.low, asked.most_loss.low, asked.most_loss.high)[there],
+            asked.brake_risk,
         )
 
-    return asked
+    def policy(self, thresholds: Sequence[float], clocks: Array) -> Policy:
+        """Return a ladder with this facility's actuators; clocks over the highest, shape (levels, workloads)."""
+        return ladder(
+            thresholds,
+            clocks.tolist(),
+            hysteresis=self._lock.hysteresis,
+            latency_s=self._lock.latency,
+            brake_clock=self._brake[0],
+            brake_latency_s=self._brake[1],
+        )
+
+
+@dataclass(frozen=True)
+class NodeCurves:
+    """Breakers of all nodes.
+
+    Parameters
+    ----------
+    rating_w : array, shape (nodes,)
+        Ratings [W].
+    inverse_time_s, instantaneous : array, shape (nodes,)
+        As of a `TripCurve`.
+    """
+
+    rating_w: Array
+    inverse_time_s: Array
+    instantaneous: Array
+
+
+def trip_curves(scenario: PowerScenario) -> NodeCurves:
+    """Return the breakers of all nodes; one without a curve never opens."""
+    tree, entry = scenario.tree, scenario.case.site.entry
+    inverse = np.array([np.inf if one is None else one.inverse_time for one in tree.trip])
+    at_once = np.array([np.inf if one is None or one.instantaneous is None else one.instantaneous for one in tree.trip])
+    return NodeCurves(np.array(tree.rating_w)[entry], inverse[entry], at_once[entry])
+
+
+@dataclass(frozen=True)
+class Capped:
+    """One policy for all held nodes with servers below them.
+
+    Parameters
+    ----------
+    nodes : array of int
+        Nodes that are held.
+    servers : array of int, shape (nodes, workloads)
+        Servers below each.
+    policy : Policy or None
+        Its clocks are those of all workloads; None where none keeps all limits.
+    choices : tuple of Choice
+        What it does below each.
+    fullest : int
+        Place of the node that it was chosen for: mean power over the limit is highest there.
+    asking : Asking
+        What it has to keep.
+    """
+
+    nodes: Integers
+    servers: Integers
+    policy: Policy | None
+    choices: tuple[Choice, ...]
+    fullest: int
+    asking: Asking
+
+
+def policy_of(scenario: PowerScenario, held: Held, placed: Integers) -> Capped:
+    """Return the policy for servers in racks: the plan's, or the one of least loss at the fullest node."""
+    case, asking = scenario.case, Asking(scenario, held.rise)
+    servers = case.site.totals(placed)[held.nodes]
+    mean_w = np.array([one.mean_w.mean() for one in asking.moments])
+    order = np.argsort(-(servers @ mean_w) / case.site.limit_w[held.nodes], kind="stable")
+    fullest = int(order[0])
+    first = asking.of(int(held.nodes[fullest]), servers[fullest])
+    given = scenario.question.plan
+    if given is not None and given.thresholds is not None and given.caps is not None:
+        clocks = np.array([given.caps[name] for name in case.workloads], float).T / asking.highest_clock
+        policy = asking.policy(given.thresholds, clocks)
+    else:
+        best = choose(first)
+        if best.policy is None:
+            return Capped(held.nodes, servers, None, (best,) * len(held.nodes), fullest, asking)
+        policy = asking.policy(best.policy.thresholds, _for_all(best.policy.clocks[1:], servers[fullest], asking.low))
+    known: dict[Any, Choice] = {}
+    for node, below in zip(held.nodes.tolist(), servers, strict=True):
+        key = (int(case.site.pool[node]), *below.tolist())
+        if key not in known:
+            there = np.flatnonzero(below > 0)
+            own = replace(policy, clocks=policy.clocks[:, there])
+            known[key] = assess(asking.of(node, below), own)
+    keys = [(int(case.site.pool[node]), *below.tolist()) for node, below in zip(held.nodes, servers, strict=True)]
+    return Capped(held.nodes, servers, policy, tuple(known[key] for key in keys), fullest, asking)
+
+
+def _for_all(clocks: Array, servers: Integers, low: Array) -> Array:
+    """Return the clocks of all workloads from those that a node has: of one it lacks those of its priority."""
+    there = np.flatnonzero(servers > 0).tolist()
+    found = np.ones((len(clocks), len(servers)))
+    for number in range(len(servers)):
+        alike = [place for place, other in enumerate(there) if other == number or low[other] == low[number]]
+        own = [place for place, other in enumerate(there) if other == number]
+        for place in (own or alike)[:1]:
+            found[:, number] = clocks[:, place]
+    return found

@@ -129,6 +129,15 @@ class PowerWorkload(_Strict):
     """Of one server; the catalogue's if left out."""
 
 
+class MostLoss(_Strict):
+    """How much longer requests may take under caps than without, on average over time, as a share."""
+
+    high: Share = 0.01
+    """Of workloads of high priority."""
+    low: Share = 0.02
+    """Of workloads of low priority."""
+
+
 class PowerPolicy(_Strict):
     """What risk is taken, and how."""
 
@@ -143,7 +152,15 @@ class PowerPolicy(_Strict):
     failover: Literal["none", "n+1"] = "none"
     """Whether limits also hold when feeds are lost."""
     capping: Literal["none", "two-threshold"] = "none"
-    """Whether servers are slowed when a limit comes near."""
+    """Whether servers are slowed when a limit comes near: those of one priority above a first threshold, more above a
+    second, then the others."""
+    rise: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Largest rise of power within the actuator's latency, over the power it starts from, such as 0.118; that of a
+    synthesised week if left out."""
+    most_loss: MostLoss = MostLoss()
+    """What caps may cost."""
+    brake_risk: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Probability of a brake within a year, at most, at each node that caps hold."""
 
 
 class PowerPlan(_Strict):

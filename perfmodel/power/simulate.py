@@ -21,6 +21,8 @@ Integers = NDArray[np.int64]
 BIN = 0.0005
 """Width of the classes of power that percentiles are read from, in limits: their error is half of it at most."""
 HIGHEST_BIN = 2.0
+WITHOUT_POLICY_S = 40.0
+"""Time within which the largest rise is taken where no policy says it [s]."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def simulate(
     than the latency, within which all clocks are known from decisions before: a block of many racks is one array
     operation.
     """
-    idle = Policy((), np.ones((1, len(pools.idle_w))), 0.0, step_s, 1.0, step_s)
+    idle = Policy((), np.ones((1, len(pools.idle_w))), 0.0, WITHOUT_POLICY_S, 1.0, WITHOUT_POLICY_S)
     state = _State(step_s, plant, pools, policy or idle, braked=policy is not None)
     for chunk in demand_w:
         state.run(np.asarray(chunk, np.float32))

@@ -1,0 +1,159 @@
+"""Caps in the answer: thresholds and clocks, what they cost, and the same by simulation second by second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from perfmodel.power.breaker import TripCurve
+from perfmodel.power.load import WEEK_S, demands
+from perfmodel.power.simulate import Plant, simulate
+from perfmodel.requests import DAY_S
+from solvers.power_case import Integers
+from solvers.power_held import Asking, Capped, Held, held_nodes
+from solvers.power_scenario import PowerScenario
+
+_SHARES = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulation that is asked for.
+
+    Parameters
+    ----------
+    weeks : float
+        How long.
+    seed : int
+        Fixes what is drawn.
+    """
+
+    weeks: float = 1.0
+    seed: int = 1
+
+
+def plan_part(scenario: PowerScenario, capped: Capped) -> dict[str, Any]:
+    """Return the thresholds, and the clocks of each workload above each [Hz], as a plan JSON holds them."""
+    policy = capped.policy
+    if policy is None:
+        return {}
+    clocks = policy.clocks[1:] * capped.asking.highest_clock
+    caps = {name: clocks[:, number].tolist() for number, name in enumerate(scenario.case.workloads)}
+    return {"thresholds": list(policy.thresholds), "caps": caps}
+
+
+def prediction_part(scenario: PowerScenario, held: Held, capped: Capped) -> dict[str, Any]:
+    """Return what caps are predicted to do: time, loss, and bounds of brakes and trips."""
+    found = [(choice.forecast, below) for choice, below in zip(capped.choices, capped.servers, strict=True)]
+    capped_s, brakes, trips = 0.0, 0.0, 0.0
+    late, servers = np.zeros(len(scenario.case.workloads)), np.zeros(len(scenario.case.workloads))
+    for forecast, below in found:
+        if forecast is None:
+            continue
+        there = np.flatnonzero(below > 0)
+        late[there] += forecast.loss * below[there]
+        servers += below
+        capped_s = max(capped_s, (1.0 - float(forecast.share[0])) * DAY_S)
+        brakes += forecast.brake_s_per_year
+        trips += forecast.trip_probability_per_year
+    loss = late / np.where(servers > 0, servers, 1.0)
+    return {
+        "capped_s_per_day": capped_s,
+        "loss": dict(zip(scenario.case.workloads, loss.tolist(), strict=True)),
+        "brake_probability_per_year": min(brakes, 1.0),
+        "trip_probability_per_year": min(trips, 1.0),
+        "largest_rise": held.rise,
+    }
+
+
+def binding_part(scenario: PowerScenario, held: Held, capped: Capped) -> list[dict[str, Any]]:
+    """Return how far the policy of the fullest node is from each limit, and which of them one server more breaks."""
+    node = scenario.case.site.name[int(capped.nodes[capped.fullest])]
+    broken = {} if held.refused is None else {name: (now, most) for name, now, most in held.refused.binding}
+    found = []
+    for name, reached, allowed in capped.choices[capped.fullest].binding:
+        entry: dict[str, Any] = {
+            "constraint": f"{name}[{node}]",
+            "slack": allowed - reached,
+            "unit": "s" if name.startswith("time above") else "",
+            "shadow_price": None,
+        }
+        more = broken.get(name)
+        if more is not None and more[0] > more[1]:
+            entry["one_server_more"] = more[0]
+        found.append(entry)
+    return sorted(found, key=lambda entry: "one_server_more" not in entry)
+
+
+def refusal(scenario: PowerScenario, capped: Capped) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return which limits of a policy are broken, and what they would have to be; nothing where all are kept."""
+    why, relaxation = [], []
+    for place, choice in enumerate(capped.choices):
+        node = scenario.case.site.name[int(capped.nodes[place])]
+        for name, reached, allowed in choice.binding:
+            if reached > allowed:
+                nearest = {"node": node, "reached": reached, "allowed": allowed}
+                why.append({"reason": f"{node}: {name}", "candidates": choice.candidates, "nearest": nearest})
+                relaxation.append({"constraint": f"{name}[{node}]", "now": allowed, "needed": reached, "unit": ""})
+    return why, relaxation
+
+
+def simulation_part(
+    scenario: PowerScenario, placed: Integers, capped: Capped | None, weeks: float, seed: int
+) -> dict[str, Any]:
+    """Return what a simulation of servers in racks at 1 s shows.
+
+    Parameters
+    ----------
+    scenario : PowerScenario
+        The question.
+    placed : array of int, shape (racks, workloads)
+        Servers in each rack.
+    capped : Capped or None
+        With the policy; nothing holds power below the limits without.
+    weeks : float
+        How long.
+    seed : int
+        Fixes what is drawn.
+    """
+    case, site = scenario.case, scenario.case.site
+    nodes = held_nodes(site.level) if capped is None else capped.nodes
+    asking = Asking(scenario, 1.0) if capped is None else capped.asking
+    racks, pool = np.nonzero(placed)
+    trip = asking.trip
+    plant = Plant(
+        placed[racks, pool],
+        pool,
+        site.racks[racks],
+        site.parent,
+        site.limit_w,
+        trip.rating_w,
+        TripCurve(trip.inverse_time_s, trip.instantaneous),
+        nodes,
+    )
+    seconds = round(weeks * WEEK_S)
+    policy = None if capped is None else capped.policy
+    pieces = demands(asking.loads, plant.pool, plant.servers, seconds, seed)
+    seen = simulate(pieces, 1.0, plant, asking.pools, policy)
+    limit_w = site.limit_w[nodes]
+    percentiles = [seen.percentile(share) * limit_w for share in _SHARES]
+    worst = int(np.argmax(seen.peak_w[nodes] / limit_w))
+    return {
+        "seconds": seen.seconds,
+        "seed": seed,
+        "synthesised": all(draw.series is None or draw.series.synthesised for draw in scenario.draws),
+        "node": site.name[int(nodes[worst])],
+        "limit_w": float(limit_w[worst]),
+        "peak_p50_w": float(percentiles[0][worst]),
+        "peak_p90_w": float(percentiles[1][worst]),
+        "peak_p99_w": float(percentiles[2][worst]),
+        "highest_w": float(seen.peak_w[nodes[worst]]),
+        "largest_rise": float(seen.rise.max()),
+        "s_above_limit": float((seen.over_s).max()),
+        "brakes": int(seen.brakes.sum()),
+        "trips": int(seen.trips.sum()),
+        "capped_s_per_day": float((seen.seconds - seen.level_s[:, 0]).max() / seen.seconds * DAY_S),
+        "loss": dict(zip(case.workloads, seen.loss.tolist(), strict=True)),
+    }
