@@ -165,21 +165,15 @@ def _by_rules(
 def _with_caps(
     scenario: PowerScenario, result: Result, best: Found | None, top: int
 ) -> tuple[Result, Integers | None, Capped | None]:
-    """Return the answer with caps, where they allow as much as the rules alone at least."""
+    """Return the answer with caps, and the one without as an alternative: that one takes the policy's risk instead."""
     began, case = time.perf_counter(), scenario.case
     held = hold(scenario)
     method = scenario.methods[0] if best is None else best.method
     own = held_case(case, held, method)
     found = best_by(own, method, began + TIME_LIMIT_S)
-    sign = 1.0 if case.sense == "max" else -1.0
-    placed = None if best is None else best.placed
-    if found.placed is None or found.value is None:
-        return result, placed, None
-    if best is not None and best.value is not None and sign * found.value < sign * best.value:
-        return result, placed, None
-    capped = policy_of(scenario, held, found.placed)
-    if capped.policy is None:
-        return result, placed, None
+    capped = None if found.placed is None else policy_of(scenario, held, found.placed)
+    if found.placed is None or capped is None or capped.policy is None:
+        return result, None if best is None else best.placed, None
     rules, names = rules_of(case, method), {f"limit[{case.site.name[node]}]" for node in held.nodes.tolist()}
     others = [] if result.plan is None else [{"plan": result.plan, "prediction": result.prediction}]
     capping = binding_part(scenario, held, capped)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hardware.units import PositiveWatts, UsdPerHour, Watts
+from hardware.units import Hertz, PositiveWatts, UsdPerHour, Watts
 from solvers.serve_question import Precision, ServeLengths
 
 Size = Annotated[int, Field(strict=True, ge=1)]
@@ -177,7 +177,7 @@ class PowerPlan(_Strict):
     """Rule to hold it against; the first of the policy's if left out."""
     rule: Method | None = None
     """What it was found by, method or nameplate; for the reader."""
-    caps: dict[str, Any] | None = None
+    caps: dict[str, tuple[Hertz, ...]] | None = None
     """Clocks of each workload above each threshold."""
     thresholds: tuple[NotNegative, ...] | None = None
     """Shares of a limit above which caps are set."""

@@ -216,6 +216,7 @@ def _faults(
             found.append((("policy", "capping"), "the facility has no actuator that sets clocks without a trigger"))
         if not any(shared) and len(workloads) > 1:
             found.append((("policy", "capping"), "with caps the shares of several workloads have to be given"))
+    found += [(("plan", *path), message) for path, message in _cap_faults(question)]
     given = policy.correlation
     if isinstance(given, tuple) and (len(given) != len(names) or any(len(row) != len(names) for row in given)):
         message = f"should have {len(names)} rows of {len(names)}, one for each workload"
@@ -224,6 +225,23 @@ def _faults(
         found.append((("policy", "risk"), "should be above 0 for gaussian and hoeffding"))
     if question.objective == "cost_usd" and not any(workload.min_servers for workload in workloads):
         found.append((("workloads", 0, "min_servers"), "missing; without servers that are needed the least cost is 0"))
+    return found
+
+
+def _cap_faults(question: PowerQuestion) -> list[tuple[_Path, str]]:
+    """Return what is wrong with the caps of a plan."""
+    plan, found = question.plan, list[tuple[_Path, str]]()
+    if plan is None or (plan.thresholds is None and plan.caps is None):
+        return found
+    if plan.thresholds is None or plan.caps is None:
+        missing = "thresholds" if plan.thresholds is None else "caps"
+        return [((missing,), "missing; thresholds and caps go together")]
+    if not plan.thresholds or list(plan.thresholds) != sorted(plan.thresholds):
+        found.append((("thresholds",), "should ascend, and hold one at least"))
+    for workload in question.workloads:
+        clocks = plan.caps.get(workload.name)
+        if clocks is None or len(clocks) != len(plan.thresholds):
+            found.append((("caps",), f"should hold a clock of {workload.name} for each threshold"))
     return found
 
 

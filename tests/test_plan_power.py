@@ -1,5 +1,6 @@
 """Servers below the limits of a facility: published figures, brute force, faults with their places."""
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -536,8 +537,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_the_row_like_polcas_without_caps() -> None:
     from hardware.catalogue import read_file
 
-    path = EXAMPLES / "power-polca-row.yaml"
-    scenario = load_power(read_file(path), EXAMPLES)
+    data = copy.deepcopy(read_file(EXAMPLES / "power-polca-row.yaml").data)
+    data["policy"]["capping"] = "none"
+    scenario = load_power(Source("row", data), EXAMPLES)
     answer = plan(scenario)
     check(scenario, answer)
     assert answer.objective.value == 50  # +25 %, floor(40 / 0.79)

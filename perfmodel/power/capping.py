@@ -101,10 +101,15 @@ def clocked_power_w(power_w: Number, clock: Number, pools: Pools, servers: Numbe
     """
     power = np.asarray(power_w, float)
     idle, static, highest = (np.asarray(part) * servers for part in (pools.idle_w, pools.static_w, pools.highest_w))
-    busy = idle + (power - idle) * time_ratio(clock, pools.compute_share)
-    stretched = np.where(power > idle, np.minimum(busy, np.maximum(highest, power)), power)
-    follows = np.maximum(stretched - static, 0.0)
-    return np.asarray(stretched - follows * (1.0 - dynamic_share(clock, pools.voltage_floor)))
+    ratio, left = time_ratio(clock, pools.compute_share), dynamic_share(clock, pools.voltage_floor)
+    return slowed_power_w(power, ratio, left, idle, static, highest)
+
+
+def slowed_power_w(power: Array, ratio: Array, left: Array, idle: Array, static: Array, highest: Array) -> Array:
+    """Return `clocked_power_w` from the time ratio and the part that is left of what follows the clock."""
+    busy = np.minimum(idle + (power - idle) * ratio, np.maximum(highest, power))
+    stretched = np.maximum(busy, power)  # at idle or below nothing is stretched
+    return np.asarray(stretched - np.maximum(stretched - static, 0.0) * (1.0 - left))
 
 
 def largest_rise(power_w: Array, window: int) -> Array:

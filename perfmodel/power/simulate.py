@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.power.breaker import TripCurve, trips
-from perfmodel.power.capping import Policy, Pools, clocked_power_w, largest_rise, time_ratio
+from perfmodel.power.capping import Policy, Pools, largest_rise, slowed_power_w, time_ratio
+from perfmodel.power.throttle import dynamic_share
 from perfmodel.terms import Array
 
 Integers = NDArray[np.int64]
@@ -176,8 +177,19 @@ class _State:
         self.supplied = above(plant)
         self.limit_w = plant.limit_w[plant.controlled]
         self.controller = _controllers(plant, self.supplied)
-        of_group = {name: np.asarray(value, np.float32)[plant.pool] for name, value in vars(pools).items()}
+        scale = {"voltage_floor": 1.0, "compute_share": 1.0}
+        of_group = {
+            name: (np.asarray(value)[plant.pool] * scale.get(name, plant.servers)).astype(np.float32)
+            for name, value in vars(pools).items()
+        }
         self.group = Pools(**of_group)
+        self.slower, self.halted = (
+            tuple(
+                part.astype(np.float32)
+                for part in (time_ratio(clocks, pools.compute_share), dynamic_share(clocks, pools.voltage_floor))
+            )
+            for clocks in (policy.clocks, np.full(len(pools.idle_w), policy.brake_clock))
+        )
         nodes, controllers = len(plant.parent), len(plant.controlled)
         self.delay = max(int(np.ceil(policy.latency_s / step_s)), 1)
         self.brake_delay = max(int(np.ceil(policy.brake_latency_s / step_s)), 1)
@@ -200,7 +212,7 @@ class _State:
         steps = len(demand)
         power = np.asarray(self.supplied @ demand.T).T.copy()
         self._note_rise(power[:, self.plant.controlled])
-        busy = np.maximum(demand - self.group.idle_w * self.plant.servers, 0.0)
+        busy = np.maximum(demand - self.group.idle_w, 0.0)
         self.done += np.bincount(self.plant.pool, busy.sum(axis=0, dtype=float), len(self.done))
         for begin in range(0, steps, self.delay):
             end = min(begin + self.delay, steps)
@@ -273,14 +285,17 @@ class _State:
         groups = np.flatnonzero((self.controller >= 0) & touched[self.controller])
         of = self.controller[groups]
         own = Pools(**{name: value[groups] for name, value in vars(self.group).items()})
-        clock = self.policy.clocks.astype(np.float32)[acting[:, of], self.plant.pool[groups]]
+        ratio, left = (table[acting[:, of], self.plant.pool[groups]] for table in self.slower)
         if braking.any():
-            clock = np.where(braking[:, of], np.minimum(clock, np.float32(self.policy.brake_clock)), clock)
-        servers = self.plant.servers[groups].astype(np.float32)
+            halted = braking[:, of]
+            ratio, left = (
+                np.where(halted, np.maximum(ratio, self.halted[0][self.plant.pool[groups]]), ratio),
+                np.where(halted, np.minimum(left, self.halted[1][self.plant.pool[groups]]), left),
+            )
         asked = demand[:, groups]
         less = np.zeros_like(demand)
-        less[:, groups] = clocked_power_w(asked, clock, own, servers) - asked
-        work = np.maximum(asked - own.idle_w * servers, 0.0) * (time_ratio(clock, own.compute_share) - 1.0)
+        less[:, groups] = slowed_power_w(asked, ratio, left, own.idle_w, own.static_w, own.highest_w) - asked
+        work = np.maximum(asked - own.idle_w, 0.0) * (ratio - 1.0)
         return less, np.bincount(self.plant.pool[groups], work.sum(axis=0, dtype=float), len(self.lost))
 
     def _note_rise(self, power: Array) -> None:
