@@ -58,6 +58,9 @@ REFERENCE = "the group's highest limit, to which its other rows are compared"
 TRAFFIC_CONTEXT = 500.0
 """Cached tokens of a sequence of chat traffic, where a file does not say."""
 
+EACH_AT_FULL_LOAD = 0.5
+"""Rates of prompts and of tokens at full load over the highest of each alone, where both take half of the time."""
+
 TRAFFIC_BATCHES = 2.0 ** np.arange(0, 10.01, 0.25)
 """Batches that may reach the stated rate of tokens."""
 
@@ -267,8 +270,9 @@ def _traffic(
 ) -> list[pd.DataFrame]:
     """Predict a group of boards with a model on them: without traffic, and at the plateau.
 
-    At the plateau they make the most tokens a second that the row states, and read as many of prompts as it states, in
-    batches as large as the serving model needs for that.
+    Rows state the highest rates of prompts and of tokens, each by itself; full load is where the rates over theirs add
+    up to 1 (powertrace-sim). At the plateau both are half of what they are alone, in batches as large as the serving
+    model needs for that.
     """
     from perfmodel.serving.engine import engines
     from perfmodel.serving.server import server
@@ -279,7 +283,7 @@ def _traffic(
     defaults.counts["context of a sequence", f"{TRAFFIC_CONTEXT:g}"] += len(rows)
     busy, reasons = np.full(len(rows), np.nan), [""] * len(rows)
     for number, row in enumerate(rows.itertuples(index=False)):
-        boards, wanted = int(row.tp), float(row.max_decode_tok_s)  # type: ignore[arg-type]
+        boards, wanted = int(row.tp), EACH_AT_FULL_LOAD * float(row.max_decode_tok_s)  # type: ignore[arg-type]
         try:
             architecture = load_architecture(str(row.model).replace("llama-3-", "llama-3.1-"), Path())
             asked = server(architecture, machine_of(str(row.gpu), boards, None, None), engines()["vllm"])
@@ -296,7 +300,7 @@ def _traffic(
             steps_per_s=wanted / TRAFFIC_BATCHES[at],
             sequences=TRAFFIC_BATCHES[at],
             context_tokens=TRAFFIC_CONTEXT,
-            prompt_tokens_per_s=float(row.max_prefill_tok_s),  # type: ignore[arg-type]
+            prompt_tokens_per_s=EACH_AT_FULL_LOAD * float(row.max_prefill_tok_s),  # type: ignore[arg-type]
             weight_bytes=four_bits.get(model_family(str(row.model)), 2.0),
             constants=constants,
         )
