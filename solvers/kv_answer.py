@@ -12,6 +12,7 @@ from perfmodel import provenance
 from perfmodel.hit_curves import DEPTHS
 from perfmodel.kernels.model import Z90
 from perfmodel.offload import OBJECTS
+from perfmodel.power import board_power_w, interval, nodes_power_w, serving_activity, shares_of, sizes_of
 from perfmodel.tier_costs import tiers_power_w
 from solvers.kv_aim import Aim
 from solvers.kv_cost import cost_usd_per_hour
@@ -119,10 +120,46 @@ def prediction(scenario: KvScenario, block: Block) -> dict[str, Any]:
         },
         "bytes_per_s": _traffic(block),
         "cost_usd_per_hour": cost_usd_per_hour(scenario),
-        "power_w": None,
+        **_power(scenario, block, 0.0 if cached is None else float(cached["hit_ratio"])),
         "tiers_power_w": tiers_power_w(scenario.machine.node, scenario.question.nodes),
         **({} if cached is None else {"prefix_cache": cached, "warnings": losing(cached)}),
     }
+
+
+def _power(scenario: KvScenario, block: Block, found: float) -> dict[str, float]:
+    """Return power of all nodes [W] and energy of a generated token [J] with intervals, on average over a block.
+
+    Parameters
+    ----------
+    found : float
+        Share of prompts that is found in the cache of prefixes.
+
+    Notes
+    -----
+    As if accelerators read all weights and all of the cache in every step; attention elsewhere draws less.
+    """
+    asked, machine = block.asked, scenario.machine
+    server, seconds = asked.server, block.time_s
+    activity = serving_activity(
+        sizes_of(server.architecture),
+        machine.accelerator,
+        accelerators=asked.accelerators,
+        steps_per_s=asked.num_batches * (asked.generated - 1) / seconds,
+        sequences=asked.gpu_batch,
+        context_tokens=asked.prompt + asked.generated / 2,
+        prompt_tokens_per_s=asked.sequences * asked.prompt * (1 - found) / seconds,
+        weight_bytes=server.form.weight_bytes,
+        cache_bytes=server.cache_bytes,
+        block_scaled=float(server.form.variant == "fp8_block"),
+    )
+    count = asked.accelerators * asked.nodes
+    board_w, limit = float(board_power_w(machine.accelerator, activity)), machine.accelerator.power.limit
+    watts, most = (float(nodes_power_w(machine.node, count, each)) for each in (board_w, limit))
+    low, high = (float(end) for end in interval(shares_of(machine.accelerator).spread))
+    said: dict[str, float] = {}
+    for name, value in (("power_w", watts), ("energy_per_token_j", watts / block.tokens_per_s)):
+        said |= {name: value, f"{name}_p10": value * low, f"{name}_p90": value * min(high, most / watts)}
+    return said
 
 
 def _traffic(block: Block) -> dict[str, float]:

@@ -13,9 +13,8 @@ import numpy as np
 from hardware.tiers import HBM
 from perfmodel import terms
 from perfmodel.finetune import OBJECTS, STATES, Finetune, finetunes, of_depth, step_interval_of, step_tree
-from perfmodel.kernels.model import Z90
 from perfmodel.plan import plan_to_dict
-from perfmodel.power.training import training_power
+from perfmodel.power.training import energy_dict, training_power
 from perfmodel.provenance import provenance
 from perfmodel.training import predict_step
 from perfmodel.utilisation import utilisation
@@ -184,7 +183,6 @@ def _prediction(placed: Placed) -> dict[str, Any]:
     elsewhere = updates["interleaved"] + updates["host"]
     whole = predict_step(asked.job, asked.plan)
     power = training_power(asked.job, asked.plan, replace(whole, step=replace(whole.step, seconds=np.array([seconds]))))
-    watts = float(power.all_w[0])
     mfu, hfu = utilisation(asked.job, asked.plan, np.array([seconds]))
     return {
         "step_time_s": seconds,
@@ -195,9 +193,7 @@ def _prediction(placed: Placed) -> dict[str, Any]:
         "tokens_per_s_p90": tokens / (seconds * low),
         "mfu": float(mfu[0]),
         "hfu": float(hfu[0]),
-        "power_w": watts,
-        "power_w_p10": watts * math.exp(-Z90 * power.spread),
-        "power_w_p90": min(watts * math.exp(Z90 * power.spread), power.most_w),
+        **energy_dict(power, seconds, high),
         "parameters": asked.job.architecture.parameters,
         "micro_batches": asked.micro_batches,
         "updated_by": updates,

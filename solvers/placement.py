@@ -227,6 +227,7 @@ def described_order(scenario: PlacementScenario, order: Integers) -> dict[str, A
     described["default_transfer_time_sum_s"] = float(transfer_time_sum_s(wanted, net, default))
     described |= _steps(scenario, order, default)
     between = float(wanted.sent_bytes.sum())
+    described["energy_j"] = None
     described["between_nodes_bytes"] = between
     described["inside_nodes_bytes"] = sum(float(one.sent_bytes.sum()) for one in scenario.traffic.phases) - between
     for name, one in (("phase_times", order), ("default_phase_times", default)):

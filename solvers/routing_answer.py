@@ -119,6 +119,7 @@ def predicted(scenario: RoutingScenario, case: Case, routing: Routing, compared:
         "flows_over_network": len(network.far),
         "split_flows": int(split_flows_of(scenario, case, routing).sum()),
         "sent_bytes": float(flows.size.sum()),
+        "energy_j": None,
     }
     if 1 < len(flows.jobs) <= _MOST_JOBS:
         described["job_completion_time_s"] = {

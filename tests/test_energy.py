@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hardware.catalogue import read_file
 from hardware.yaml_source import Source, read_yaml
 from perfmodel.power import node_power_w
 from perfmodel.power.serving import instances_power_w
 from perfmodel.power.training import least_energy_j, training_power
 from perfmodel.serving.law import NO_SPECULATION
 from perfmodel.training import predict_step
-from solvers import sequence
+from solvers import kv, sequence
 from solvers.scenario import load_train
 from solvers.sequence_scenario import load_sequence
 from solvers.serve import plan as plan_serve
@@ -196,3 +197,13 @@ def test_costs_of_one_s_own_have_no_power() -> None:
     told = sequence.plan(load_sequence(Source("asked.yaml", SEQUENCE | {"costs": costs}), Path()), time_limit_s=2)
     assert told.prediction is not None
     assert told.prediction["power_w"] is None and told.prediction["energy_j"] is None
+
+
+def test_placements_over_tiers_have_power_and_energy() -> None:
+    folder = Path(__file__).parent.parent / "examples"
+    told = kv.plan(kv.load(read_file(folder / "kv-opt-175b-t4.yaml"), folder), time_limit_s=10).prediction
+    assert told is not None
+    assert told["energy_per_token_j"] == pytest.approx(told["power_w"] / told["tokens_per_s"])
+    assert told["power_w_p10"] < told["power_w"] < told["power_w_p90"]
+    # a T4 of 70 W that waits for drives most of the time, with the host, fans and conversion of its node
+    assert 0.1 * 70 < told["power_w"] < 350
