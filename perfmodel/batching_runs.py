@@ -44,6 +44,8 @@ def closed_loop(
     prompts of all clients but its own.
     """
     clients, batch = np.asarray(concurrency, dtype=float), np.asarray(limits.max_batch, dtype=float)
+    if not np.any(requests.decode_steps):
+        return _prompts_alone(law, requests, limits, clients)
     w = np.maximum(requests.decode_steps, 1.0)
     window = w if window_steps is None else np.minimum(window_steps, w)
     inside = np.minimum(clients, batch)
@@ -85,6 +87,26 @@ def closed_loop(
         none,
         none,
         none,
+    )
+
+
+def _prompts_alone(law: StepLaw, requests: Requests, limits: Limits, clients: Array) -> SteadyState:
+    """Return the steady state of clients whose requests end with their first token: steps full of prompts.
+
+    Of N clients min(N, batch) are inside, of which a step takes whole prompts, or where they are cut its budget of
+    tokens; TTFT = N / R (Little).
+    """
+    prompt, budget = np.asarray(requests.prompt_tokens, dtype=float), np.asarray(limits.token_budget, dtype=float)
+    whole = budget / prompt if limits.mode == "chunked" else np.maximum(budget // prompt, 1.0)
+    held = np.minimum(whole, np.minimum(clients, limits.max_batch))
+    step_s = law.seconds(0.0, held * prompt, 0.0, held * prompt * requests.pairs_per_token)
+    full_s = law.seconds(0.0, whole * prompt, 0.0, whole * prompt * requests.pairs_per_token)
+    rate, capacity = held / step_s, np.maximum(held / step_s, whole / full_s)
+    ttft, none = clients / rate, np.zeros(np.shape(clients / rate))
+    running = np.minimum(clients, limits.max_batch) + none
+    nothing = (none,) * 4
+    return SteadyState(
+        step_s, none, ttft, running, rate, capacity, rate / capacity, *nothing, ttft, *nothing[:2], *nothing[:3]
     )
 
 

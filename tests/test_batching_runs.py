@@ -81,3 +81,14 @@ def test_quantiles_of_a_closed_loop():
     for probability in (0.5, 0.9, 0.99):
         assert float(state.ttft_quantile_s(probability)) == pytest.approx(np.quantile(later, probability), rel=0.25)
     assert float(state.tpot_quantile_s(0.99)) == pytest.approx(np.quantile(result.tpot_s[2000:], 0.99), rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["mixed", "chunked", "prefill_first"])
+@pytest.mark.parametrize(("clients", "rate", "ttft"), [(8, 80.0, 0.1), (2, 2 / 0.03, 0.03), (4, 80.0, 0.05)])
+def test_clients_that_want_one_token(mode: str, clients: int, rate: float, ttft: float) -> None:
+    """Steps of 10 ms and 10 ms a prompt of 1,000 tokens, four at most: of 8 clients each waits for a step of others."""
+    law, asked = LinearStep(0.01, 0.0, 1e-5), Requests(1000.0, 1.0)
+    found = closed_loop(law, asked, Limits(mode, 64, 4000), clients)
+    assert float(found.requests_per_s) == pytest.approx(rate)
+    assert float(found.ttft_s) == pytest.approx(ttft) and float(found.ttft_quantile_s(0.99)) == pytest.approx(ttft)
+    assert float(found.tpot_s) == 0 and float(found.load) == pytest.approx(rate / 80)
