@@ -20,18 +20,19 @@ def tiers_usd_per_hour(node: Node, nodes: int, usd_per_kwh: float) -> float:
     usd_per_kwh : float
         Price of energy [USD/kWh].
     """
-    return sum(_copies(tier, nodes) * device_usd_per_hour(tier, usd_per_kwh) for tier in node.tiers)
+    return sum(copies(tier, nodes) * device_usd_per_hour(tier, usd_per_kwh) for tier in node.tiers)
 
 
 def tiers_power_w(node: Node, nodes: int) -> float | None:
     """Return what the tiers of nodes draw [W]; None where one of them does not say."""
-    drawn = [(tier.power, _copies(tier, nodes)) for tier in node.tiers]
+    drawn = [(tier.power, copies(tier, nodes)) for tier in node.tiers]
     if any(power is None for power, _ in drawn):
         return None
     return sum((power or 0.0) * copies for power, copies in drawn)
 
 
-def _copies(tier: Tier, nodes: int) -> int:
+def copies(tier: Tier, nodes: int) -> int:
+    """Return how many devices of a tier nodes have together; a pool that they reach through adapters is there once."""
     return tier.count * (1 if tier.link == NICS else nodes)
 
 

@@ -239,7 +239,7 @@ def binding(block: Block, aim: Aim) -> list[dict[str, Any]]:
                 {
                     "constraint": f"capacity[{name}]",
                     "slack": max(room - used, 0.0) / GIB,
-                    "shadow_price": price,
+                    "shadow_price": price + 0.0,
                     "unit": f"{unit} per GiB",
                 }
             )

@@ -9,13 +9,15 @@ from typing import Any
 from solvers.backend import relative_gap
 from solvers.kv_aim import ANY, Aim
 from solvers.kv_answer import binding, breakdown, common, plan_of, prediction
-from solvers.kv_cost import amounts, cost_usd_per_hour, untried, with_devices, within
+from solvers.kv_cost import amounts, cost_of, cost_usd_per_hour, tier_costs, untried, with_devices, within
 from solvers.kv_infeasible import reasons
-from solvers.kv_place import Block, place
+from solvers.kv_place import Block, least_cost, place
 from solvers.kv_scenario import KvScenario
 from solvers.kv_search import search
 from solvers.kv_space import Candidate, candidates
 from solvers.result import Objective, Result
+
+_ROUND = 1e-6
 
 
 def infeasible(scenario: KvScenario, blocks: list[Candidate], aim: Aim, began: float) -> Result:
@@ -47,7 +49,7 @@ def cheapest(scenario: KvScenario, *, top: int, began: float, until: float | Non
     -----
     Cost depends on the purchase alone, so that the first in order of cost that does is the best. More of anything never
     harms: blocks that do not with the most of everything need not be looked at again, nor what is less than a purchase
-    that does not.
+    that does not, nor what costs less than a linear problem needs that may buy any part of a device.
     """
     aim = Aim.of(scenario)
     bought = amounts(scenario)
@@ -57,12 +59,18 @@ def cheapest(scenario: KvScenario, *, top: int, began: float, until: float | Non
     able = [number for number, one in enumerate(blocks) if _does(one, aim)]
     if not able:
         return infeasible(scenario, blocks, aim, began)
+    each = tier_costs(scenario)
+    costs = {name: each[name] * count for name, count in most.items() if count}
+    least = min(least_cost(*blocks[number], aim.limits_of(blocks[number][0]), costs) for number in able)
     failed: list[dict[str, int]] = []
     found: tuple[dict[str, int], list[Block]] | None = None
     tried = 0
     for devices in untried(bought, until):
         tried += 1
         if any(within(devices, other) for other in failed):
+            continue
+        if cost_of(each, devices) < least * (1 - _ROUND):
+            failed.append(devices)
             continue
         fitting = _fitting(scenario, devices, able)
         if any(_does(one, aim) for one in fitting):

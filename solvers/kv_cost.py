@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
-from perfmodel.tier_costs import tiers_usd_per_hour
+from perfmodel.tier_costs import copies, device_usd_per_hour, tiers_usd_per_hour
 from solvers.kv_scenario import KvScenario, paths_of
 from solvers.scenario import usd_per_hour
 
@@ -38,7 +38,7 @@ def cost_usd_per_hour(scenario: KvScenario) -> float | None:
 def amounts(scenario: KvScenario) -> list[dict[str, int]]:
     """Return the devices that may be bought, the cheapest together first."""
     given = scenario.question.search.devices or {}
-    node, question = scenario.machine.node, scenario.question
+    node = scenario.machine.node
     used = [tier for tier in node.tiers if tier.name in {path.name for path in scenario.paths}]
     allowed = [sorted(set(given.get(tier.name, range(tier.count + 1)))) for tier in used]
     found = []
@@ -48,11 +48,22 @@ def amounts(scenario: KvScenario) -> list[dict[str, int]]:
             continue
         found.append(devices)
 
-    def cost(devices: Mapping[str, int]) -> float:
-        bought = with_devices(scenario, devices).machine.node
-        return tiers_usd_per_hour(bought, question.nodes, question.usd_per_kwh)
+    each = tier_costs(scenario)
+    return sorted(found, key=lambda devices: (cost_of(each, devices), sum(devices.values())))
 
-    return sorted(found, key=lambda devices: (cost(devices), sum(devices.values())))
+
+def tier_costs(scenario: KvScenario) -> dict[str, float]:
+    """Return what one device of each tier costs in all nodes together [USD/h]."""
+    question = scenario.question
+    return {
+        tier.name: device_usd_per_hour(tier, question.usd_per_kwh) * copies(tier, question.nodes) / tier.count
+        for tier in scenario.machine.node.tiers
+    }
+
+
+def cost_of(each: Mapping[str, float], devices: Mapping[str, int]) -> float:
+    """Return what devices cost at so much each [USD/h]."""
+    return sum(each[name] * count for name, count in devices.items())
 
 
 def within(least: Mapping[str, int], most: Mapping[str, int]) -> bool:

@@ -164,23 +164,43 @@ def place(
     )
 
 
-def _solved(
-    asked: Offload, kernels: Kernels, limits: Mapping[str, float], steps: Mapping[str, float], cache: Cache
-) -> tuple[Block | None, float]:
-    """Return the best placement with a cache of prefixes within bounds, and the time that none beats [s]."""
+@dataclass(frozen=True)
+class _Problem:
+    """Constraints of a block, with times in those of its kernels.
+
+    Parameters
+    ----------
+    problem : pulp.LpProblem
+        Without an objective yet.
+    share : mapping of Share to pulp.LpVariable
+        The shares.
+    spent : mapping of str to pulp.LpVariable
+        Time of each phase, in its unit.
+    unit : mapping of str to float
+        Units [s].
+    times : mapping
+        As of `resource_times`.
+    rows : mapping of str to pulp.LpConstraint
+        Rows that have prices.
+    """
+
+    problem: Any
+    share: Mapping[Share, Any]
+    spent: Mapping[str, Any]
+    unit: Mapping[str, float]
+    times: Mapping[str, Mapping[str, Row]]
+    rows: Mapping[str, Any]
+
+
+def _problem(asked: Offload, kernels: Kernels, limits: Mapping[str, float], cache: Cache) -> _Problem:
+    """Return what every placement of a block with a cache of prefixes within bounds keeps to."""
     import pulp
 
     problem = pulp.LpProblem("placement", pulp.LpMinimize)
     share = {key: problem.add_variable("_".join(key), 0, 1) for key in asked.shares()}
     times = resource_times(asked, kernels)
-    unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}  # times count in those of the kernels
+    unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
-    total = sum(steps[phase] * unit[phase] for phase in PHASES)
-    objective = pulp.lpSum(steps[phase] * unit[phase] / total * spent[phase] for phase in PHASES)
-    if cache.found:  # of loads that take no longer together, those from fast tiers
-        slow = {name: row for name, row in times["prefill"].items() if name != ACCELERATORS}
-        objective += _TIE * pulp.lpSum(_sum(share, _loads(row), unit["prefill"]) for row in slow.values())
-    problem += objective
     rows = {f"limit {name}": row for name, row in limit_rows(asked, limits, spent, unit).items()}
     for name, row in rows.items():
         problem += row, name
@@ -196,6 +216,23 @@ def _solved(
         problem += rows[name], name
     if asked.prefixes is not None:
         add_cache(problem, share, asked, cache)
+    return _Problem(problem, share, spent, unit, times, rows)
+
+
+def _solved(
+    asked: Offload, kernels: Kernels, limits: Mapping[str, float], steps: Mapping[str, float], cache: Cache
+) -> tuple[Block | None, float]:
+    """Return the best placement with a cache of prefixes within bounds, and the time that none beats [s]."""
+    import pulp
+
+    whole = _problem(asked, kernels, limits, cache)
+    problem, share, unit, rows = whole.problem, whole.share, whole.unit, whole.rows
+    total = sum(steps[phase] * unit[phase] for phase in PHASES)
+    objective = pulp.lpSum(steps[phase] * unit[phase] / total * whole.spent[phase] for phase in PHASES)
+    if cache.found:  # of loads that take no longer together, those from fast tiers
+        slow = {name: row for name, row in whole.times["prefill"].items() if name != ACCELERATORS}
+        objective += _TIE * pulp.lpSum(_sum(share, _loads(row), unit["prefill"]) for row in slow.values())
+    problem += objective
     found = solve(problem, constraints=rows, duals="fixed")
     if found.status != "optimal":
         return None, math.inf
@@ -211,6 +248,44 @@ def _solved(
     waits = {phase: -duals.get(f"limit {phase}", 0.0) * total / unit[phase] for phase in PHASES if phase in limits}
     bound = found.best_bound * total
     return Block(asked, shares, kernels, memory, rates, waits, bound), bound
+
+
+def least_cost(asked: Offload, kernels: Kernels, limits: Mapping[str, float], costs: Mapping[str, float]) -> float:
+    """Return a cost below which no purchase lets a block meet its limits, in any amounts; infinite where none does.
+
+    Parameters
+    ----------
+    asked : Offload
+        The question with the most of every tier.
+    kernels, limits
+        As of `place`.
+    costs : mapping of str to float
+        Of all of each tier [USD/h].
+
+    Notes
+    -----
+    Part of a tier has that part of its size, and of its own rates within a limit; times are otherwise those with all.
+    """
+    import pulp
+
+    total = sum(costs.values())
+    if not total > 0:
+        return 0.0
+    whole = _problem(asked, kernels, limits, Cache())
+    problem = whole.problem
+    part = {name: problem.add_variable(f"part_{name}", 0, 1) for name in costs}
+    for name, (room, (constant, slopes)) in memory_rows(asked).items():
+        if name in part:
+            problem += _sum(whole.share, slopes, room) + constant / room <= part[name]
+    for phase in PHASES:
+        for name in part:
+            for word in ("read", "write"):
+                constant, slopes = whole.times[phase].get(f"{name} {word}", (0.0, {}))
+                if phase in limits and slopes:
+                    problem += _sum(whole.share, slopes, limits[phase]) <= part[name]
+    problem += pulp.lpSum(costs[name] / total * variable for name, variable in part.items())
+    found = solve(problem)
+    return math.inf if found.status == "infeasible" else max(found.best_bound or 0.0, 0.0) * total
 
 
 def limit_rows(
