@@ -130,6 +130,8 @@ class Model:
         Minimises the cost [USD/h].
     relaxed : bool
         Whether whole numbers may be broken.
+    own_spares : bool
+        Whether every kind carries its own failures, so that nothing is rerouted: a quicker problem, and a dearer fleet.
     failures : tuple of int
         `NONE`, and each pool of which instances may fail.
     share, instances, reserved, held : dict
@@ -150,7 +152,8 @@ class Model:
 
     case: Case
     problem: Any
-    relaxed: bool
+    relaxed: bool = False
+    own_spares: bool = False
     failures: tuple[int, ...] = (NONE,)
     share: dict[tuple[int, int, int, int], Any] = field(default_factory=dict)
     unit: dict[tuple[int, int, int], float] = field(default_factory=dict)
@@ -237,10 +240,18 @@ class Model:
         for one, variable in self.reserved.items():
             reserved[one] = values.get(variable.name, 0.0)
         whole = np.rint(instances).astype(np.int64), np.rint(reserved).astype(np.int64)
-        return Fleet(*whole, share[NONE], share[: pools if case.lost else 0])
+        after = np.repeat(share[NONE:], pools, axis=0) if self.own_spares else share[:pools]
+        return Fleet(*whole, share[NONE], after[: pools if case.lost else 0])
 
 
-def build(case: Case, *, relaxed: bool = False, raised: tuple[Limit, ...] = (), routed: Array | None = None) -> Model:
+def build(
+    case: Case,
+    *,
+    relaxed: bool = False,
+    raised: tuple[Limit, ...] = (),
+    routed: Array | None = None,
+    own_spares: bool = False,
+) -> Model:
     """Write a case as a problem.
 
     Parameters
@@ -253,6 +264,8 @@ def build(case: Case, *, relaxed: bool = False, raised: tuple[Limit, ...] = (), 
         Limits that may be exceeded. The problem then minimises the excess, as a share of each limit, not the cost.
     routed : array, (I, P, H)
         Shares that are given, not a number where they are free.
+    own_spares : bool
+        Whether every kind has to carry its own failures.
 
     Returns
     -------
@@ -269,10 +282,10 @@ def build(case: Case, *, relaxed: bool = False, raised: tuple[Limit, ...] = (), 
     """
     import pulp
 
-    model = Model(case, pulp.LpProblem("fleet", pulp.LpMinimize), relaxed)
+    model = Model(case, pulp.LpProblem("fleet", pulp.LpMinimize), relaxed, own_spares)
     whole = pulp.LpContinuous if relaxed else pulp.LpInteger
     problem, able = model.problem, case.possible
-    if case.lost:
+    if case.lost and not own_spares:
         model.failures += tuple(int(pool) for pool in np.flatnonzero(able.any(axis=0)))
     offered = np.isfinite(case.price)
     for one in range(len(case.accelerators)):
@@ -361,7 +374,7 @@ def _capacity(model: Model, failure: int, pool: int, h: int, whole: str) -> None
     ]
     room = [case.counted[pool, way] * model.instances[pool, way, h] for way in _ways(model, pool, h)]
     lost: Any = 0
-    if failure == pool:
+    if failure == pool or (case.lost and model.own_spares):
         left = problem.add_variable(f"z_{pool}_{h}", 0, 1, whole)
         for stream in streams:
             problem += _share(model, failure, stream, pool, h) <= left, f"left_{stream}_{pool}_{h}"

@@ -15,6 +15,7 @@ from scipy.stats import gamma
 
 from cli.export import to_json
 from hardware.yaml_source import Source
+from solvers import fleet_search
 from solvers.fleet import plan, predict
 from solvers.fleet_scenario import FleetScenario, load_fleet
 from solvers.plan_file import scenario_of
@@ -165,6 +166,21 @@ def test_a_failure_is_carried_by_another_kind_too() -> None:
     assert result.plan["failover"]["a"]["c1"] == pytest.approx({"a": 2 / 15, "b": 13 / 15})
     assert result.plan["failover"]["b"]["c1"] == pytest.approx({"a": 1.0})
     assert result.prediction["utilisation_after_loss"] == pytest.approx({"a": 13 / 15, "b": 0.65})
+
+
+def test_without_time_each_kind_carries_its_own_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_search, "SEARCHED", 0.0)
+    kinds = [offer(name, price, rates) for name, price, rates in zip("abc", (4, 1, 2), RATES_OF_THREE, strict=True)]
+    asked = scenario(accelerators=kinds, workload={"classes": classes(8.3, 5.1)}, headroom={"lost_instances": 1})
+    result = plan(asked, top=0)
+    assert result.status == "time_limit" and result.best_bound is not None and result.objective.value is not None
+    check(asked, result)
+    monkeypatch.undo()
+    best = plan(asked, top=0)
+    assert result.best_bound <= best.objective.value <= result.objective.value
+
+
+RATES_OF_THREE = ([10.0, 10.0], [1.0, 5.0], [2.7, 3.1])
 
 
 # --- properties ----------------------------------------------------------------------------------------------------
