@@ -190,7 +190,8 @@ def _alternatives(answer: Result, top: int) -> RenderableType:
         rows.append((rank, compact(other["plan"], answer.plan), quantity(name, value), change, *shown))
     if not rows:
         return _nothing()
-    columns = ("", "differs in", name, "to best", "P10", "P90")
+    head = name.replace("_per_", "\nper_")  # as below
+    columns = ("", "differs in", head, "to best", "P10", "P90")
     more = len(answer.alternatives) - len(rows)
     title = "Alternatives" + (f" ({more} more with --top or --format json)" if more else "")
     return table(title, columns, rows, numbers=(0, 2, 3, 4, 5))

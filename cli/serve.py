@@ -192,6 +192,9 @@ def _short(plan: "Mapping[str, Any]") -> "dict[str, Any]":
     plain = {"layered_prefill": False, "overlap": "none", "prefill_share": 0}
     told = {key: value for key, value in plan.items() if key not in plain or value != plain[key]}
     short = {key: _pool(value) if key in ("prefill", "decode") and value else value for key, value in told.items()}
+    if "tp" in short:
+        sizes = ("tp", "pp", "dp", "ep", "replicas", "max_num_seqs", "max_num_batched_tokens")
+        short["instances"] = _pool({name: short.pop(name) for name in sizes})
     for number, group in enumerate(short.pop("groups", None) or (), start=1):
         does = {"both": "", "prefill": "prompts, ", "decode": "tokens, "}[group["phase"]]
         types = f"{group['precision_weights']}, {100 * group['share']:.3g} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,11 @@ from solvers.serve_rank import Place, reasons
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_search import search
 from solvers.serve_space import precisions
+
+ALONE_RPS = 1e-6
+"""Requests that do not meet one another [1/s]."""
+EASED = 1.5
+"""Times what one request alone takes that an objective is eased to, so that some rate is within it [1]."""
 
 
 def no_layout(scenario: ServeScenario) -> Fault:
@@ -61,31 +67,58 @@ def nearest(scenario: ServeScenario, searched: Searched) -> tuple[list[dict[str,
     """
     relaxation: list[dict[str, Any]] = []
     limits = scenario.question.slo.limits
-    best: tuple[float, dict[str, float]] | None = None
-    if limits:
-        for found in searched.found:
-            over = np.max([found.times_s[name] / limit for name, limit in limits.items()], axis=0, initial=0.0)
-            if len(over) and (best is None or over.min() < best[0]):
-                row = int(np.argmin(over))
-                best = (float(over[row]), {name: Place(found, row).time_s(name) for name in limits})
-    if best is not None:
-        for name, limit in limits.items():
-            if best[1][name] > limit:
-                relaxation.append({"constraint": f"slo.{name}", "now": limit, "needed": best[1][name], "unit": "s"})
+    for name, time_s in _reached(limits, searched).items():
+        relaxation.append({"constraint": f"slo.{name}", "now": limits[name], "needed": time_s, "unit": "s"})
     arrivals = scenario.question.workload.arrivals
+    why = reasons(scenario, searched)
     if isinstance(arrivals, ServeArrivals) and arrivals.rate_rps is not None and limits:
-        workload = scenario.question.workload.model_copy(
-            update={"arrivals": arrivals.model_copy(update={"rate_rps": None})}
-        )
-        asked = replace(scenario, question=scenario.question.model_copy(update={"workload": workload}))
-        tables = search(asked).found
-        most = max((float(np.max(found.rate, initial=0.0)) for found in tables), default=0.0)
-        if most > 0:
-            now, most = arrivals.rate_rps, most / max(arrivals.profile)
-            relaxation.append({"constraint": "workload.arrivals.rate_rps", "now": now, "needed": most, "unit": "1/s"})
-            needed = _nodes(asked, tables, now * max(arrivals.profile))
-            relaxation.append({"constraint": "nodes", "now": scenario.machine.nodes, "needed": needed, "unit": ""})
-    return reasons(scenario, searched), relaxation
+        relaxation += _slower(scenario, arrivals)
+        if not relaxation:
+            # even one alone is not in time
+            alone = _reached(limits, search(_at_rate(scenario, arrivals, ALONE_RPS)))
+            eased = scenario.question.slo.model_copy(update={name: time_s * EASED for name, time_s in alone.items()})
+            question = scenario.question.model_copy(update={"slo": eased})
+            relaxation = [
+                {"constraint": f"slo.{name}", "now": limits[name], "needed": time_s * EASED, "unit": "s"}
+                for name, time_s in alone.items()
+            ]
+            relaxation += _slower(replace(scenario, question=question), arrivals)[:1]
+            reason = "requests come too fast, and even one alone misses objectives: what would do is meant together"
+            why.append({"reason": reason, "candidates": searched.candidates, "nearest": None})
+    return why, relaxation
+
+
+def _reached(limits: Mapping[str, float], searched: Searched) -> dict[str, float]:
+    """Return the objectives that the nearest candidate misses, with what it reaches [s]."""
+    best: tuple[float, Place] | None = None
+    for found in searched.found:
+        over = np.max([found.times_s[name] / limit for name, limit in limits.items()], axis=0, initial=0.0)
+        if len(over) and (best is None or over.min() < best[0]):
+            best = float(over.min()), Place(found, int(np.argmin(over)))
+    if best is None:
+        return {}
+    return {name: best[1].time_s(name) for name, limit in limits.items() if best[1].time_s(name) > limit}
+
+
+def _at_rate(scenario: ServeScenario, arrivals: ServeArrivals, rate: float | None) -> ServeScenario:
+    changed = {"arrivals": arrivals.model_copy(update={"rate_rps": rate})}
+    workload = scenario.question.workload.model_copy(update=changed)
+    return replace(scenario, question=scenario.question.model_copy(update={"workload": workload}))
+
+
+def _slower(scenario: ServeScenario, arrivals: ServeArrivals) -> list[dict[str, Any]]:
+    """Return the highest rate within the objectives, and the nodes that would do; nothing where there is none."""
+    assert arrivals.rate_rps is not None
+    asked, busiest = _at_rate(scenario, arrivals, None), max(arrivals.profile)
+    tables = search(asked).found
+    most = max((float(np.max(found.rate, initial=0.0)) for found in tables), default=0.0) / busiest
+    if most <= 0:
+        return []
+    needed = _nodes(asked, tables, arrivals.rate_rps * busiest)
+    return [
+        {"constraint": "workload.arrivals.rate_rps", "now": arrivals.rate_rps, "needed": most, "unit": "1/s"},
+        {"constraint": "nodes", "now": scenario.machine.nodes, "needed": needed, "unit": ""},
+    ]
 
 
 def _nodes(scenario: ServeScenario, tables: list[Found], rate: float) -> int | None:

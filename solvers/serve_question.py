@@ -70,7 +70,8 @@ def _arrivals_of(value: Any) -> str:
     """Tell how arrivals are given, so that a fault is told of that form alone."""
     if isinstance(value, Mapping | BaseModel):
         given = dict(value)
-        return "clients" if "concurrency" in given else "trace" if "trace" in given else "process"
+        # no name of a key, which a fault's place would be looked for below
+        return "of clients" if "concurrency" in given else "of a trace" if "trace" in given else "of a process"
     return "word"
 
 
@@ -106,23 +107,23 @@ class ServeHistogram(_Strict):
 
 
 def _lengths_of(value: Any) -> str:
-    return "histogram" if isinstance(value, Mapping | BaseModel) and "histogram" in dict(value) else "lengths"
+    return "of a histogram" if isinstance(value, Mapping | BaseModel) and "histogram" in dict(value) else "of a size"
 
 
 class ServeWorkload(_Strict):
     """What is asked."""
 
     arrivals: Annotated[
-        Annotated[ServeArrivals, Tag("process")]
-        | Annotated[ServeClients, Tag("clients")]
-        | Annotated[ServeTrace, Tag("trace")]
+        Annotated[ServeArrivals, Tag("of a process")]
+        | Annotated[ServeClients, Tag("of clients")]
+        | Annotated[ServeTrace, Tag("of a trace")]
         | Annotated[Literal["offline"], Tag("word")],
         Discriminator(_arrivals_of),
     ]
     """When requests come: a process, clients, a trace, or `offline`: all at once."""
     lengths: (
         Annotated[
-            Annotated[ServeLengths, Tag("lengths")] | Annotated[ServeHistogram, Tag("histogram")],
+            Annotated[ServeLengths, Tag("of a size")] | Annotated[ServeHistogram, Tag("of a histogram")],
             Discriminator(_lengths_of),
         ]
         | None

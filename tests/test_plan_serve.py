@@ -443,6 +443,21 @@ def test_too_many_requests_say_how_many_nodes_would_do() -> None:
     assert wider.status == "optimal"
 
 
+def test_what_is_too_much_and_too_slow_alone_would_do_together() -> None:
+    """More requests than anything answers, sooner than one alone is answered."""
+    text = SMALL.replace("rate_rps: 20", "rate_rps: 900").replace("ttft_p99: 400 ms", "ttft_p99: 5 ms")
+    result = plan(asked(text))
+    assert result.status == "infeasible"
+    needed = {one["constraint"]: one["needed"] for one in result.relaxation}
+    assert set(needed) == {"slo.ttft_p99", "workload.arrivals.rate_rps"}
+    again = asked(text, slo={"ttft_p99": needed["slo.ttft_p99"], "tpot_p99": 0.025})
+    rate = needed["workload.arrivals.rate_rps"] * (1 - 1e-4)
+    lengths = {"isl": 1000, "osl": 200}
+    slower = {"arrivals": {"process": "poisson", "rate_rps": rate}, "lengths": lengths}
+    assert plan(again).status == "infeasible"
+    assert plan(asked(text, slo=again.question.slo.limits, workload=slower)).status == "optimal"
+
+
 def test_weights_that_fit_nowhere() -> None:
     text = SMALL.replace("llama-3.1-8b", "llama-3.1-405b").replace("[bf16, fp8]", "[bf16]")
     with pytest.raises(InputError) as error:
@@ -574,6 +589,19 @@ plan: {tp: 8, replicas: 2, draft_tokens: 3}
     ):
         assert any(part in line for line in found), part
     assert all(line.startswith("asked.yaml:") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ("{process: poisson, rate_rps: -8}", "6:32: workload.arrivals.rate_rps: should be greater than 0 [got -8]"),
+        ("{trace: x.csv, window: -1 s}", "6:28: workload.arrivals.window: should not be negative"),
+        ("{concurrency: 0}", "6:14: workload.arrivals.concurrency: should be greater than or equal to 1 [got 0]"),
+    ],
+)
+def test_faults_of_arrivals_are_at_their_keys(wrong: str, place: str) -> None:
+    found = faults(ASKED.replace("{process: poisson, rate_rps: 8}", wrong))
+    assert any(line.startswith(f"asked.yaml:{place}") for line in found), found
 
 
 def test_times_are_no_objective_at_the_highest_rate() -> None:
