@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from perfmodel.power.breaker import TripCurve
+from perfmodel.power.forecast import PERCENTILES, percentile_w
 from perfmodel.power.load import WEEK_S, demands
 from perfmodel.power.simulate import Plant, simulate
 from perfmodel.requests import DAY_S
+from perfmodel.terms import Array
 from solvers.power_case import Integers
 from solvers.power_held import Asking, Capped, Held, held_nodes
 from solvers.power_scenario import PowerScenario
-
-_SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def prediction_part(scenario: PowerScenario, held: Held, capped: Capped) -> dict
         brakes += forecast.brake_s_per_year
         trips += forecast.trip_probability_per_year
     loss = late / np.where(servers > 0, servers, 1.0)
-    return {
+    held_w = float(scenario.case.site.limit_w[capped.nodes[capped.fullest]])
+    fullest = found[capped.fullest][0]
+    return ({} if fullest is None else _named("capped_", fullest.percentiles * held_w)) | {
         "capped_s_per_day": capped_s,
         "loss": dict(zip(scenario.case.workloads, loss.tolist(), strict=True)),
         "brake_probability_per_year": min(brakes, 1.0),
@@ -138,22 +140,31 @@ def simulation_part(
     pieces = demands(asking.loads, plant.pool, plant.servers, seconds, seed)
     seen = simulate(pieces, 1.0, plant, asking.pools, policy)
     limit_w = site.limit_w[nodes]
-    percentiles = [seen.percentile(share) * limit_w for share in _SHARES]
     worst = int(np.argmax(seen.peak_w[nodes] / limit_w))
+    forecast = None if capped is None else capped.choices[worst].forecast
+    below = site.totals(placed)[nodes[worst]].tolist()
+    if forecast is None:
+        predicted_w = percentile_w(asking.moments, below, PERCENTILES)
+    else:
+        predicted_w = forecast.percentiles * limit_w[worst]
+    seen_w = np.array([seen.percentile(share)[worst] for share in PERCENTILES]) * limit_w[worst]
     return {
         "seconds": seen.seconds,
         "seed": seed,
         "synthesised": all(draw.series is None or draw.series.synthesised for draw in scenario.draws),
         "node": site.name[int(nodes[worst])],
         "limit_w": float(limit_w[worst]),
-        "peak_p50_w": float(percentiles[0][worst]),
-        "peak_p90_w": float(percentiles[1][worst]),
-        "peak_p99_w": float(percentiles[2][worst]),
+        **_named("", seen_w),
+        **_named("predicted_", predicted_w),
         "highest_w": float(seen.peak_w[nodes[worst]]),
         "largest_rise": float(seen.rise.max()),
-        "s_above_limit": float((seen.over_s).max()),
+        "s_above_limit": float(seen.over_s.max()),
         "brakes": int(seen.brakes.sum()),
         "trips": int(seen.trips.sum()),
         "capped_s_per_day": float((seen.seconds - seen.level_s[:, 0]).max() / seen.seconds * DAY_S),
         "loss": dict(zip(case.workloads, seen.loss.tolist(), strict=True)),
     }
+
+
+def _named(before: str, watts: Array) -> dict[str, float]:
+    return {f"{before}p{100 * share:g}_w": float(value) for share, value in zip(PERCENTILES, watts, strict=True)}

@@ -69,6 +69,9 @@ def test_the_simulation_shows_what_was_predicted(polca: tuple[PowerScenario, Res
     seen = answer.prediction["simulated"]
     for name, loss in answer.prediction["loss"].items():
         assert seen["loss"][name] == pytest.approx(loss, rel=0.15, abs=5e-4)
+    for name in ("p50_w", "p90_w", "p99_w"):
+        assert seen[name] == pytest.approx(seen["predicted_" + name], abs=0.015 * 260e3)
+        assert answer.prediction["capped_" + name] == seen["predicted_" + name]
     assert seen["capped_s_per_day"] == pytest.approx(answer.prediction["capped_s_per_day"], abs=0.08 * 86400)
 
 
@@ -176,5 +179,5 @@ def test_the_command_simulates() -> None:
     seen = json.loads(answer.stdout)["prediction"]["simulated"]
     assert seen["seconds"] == round(0.05 * 604800)
     assert seen["seed"] == 3
-    assert np.isfinite(seen["peak_p99_w"])
+    assert np.isfinite(seen["p99_w"])
     assert seen["highest_w"] <= 0.8 * 260e3

@@ -12,7 +12,17 @@ import pytest
 from hardware.catalogue import resolve_cluster
 from hardware.faults import InputError
 from perfmodel.architecture import load_architecture
-from perfmodel.power.load import Bursts, PoolLoad, PowerSeries, Profile, bursts_of, demands, read_power, synthesised
+from perfmodel.power.load import (
+    Bursts,
+    NormalLoad,
+    PoolLoad,
+    PowerSeries,
+    Profile,
+    bursts_of,
+    demands,
+    read_power,
+    synthesised,
+)
 from perfmodel.power.served import Lengths, ServerLaw, request_power_w, server_law, server_statistics
 from perfmodel.request_traces import read_trace
 from perfmodel.requests import RequestList
@@ -185,6 +195,31 @@ def test_servers_of_a_pool_share_their_bursts(chat: tuple[ServerLaw, Lengths], t
     assert np.array_equal(power, np.concatenate(again))
     together, apart = np.corrcoef(power.T)[0, 1], np.corrcoef(power.T)[0, 2]
     assert together > 0.5 > abs(apart) + 0.2
+
+
+def test_a_trace_varies_within_a_part_of_the_week_as_it_does() -> None:
+    random = np.random.default_rng(6)
+    keep = np.exp(-1 / 30)
+    noise = np.zeros(604800)
+    shocks = random.standard_normal(len(noise)) * np.sqrt(1 - keep**2)
+    for step in range(1, len(noise)):
+        noise[step] = keep * noise[step - 1] + shocks[step]
+    one = NormalLoad(1.0, 4000 + 100 * noise, 0.0, 0.0, (2000.0, 6500.0)).moments(3600.0)
+    assert one.mean_w.mean() == pytest.approx(4000, abs=2)
+    assert one.common_w2[1].mean() == pytest.approx(100**2, rel=0.03)
+    assert one.common_s[1] == pytest.approx(30, rel=0.1)
+
+
+def test_power_of_a_mean_and_a_deviation_has_them() -> None:
+    hours = 4000 + 500 * np.sin(np.arange(48) / 48 * 2 * np.pi)
+    one = NormalLoad(1800.0, hours, 300.0, 0.25, (2000.0, 6500.0))
+    power = np.concatenate(list(demands([one], np.zeros(1, int), np.array([10]), 7 * 86400, 3)))[:, 0]
+    assert power.mean() == pytest.approx(40_000, rel=0.002)
+    expected = 10**2 * 0.25 * 300**2 + 10 * 0.75 * 300**2
+    around = power.reshape(-1, 48, 1800).astype(float) - 10 * hours[None, :, None]
+    assert around.var() == pytest.approx(expected, rel=0.05)
+    found = one.moments(1800.0)
+    assert found.covariance_w2(10, 0.0)[0] == pytest.approx(np.full(336, expected))
 
 
 def test_the_trace_reader_gives_what_a_pool_is_made_from(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from perfmodel.power.throttle import dynamic_share
 from perfmodel.terms import Array, Number
 
 YEAR_S = 365.25 * 86400.0
+PERCENTILES = (0.5, 0.9, 0.99)
 LAGS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0, 10240.0)
 """Times between which autocovariance is taken as linear."""
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -70,6 +71,8 @@ class Forecast:
         Part of the time at each level [1].
     loss : array, shape (pools,)
         Time of requests over that without caps, less 1, weighted with power above idle [1].
+    percentiles : array, shape of `PERCENTILES`
+        Power over the limit, of single seconds [1].
     brake_s_per_year : float
         Expected time above the limit in a year, at most; a bound of the probability of a brake [s].
     trip_probability_per_year : float
@@ -78,6 +81,7 @@ class Forecast:
 
     share: Array
     loss: Array
+    percentiles: Array
     brake_s_per_year: float
     trip_probability_per_year: float
 
@@ -94,20 +98,31 @@ def percentile_w(moments: Sequence[Moments], servers: Sequence[int], shares: Seq
     shares : sequence of float
         Such as 0.99.
     """
+    mean, variance = _node(moments, servers)
+    return quantiles(mean, np.sqrt(np.maximum(variance, 1e-12)), np.ones(mean.shape), shares)
+
+
+def quantiles(mean: Array, deviation: Array, chance: Array, shares: Sequence[float]) -> Array:
+    """Return what a mixture of normal distributions exceeds for 1 - share of the time, by bisection.
+
+    Parameters
+    ----------
+    mean, deviation, chance : array, of one shape
+        Of each part, and how often it is the one.
+    shares : sequence of float
+        Such as 0.99.
+    """
     from scipy.special import ndtr
 
-    mean, variance = _node(moments, servers)
-    deviation = np.sqrt(np.maximum(variance, 1e-12))
-    low, high = float((mean - 9 * deviation).min()), float((mean + 9 * deviation).max())
-    found = []
-    for share in shares:
-        below, above = low, high
-        for _ in range(60):
-            middle = (below + above) / 2
-            reached = float(ndtr((middle - mean) / deviation).mean())
-            below, above = (middle, above) if reached < share else (below, middle)
-        found.append((below + above) / 2)
-    return np.array(found)
+    weight = chance / chance.sum()
+    low, high = (
+        np.full(len(shares), float(end)) for end in ((mean - 9 * deviation).min(), (mean + 9 * deviation).max())
+    )
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = np.array([float((weight * ndtr((at - mean) / deviation)).sum()) for at in middle])
+        low, high = np.where(below < shares, middle, low), np.where(below < shares, high, middle)
+    return np.asarray((low + high) / 2)
 
 
 def expected_rise(
@@ -169,7 +184,8 @@ def forecast(
         float(over(states, thresholds, policy.hysteresis, load)) * YEAR_S if most_w > load * limit_w else 0.0
         for load in (1.0, opens)
     )
-    return Forecast(chance.mean(axis=1), loss, above_s, min(opening_s, 1.0))
+    percentiles = quantiles(states.mean, states.deviation, chance, PERCENTILES)
+    return Forecast(chance.mean(axis=1), loss, percentiles, above_s, min(opening_s, 1.0))
 
 
 def late(moments: Sequence[Moments], pools: Pools, clocks: Array, chance: Array) -> Array:

@@ -349,18 +349,30 @@ class NormalLoad:
         ----------
         bin_s : float
             Length of a part of the week [s].
+
+        Notes
+        -----
+        What the mean varies by within a part is common to all servers; it forgets as its steps are correlated.
         """
         bins = round(WEEK_S / bin_s)
-        step = ((np.arange(bins) + 0.5) * bin_s / self.step_s).astype(np.int64) % len(self.mean_w)
+        each = max(round(bin_s / self.step_s), 1)
+        at = np.arange(bins * each) * (bin_s / each) / self.step_s
+        power = self.mean_w[(at + 1e-9).astype(np.int64) % len(self.mean_w)].reshape(bins, each)
+        around = power - power.mean(axis=1, keepdims=True)
+        varies = (around**2).mean(axis=1)
+        alike = (
+            float((around[:, 1:] * around[:, :-1]).sum() / max(float((around**2).sum()), 1e-12)) if each > 1 else 0.0
+        )
+        time_s = -self.step_s / np.log(np.clip(alike, 0.1, 0.999))
         flat = np.ones(bins)
         return Moments(
             bin_s,
-            self.mean_w[step],
+            power.mean(axis=1),
             0.0 * flat,
             (1.0 - self.common) * self.sigma_w**2 * flat,
             self.time_s,
-            self.common * self.sigma_w**2 * flat[None],
-            np.array([self.time_s]),
+            np.stack([self.common * self.sigma_w**2 * flat, varies]),
+            np.array([self.time_s, time_s]),
         )
 
 
