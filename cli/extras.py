@@ -1,8 +1,8 @@
 """What a command writes beside its answer, or in its place: a picture, a launch script."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -92,7 +92,7 @@ def emit(result: Result, system: str | None, output: Path | None) -> bool:
     if result.plan is None:
         typer.echo(f"--emit {system}: nothing to launch, the answer is {result.status}", err=True)
         return False
-    _script(SYSTEMS[system](result), output)
+    _script(_told_of_cap(SYSTEMS[system](result), result.plan, system), output)
     return True
 
 
@@ -125,8 +125,19 @@ def emit_serving(result: Result, question: "ServeScenario", system: str | None, 
     launch = ENGINES[system](result, question)
     for text in launch.missing:
         typer.echo(f"--emit {system}: not expressible: {text}", err=True)
-    _script(launch.text, output)
+    _script(_told_of_cap(launch.text, result.plan, system), output)
     return True
+
+
+def _told_of_cap(script: str, plan: Mapping[str, Any], system: str) -> str:
+    """Return a script that says to which power accelerators are held, which no launcher does; tell it too."""
+    if plan.get("power_cap_w") is None:
+        return script
+    watts = int(plan["power_cap_w"])
+    text = f"not expressible: power_cap_w {watts}: before, on every node, such as nvidia-smi --power-limit={watts}"
+    typer.echo(f"--emit {system}: {text}", err=True)
+    first, _, rest = script.partition("\n")
+    return f"{first}\n# {text}\n{rest}"
 
 
 def _script(text: str, output: Path | None) -> None:

@@ -217,7 +217,7 @@ def _training(value: str | dict[str, Any], source: Source, base_dir: FilePath) -
     found = load_train(inner, base_dir)
     if found.plan is None:
         raise InputError([inner.fault(("plan",), "missing; the traffic is that of a plan")])
-    return found
+    return found.held_to(found.given_cap_w)
 
 
 def _matrix(
@@ -397,9 +397,11 @@ def _resolved(
     written["bandwidth"] = table
     if train is not None:
         from perfmodel.plan import plan_to_dict
+        from solvers.power_limit import written as cap_of
 
         assert train.plan is not None
-        written["traffic"] = {"plan": {**train.resolved, "plan": plan_to_dict(train.plan)}}
+        cap = {"power_cap_w": cap_of(train.job.machine)}
+        written["traffic"] = {"plan": {**train.resolved, "plan": plan_to_dict(train.plan) | cap}}
     else:
         written["traffic"] = text
     written["objective"] = question.objective

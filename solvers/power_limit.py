@@ -8,10 +8,10 @@ highest cap that is allowed is best; where energy counts all of a list are tried
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.catalogue import Machine
 from hardware.units import Watts
@@ -31,6 +31,12 @@ class PowerLimits(BaseModel):
 
     node_limit: Watts | None = None
     """Highest power of a node at its plug, such as 8 kW; accelerators are capped so that it holds at any time."""
+    pue: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Power of the facility, cooling and distribution included, over that of its nodes."""
+
+    def facility_w(self, nodes_w: float) -> float | None:
+        """Return the power of the facility for that of nodes [W]; None where it is not told."""
+        return None if self.pue is None else self.pue * nodes_w
 
 
 def allowed_w(machine: Machine, limits: PowerLimits) -> float:

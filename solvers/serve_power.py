@@ -40,7 +40,7 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
     """
     if tpot_s is None or not np.isfinite(tpot_s) or not rate:
         none: dict[str, float | None] = {name + end: None for name in FIELDS for end in ("", "_p10", "_p90")}
-        return none | dict.fromkeys(("tokens_per_j", "all_tokens_per_j", "node_power_w"))
+        return none | dict.fromkeys(("tokens_per_j", "all_tokens_per_j", "node_power_w", "facility_power_w"))
     watts, deviation, most, fullest = 0.0, 0.0, 0.0, 0.0
     for part in parts:
         case, pool = part.case, part.instances
@@ -69,4 +69,10 @@ def power_dict(parts: Sequence[Powered], rate: float, tpot_s: float | None) -> d
         highest = value * min(float(high), most / watts)  # no accelerator exceeds its limit
         found |= {name: value, f"{name}_p10": value * float(low), f"{name}_p90": highest}
     every = rate * (demand.prompt_tokens + demand.output_tokens) / watts
-    return found | {"tokens_per_j": 1 / each, "all_tokens_per_j": every, "node_power_w": fullest}
+    facility_w = parts[0].case.scenario.question.power.facility_w(watts)
+    return found | {
+        "tokens_per_j": 1 / each,
+        "all_tokens_per_j": every,
+        "node_power_w": fullest,
+        "facility_power_w": facility_w,
+    }

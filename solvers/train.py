@@ -267,6 +267,7 @@ def explained(scenario: TrainScenario, one: Plan) -> tuple[dict[str, Any], dict[
         "gpus": job.ranks,
         "clock_share": clock_share(job.machine.accelerator),
         **energy_dict(power, seconds, high),
+        "facility_power_w": scenario.question.power.facility_w(float(power.all_w[0])),
         "cost_usd_per_hour": hourly,
         "training_days": days,
         "cost_usd": None if days is None or hourly is None else days * 24 * hourly,

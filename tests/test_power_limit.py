@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from cli.load import with_overrides
 from hardware.catalogue import Machine, resolve_cluster
 from hardware.faults import InputError
@@ -17,7 +19,8 @@ from perfmodel.power import accelerator_cap_w, clock_share, held_to, node_power_
 from perfmodel.serving.engine import engines
 from perfmodel.serving.server import server
 from perfmodel.serving.step import Deployment, Load, step
-from solvers import serve, train
+from solvers import placement, serve, train
+from solvers.placement_scenario import load_placement
 from solvers.result import Result
 from solvers.scenario import load_train
 from solvers.serve_scenario import load_serve
@@ -224,3 +227,46 @@ def test_caps_that_cannot_be_are_told(text: str, load: Any, overrides: list[str]
     with pytest.raises(InputError) as raised:
         load(asked(text, *overrides), Path())
     assert message in str(raised.value)
+
+
+def test_a_facility_draws_its_pue_times_what_nodes_do() -> None:
+    for result in (trained("power.pue=1.12"), served("power.pue=1.12")):
+        told = result.prediction or {}
+        assert told["facility_power_w"] == pytest.approx(1.12 * told["power_w"])
+    assert (trained().prediction or {})["facility_power_w"] is None
+    with pytest.raises(InputError, match=r"power\.pue"):
+        trained("power.pue=0.9")
+
+
+# --- what else a cap changes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "kind", "system"), [(TRAIN, "train", "torchtitan"), (SERVE, "serve", "vllm")])
+def test_a_launch_script_says_the_cap(text: str, kind: str, system: str, tmp_path: Path) -> None:
+    (tmp_path / "asked.yaml").write_text(text)
+    words = ["plan", kind, str(tmp_path / "asked.yaml"), "--emit", system]
+    free, held = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--set", "power.node_limit=6 kW"]))
+    assert free.exit_code == held.exit_code == 0
+    assert "power-limit" not in free.stdout
+    # rounded down: 6 kW less conversion, fans and host leave 435.18 W for each of eight
+    assert held.stdout.splitlines()[0] == free.stdout.splitlines()[0] == "#!/usr/bin/env bash"
+    assert "nvidia-smi --power-limit=435" in held.stdout.splitlines()[1]
+
+
+def test_traffic_is_that_of_the_plan_at_its_cap(tmp_path: Path) -> None:
+    plan = "{tp: 8, dp: 2, seq_parallel: true, recompute: full, power_cap_w: 350}"
+    text = f"""
+kind: placement
+nodes: 2
+bandwidth: "n0,n0,n1\\nn0,0,50\\nn1,50,0\\n"
+traffic: {{plan: {{kind: train, cluster: dgx-h100, nodes: 2, model: llama-3.1-8b,
+  workload: {{seq_len: 8192, global_batch: 64}}, plan: {plan}}}}}
+"""
+    times = []
+    for written in (text, text.replace(", power_cap_w: 350", "")):
+        source = read_yaml(written.replace('"n0,n0', '",n0'), "asked.yaml")
+        result = placement.plan(load_placement(source, tmp_path))
+        again = placement.plan(load_placement(Source("again", result.scenario), tmp_path))
+        assert again.prediction == result.prediction
+        times.append((result.prediction or {})["step_time_s"])
+    assert times[0] > 1.1 * times[1]
