@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from hardware.yaml_source import read_yaml
@@ -19,6 +20,7 @@ from solvers.kv_finetune_place import place as place_states
 from solvers.kv_finetune_question import FinetuneScenario
 from solvers.kv_place import place
 from solvers.kv_scenario import load_kv
+from solvers.kv_space import prefixes_of
 
 NODE = """
 kind: kv
@@ -48,6 +50,9 @@ workload: {kind: finetune, seq_len: 32768, global_batch: 32}
 """
 
 
+REUSE = "osl: 512}, reuse: {hit_ratio: 0.6, working_set: 6 TiB}"
+
+
 def main() -> None:
     """Print the time of one linear problem, and of the whole search, of serving and of training."""
     scenario = load_kv(read_yaml(NODE + SERVE, "benchmark"), Path())
@@ -58,6 +63,13 @@ def main() -> None:
     block = place(asked, kernels)
     took = time.perf_counter() - began
     print(f"one block of 64 sequences: {took:.4f} s, {block.tokens_per_s if block else 0:.1f} tokens/s")
+    cached = load_kv(read_yaml(NODE + SERVE.replace("osl: 512}", REUSE), "benchmark"), Path())
+    found = replace(asked, prefixes=prefixes_of(cached, "both", "prefix", "as_kept"))
+    kernels = kernels_of(found, (8,))[8]
+    began = time.perf_counter()
+    block = place(found, kernels)
+    took = time.perf_counter() - began
+    print(f"with a cache of prefixes: {took:.4f} s, {block.tokens_per_s if block else 0:.1f} tokens/s")
     began = time.perf_counter()
     result = plan(scenario)
     print(f"search: {result.solve_time_s:.2f} s for {result.candidates} blocks, {result.status}, ", end="")
