@@ -91,7 +91,22 @@ def _answer(
         from cli.fleet_plot import draw
 
         extras.draw(result, plot, draw)
-    write_result(result, given, form, output, lambda: _shown(result, top))
+    write_result(result, given, form, output, lambda: _shown(result, top), _one_cell(result))
+
+
+def _one_cell(result: "Result") -> "Result":
+    """Return the answer with the routing after failures as a list: one cell of a row, not a column for each share."""
+    from dataclasses import replace
+
+    def listed(plan: "Mapping[str, Any]") -> "dict[str, Any]":
+        if "failover" not in plan:
+            return dict(plan)
+        return {**plan, "failover": [{"after": name, **routing} for name, routing in plan["failover"].items()]}
+
+    if result.plan is None:
+        return result
+    others = [{**other, "plan": listed(other["plan"])} for other in result.alternatives]
+    return replace(result, plan=listed(result.plan), alternatives=others)
 
 
 def _shown(result: "Result", top: int) -> "RenderableType":
