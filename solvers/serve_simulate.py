@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from perfmodel.requests import gamma_arrivals, histogram_lengths, lognormal_lengths
 from perfmodel.serving.latency import PERCENTILES, handoff_s, received_s
 from perfmodel.serving.law import NO_SPECULATION, scaled, tabulated
-from perfmodel.serving.split import lengthening, phase_server
+from perfmodel.serving.split import lengthening, phase_server, step_budget
 from perfmodel.serving.spread import factors
 from perfmodel.simulated_engine import Engine
 from perfmodel.simulation import Simulated, simulate, simulate_closed, simulate_disaggregated
@@ -138,7 +138,7 @@ def engine_of(case: Case, part: Instances, phase: str, factor: float) -> Engine:
         scaled(law, factor),
         "mixed" if phase == "tokens" else case.server.engine.batching,
         int(part.max_num_seqs * part.deployment.dp),
-        int(part.token_budget),
+        int(step_budget(server, demand, part.token_budget)),
         float(part.memory.cache_tokens) * counted / demand.context_tokens,
         tokens_per_step=float(speculation.tokens_per_step),
     )

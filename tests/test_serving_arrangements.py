@@ -19,7 +19,7 @@ from perfmodel.serving.latency import pool, requests
 from perfmodel.serving.law import NO_SPECULATION, Demand, mixed_load, prompt_load
 from perfmodel.serving.overlap import Spent, overlapped
 from perfmodel.serving.server import Server, server
-from perfmodel.serving.split import beside, contention, lengthened, memory_share, phase_server
+from perfmodel.serving.split import beside, contention, lengthened, memory_share, phase_server, step_budget
 from perfmodel.serving.step import PARTS, Deployment, Load, by_layers, step
 from solvers.result import Result
 from solvers.serve import plan, predict
@@ -89,6 +89,14 @@ def test_groups_of_layers_do_not_change_dense_work() -> None:
     spread = Deployment(tp=4)
     times = [n * _kernels(asked, spread, prompt_load(demand, 8192.0 / n))["projections"] for n in (1, 4, 16)]
     assert times == pytest.approx([times[0]] * 3)
+
+
+def test_a_step_takes_a_layer_at_least() -> None:
+    """Of 48 layers a step cannot take 512/48,000 of one: the budget is one layer's, 1,000 tokens."""
+    asked, demand = _server("qwen3-30b-a3b"), Demand(48_000.0, 100.0)
+    assert step_budget(replace(asked, layered=True), demand, 512) == 1000.0
+    assert step_budget(replace(asked, layered=True), demand, 2048) == 2048
+    assert step_budget(asked, demand, 512) == 512
 
 
 # --- halves side by side -------------------------------------------------------------------------------------------

@@ -85,6 +85,11 @@ def lengthened(one: Pool, factor: Array) -> Pool:
     return replace(one, law=slow, pipeline_s=one.pipeline_s * factor)
 
 
+def step_budget(server: Server, demand: Demand, budget: Number) -> Number:
+    """Return the tokens of a step of an instance: by layers the mean prompt passes one whole layer at least."""
+    return np.maximum(budget, demand.computed_tokens / server.architecture.depth) if server.layered else budget
+
+
 def unified_pools(
     server: Server,
     deployment: Deployment,
@@ -104,7 +109,7 @@ def unified_pools(
     prefill_share : float
         Share of the units that compute prompts; 0 where both phases take turns on all.
     """
-    most, budget = limits
+    most, budget = limits[0], step_budget(server, demand, limits[1])
     if not prefill_share:
         both = pool(server, deployment, demand, max_batch=most, token_budget=budget, speculation=speculation)
         return both, both
