@@ -165,14 +165,19 @@ def _by_rules(
 def _with_caps(
     scenario: PowerScenario, result: Result, best: Found | None, top: int
 ) -> tuple[Result, Integers | None, Capped | None]:
-    """Return the answer with caps, and the one without as an alternative: that one takes the policy's risk instead."""
+    """Return the answer with caps and the one without as an alternative; without, where the rules alone allow more."""
     began, case = time.perf_counter(), scenario.case
     held = hold(scenario)
     method = scenario.methods[0] if best is None else best.method
     own = held_case(case, held, method)
     found = best_by(own, method, began + TIME_LIMIT_S)
-    capped = None if found.placed is None else policy_of(scenario, held, found.placed)
+    sign = 1.0 if case.sense == "max" else -1.0
+    behind = best is not None and best.value is not None and sign * (found.value or 0.0) < sign * best.value
+    capped = None if found.placed is None or behind else policy_of(scenario, held, found.placed)
     if found.placed is None or capped is None or capped.policy is None:
+        if result.prediction is not None:  # the rules alone allow more: no caps are set
+            none = {"capped_s_per_day": 0.0, "loss": dict.fromkeys(case.workloads, 0.0)}
+            result = replace(result, prediction=result.prediction | none)
         return result, None if best is None else best.placed, None
     rules, names = rules_of(case, method), {f"limit[{case.site.name[node]}]" for node in held.nodes.tolist()}
     others = [] if result.plan is None else [{"plan": result.plan, "prediction": result.prediction}]

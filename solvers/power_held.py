@@ -111,17 +111,21 @@ def rise_of(scenario: PowerScenario) -> float:
 def held_case(case: Case, held: Held, method: str) -> Case:
     """Return the case with the limits of held nodes set to what the rule says of as many servers as caps allow [W]."""
     rule = rules_of(replace(case, failover=False), method)[0]
-    limit_w = case.site.limit_w.copy()
-    for node, most in zip(held.nodes.tolist(), held.most.tolist(), strict=True):
-        limit_w[node] = float(rule.safe_load_w(apportioned(case, most)[None])[0])
-    return replace(case, site=replace(case.site, limit_w=limit_w))
+    counts = np.array([apportioned(case, most) for most in held.most.tolist()])
+    return _with_limits(case, held.nodes, rule.safe_load_w(counts))
 
 
 def lifted(case: Case, nodes: Integers) -> Case:
     """Return the case without the limits of nodes that caps hold."""
-    limit_w = case.site.limit_w.copy()
-    limit_w[nodes] = float(case.site.slots.sum() * case.max_w.max())
-    return replace(case, site=replace(case.site, limit_w=limit_w))
+    return _with_limits(case, nodes, np.full(len(nodes), float(case.site.slots.sum() * case.max_w.max())))
+
+
+def _with_limits(case: Case, nodes: Integers, limit_w: Array) -> Case:
+    """Return the case with other limits of nodes, also after a failure but where that is of their own feeds."""
+    normal, after = case.site.limit_w.copy(), case.site.failover_w.copy()
+    own = after[nodes] < normal[nodes]
+    normal[nodes], after[nodes] = limit_w, np.where(own, after[nodes], limit_w)
+    return replace(case, site=replace(case.site, limit_w=normal, failover_w=after))
 
 
 def loads_of(scenario: PowerScenario) -> tuple[Load, ...]:
@@ -145,10 +149,10 @@ def pools_of(scenario: PowerScenario) -> Pools:
 
     Notes
     -----
-    Of work that is not known by its requests all time follows the clock: no cap costs more.
+    Of work that is not known by its requests, and says nothing, all time follows the clock: no cap costs more.
     """
     columns = []
-    for draw, machine in zip(scenario.draws, scenario.machines, strict=True):
+    for workload, draw, machine in zip(scenario.question.workloads, scenario.draws, scenario.machines, strict=True):
         throttle, boards = throttle_of(machine.accelerator), machine.node.accelerators.count
         static_w = float(node_power_w(machine.node, boards * throttle.static * machine.accelerator.power.limit))
         idle_w, share = draw.idle_w, 1.0
@@ -156,6 +160,8 @@ def pools_of(scenario: PowerScenario) -> Pools:
             load = draw.served.load
             idle_w = draw.served.law.waiting_w
             share = float(np.interp(load.peak_load, load.statistics.load, load.statistics.compute_share))
+        if workload.compute_share is not None:
+            share = workload.compute_share
         columns.append((idle_w, min(static_w, idle_w), draw.max_w, throttle.voltage_floor, share))
     return Pools(*np.array(columns).T)
 

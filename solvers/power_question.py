@@ -123,6 +123,8 @@ class PowerWorkload(_Strict):
     failover_power: Watts | None = None
     """What one server draws at most soon after a feed is lost, 0 if it may be stopped; it goes on as before if left
     out."""
+    compute_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Part of its busy time that follows the clock, which caps lengthen; that of its requests, or 1, if left out."""
     goodput_requests_per_s: NotNegative | None = None
     """Requests within their objectives that one server answers."""
     price: UsdPerHour | None = None

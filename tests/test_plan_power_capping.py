@@ -109,11 +109,34 @@ def test_a_plan_that_caps_cannot_hold_names_what_breaks(polca: tuple[PowerScenar
 
 
 def test_power_that_is_known_by_moments_is_capped_too() -> None:
-    answer = plan(scenario(row_of([known(0.5, "high"), known(0.5, "low")])), simulate=Simulated(0.2))
-    assert answer.prediction is not None and answer.plan is not None
+    asked = row_of([known(0.5, "high"), known(0.5, "low")], risk=1e-6)
+    answer = plan(scenario(asked), simulate=Simulated(0.2))
+    assert answer.prediction is not None and answer.plan is not None and answer.objective.value is not None
     assert 40 <= answer.objective.value <= 60
     assert answer.prediction["simulated"]["brakes"] == 0
     assert answer.prediction["loss"]["low"] <= 0.02
+
+
+def test_caps_never_allow_fewer_servers_and_say_when_none_are_set() -> None:
+    mix = [known(0.5, "high"), known(0.5, "low")]
+    alone, answer = (plan(scenario(row_of(mix, risk=0.01, capping=capping))) for capping in ("none", "two-threshold"))
+    assert alone.objective.value is not None and answer.objective.value is not None and answer.prediction is not None
+    assert answer.objective.value >= alone.objective.value
+    if answer.objective.value == alone.objective.value and answer.plan and answer.plan["caps"] is None:
+        assert answer.prediction["loss"] == {"high": 0.0, "low": 0.0}
+        assert answer.prediction["capped_s_per_day"] == 0.0
+
+
+def test_work_that_waits_for_memory_loses_less() -> None:
+    plans = [{"servers": 44, "thresholds": [0.7, 0.8, 0.8], "caps": {"high": [1.4e9] * 3, "low": [1.3e9] * 3}}]
+    loss = []
+    for share in (0.3, 0.6):
+        mix = [known(0.5, "high"), known(0.5, "low") | {"compute_share": share}]
+        policy = {"most_loss": {"high": 0.5, "low": 0.5}, "rise": 0.05}
+        answer = predict(scenario({**row_of(mix, **policy), "plan": plans[0]}))
+        assert answer.prediction is not None
+        loss.append(answer.prediction["loss"]["low"])
+    assert loss[1] == pytest.approx(2 * loss[0], rel=0.2)
 
 
 @pytest.mark.slow
