@@ -16,7 +16,7 @@ from perfmodel.provenance import release
 from perfmodel.terms import Array
 from solvers.power_case import Case, Integers
 from solvers.power_names import folded
-from solvers.power_place import allowed, place, towards
+from solvers.power_place import allowed, place, towards, trimmed
 from solvers.power_relaxed import Relaxed, relax
 from solvers.power_rules import Rule, rule_by_nameplate
 from solvers.power_scenario import SENSE, YEAR_H, PowerScenario
@@ -336,7 +336,8 @@ def missing(
 
     Notes
     -----
-    The watts that are missing in all are least in the relaxation; limits are raised until whole servers fit.
+    The watts that are missing in all are least in the relaxation. Limits are raised by them, and further until whole
+    servers fit; what these draw is what the limits would have to be.
     """
     wanted = case.least if goal is None else goal
     relaxed = relax(case, rules, until, exact=wanted, elastic=True)
@@ -347,17 +348,17 @@ def missing(
     for attempt in range(_RAISES):
         raised = tuple(_raised(rule, number, relaxed.pool, over) for number, rule in enumerate(rules))
         own = relax(case, raised, until, exact=wanted)
-        done = own is not None and towards(case, raised, place(case, raised, own), wanted) is not None
-        if done or time.perf_counter() > until:
+        placed = None if own is None else towards(case, raised, place(case, raised, own), wanted)
+        if placed is not None:
+            return exceeded(case, trimmed(placed, wanted), rules)
+        if time.perf_counter() > until:
             break
         over = {key: watts + step * (attempt + 1) / 2 for key, watts in over.items()} or {(0, 0): step}
-    why, relaxation = [], []
+    told = []
     for (number, pool), watts in over.items():
         node = int(np.flatnonzero(relaxed.pool == pool)[0])
-        told = _short(case, number, node, watts, float(rules[number].limit_w[node]))
-        why.append(told[0])
-        relaxation.append(told[1])
-    return why, relaxation
+        told.append(_short(case, number, node, watts, float(rules[number].limit_w[node])))
+    return [why for why, _ in told], [change for _, change in told]
 
 
 def _raised(rule: Rule, number: int, pool: Integers, over: dict[tuple[int, int], float]) -> Rule:

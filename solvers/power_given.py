@@ -11,7 +11,7 @@ import numpy as np
 from hardware.faults import Fault, InputError
 from hardware.yaml_source import did_you_mean, nearest
 from solvers.power_answer import exceeded, missing
-from solvers.power_case import Integers
+from solvers.power_case import Case, Integers
 from solvers.power_names import unfolded
 from solvers.power_place import allowed, place, towards, trimmed
 from solvers.power_relaxed import relax
@@ -47,6 +47,9 @@ class Given:
 def given_placement(scenario: PowerScenario) -> Given:
     """Return the scenario's plan, placed where it says, or where it fits.
 
+    It is held against the rule it names, else against those of the policy, the first that allows it; if none does, the
+    one that lacks least is told.
+
     Raises
     ------
     InputError
@@ -54,19 +57,28 @@ def given_placement(scenario: PowerScenario) -> Given:
     ValueError
         There is none.
     """
-    asked, case = scenario.question.plan, scenario.case
+    asked = scenario.question.plan
     if asked is None:
         raise ValueError("the scenario gives no plan")
-    method = asked.method or scenario.methods[0]
+    placed = _by_node(scenario) if asked.by_node else None
+    goal = _counts(scenario) if placed is None else placed.sum(axis=0)
+    tried = []
+    for method in scenario.methods if asked.method is None else (asked.method,):
+        given = _by_rule(scenario.case, method, placed, goal)
+        if given.placed is not None:
+            return given
+        tried.append(given)
+    return min(tried, key=lambda one: sum(change["needed"] - change["now"] for change in one.relaxation))
+
+
+def _by_rule(case: Case, method: str, placed: Integers | None, goal: Integers) -> Given:
+    """Hold a placement, or numbers of servers that are to be placed, against one rule."""
     rules = rules_of(case, method)
-    if asked.by_node:
-        placed = _by_node(scenario)
-        over = ~allowed(case, rules, placed)
-        if over.any():
-            why, relaxation = exceeded(case, placed, rules)
-            return Given(method, rules, None, why, relaxation)
-        return Given(method, rules, placed)
-    goal = _counts(scenario)
+    if placed is not None:
+        if allowed(case, rules, placed).all():
+            return Given(method, rules, placed)
+        why, relaxation = exceeded(case, placed, rules)
+        return Given(method, rules, None, why, relaxation)
     until = time.perf_counter() + _LIMIT_S
     relaxed = relax(case, rules, until, exact=goal)
     tried = None if relaxed is None else towards(case, rules, place(case, rules, relaxed), goal)

@@ -176,7 +176,7 @@ class PowerPlan(_Strict):
     """Rack, such as row[0]/rack[3], or racks that are alike, row[0]/rack[0-9] -> servers of each workload in one; where
     they fit if left out."""
     method: Method | None = None
-    """Rule to hold it against; the first of the policy's if left out."""
+    """Rule to hold it against; the first of the policy's that allows it if left out."""
     rule: Method | None = None
     """What it was found by, method or nameplate; for the reader."""
     caps: dict[str, tuple[Hertz, ...]] | None = None

@@ -340,6 +340,18 @@ def test_options_reach_into_a_facility_that_is_only_named(tmp_path: Path) -> Non
     assert done.exit_code == 2 and 'did you mean "rating"' in done.stderr
 
 
+def test_a_plan_without_a_method_takes_the_first_rule_that_allows_it() -> None:
+    policy = {"risk": 1e-3, "correlation": 0.2}
+    kinds = [workload(4200, 900, 6500, 1500)]
+    given_plan = predict(question(row(260e3), kinds, policy=policy, plan={"servers": 45}))
+    assert given_plan.plan is not None and given_plan.plan["method"] == "gaussian"
+    assert predict(question(row(260e3), kinds, policy=policy, plan={"servers": 40})).plan["method"] == "nameplate"  # type: ignore[index]
+    refused = predict(question(row(260e3), kinds, policy=policy, plan={"servers": 48}))
+    (change,) = refused.relaxation
+    # what gaussian asks for is the least: 48 m + z s sqrt(48 + 48 47 0.2)
+    assert change["needed"] == pytest.approx(48 * 4200 + 3.0902 * 900 * (48 + 48 * 47 * 0.2) ** 0.5, rel=1e-4)
+
+
 def test_a_plan_above_a_limit_names_the_node_and_the_watts() -> None:
     given_plan = {"by_node": {"rack[0-3]": {"chat": 10}, "rack[4]": {"chat": 1}}}
     scenario = question(row(260e3), [workload(4200, 900, 6500)], policy={"method": "nameplate"}, plan=given_plan)
