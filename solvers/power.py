@@ -18,7 +18,7 @@ from solvers.power_answer import (
     plan_dict,
     prediction,
 )
-from solvers.power_capped import Simulated, binding_part, plan_part, prediction_part, refusal, simulation_part
+from solvers.power_capped import Simulated, binding_part, plan_part, refusal, simulation_part, with_caps
 from solvers.power_case import Case, Integers
 from solvers.power_exact import MOST_INTEGERS, closer
 from solvers.power_given import given_placement
@@ -147,12 +147,12 @@ def _by_rules(
         gap=distance,
         solve_time_s=solved_s,
         plan=plan_dict(case, best.placed, best.method, best.rules),
-        prediction=prediction(scenario, best.placed, best.rules),
+        prediction=prediction(scenario, best.placed, best.method, best.rules),
         binding=binding(case, best.placed, best.rules, best.relaxed),
         alternatives=[
             {
                 "plan": plan_dict(case, one.placed, one.method, one.rules),
-                "prediction": prediction(scenario, one.placed, one.rules),
+                "prediction": prediction(scenario, one.placed, one.method, one.rules),
             }
             for one in reached[1 : top + 1]
             if one.placed is not None
@@ -191,7 +191,7 @@ def _with_caps(
             gap=None,
             solve_time_s=(result.solve_time_s or 0.0) + time.perf_counter() - began,
             plan=plan_dict(case, found.placed, method, rules) | plan_part(scenario, capped),
-            prediction=prediction(scenario, found.placed, rules) | prediction_part(scenario, held, capped),
+            prediction=with_caps(scenario, held, capped, prediction(scenario, found.placed, method, rules)),
             binding=capping
             + [one for one in binding(own, found.placed, found.rules) if one["constraint"] not in names],
             alternatives=[*others, *result.alternatives][:top],
@@ -353,11 +353,11 @@ def predict(scenario: PowerScenario, *, simulate: Simulated | None = None) -> Re
     value = float(case.value @ given.placed.sum(axis=0))
     told, said = (
         plan_dict(case, given.placed, given.method, given.rules),
-        prediction(scenario, given.placed, given.rules),
+        prediction(scenario, given.placed, given.method, given.rules),
     )
     bound = binding(asked.case, given.placed, given.rules)
     if held is not None and capped is not None:
-        told, said = told | plan_part(scenario, capped), said | prediction_part(scenario, held, capped)
+        told, said = told | plan_part(scenario, capped), with_caps(scenario, held, capped, said)
         bound = binding_part(scenario, held, capped) + bound
     result = Result(
         status="feasible",
@@ -382,6 +382,6 @@ def _baseline(scenario: PowerScenario, best: float) -> dict[str, Any] | None:
     better = best / value if scenario.case.sense == "max" else value / best
     return {
         "plan": plan_dict(scenario.case, given.placed, given.method, given.rules),
-        "prediction": prediction(scenario, given.placed, given.rules),
+        "prediction": prediction(scenario, given.placed, given.method, given.rules),
         "gain": better if value and best else None,
     }

@@ -19,6 +19,7 @@ from solvers.power_names import folded
 from solvers.power_place import allowed, place, towards, trimmed
 from solvers.power_relaxed import Relaxed, relax
 from solvers.power_rules import Rule, rule_by_nameplate
+from solvers.power_sampled import sampled_servers
 from solvers.power_scenario import SENSE, YEAR_H, PowerScenario
 from solvers.result import Objective
 
@@ -27,7 +28,9 @@ _STATES = ("limit", "limit after failure")
 _PERCENTILES = (0.5, 0.9, 0.99)
 _SHOWN = 200
 """Nodes that a prediction tells of one by one; of more only the heaviest of those that are alike."""
-_HALVINGS = 50
+_HALVINGS = 40
+_POINTS = 500
+"""Parts of a series that stand for its steps, where these are more and power is normal around each."""
 _RAISES = 12
 
 
@@ -94,7 +97,7 @@ def plan_dict(case: Case, placed: Integers, method: str, rules: Sequence[Rule]) 
     }
 
 
-def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule]) -> dict[str, Any]:
+def prediction(scenario: PowerScenario, placed: Integers, method: str, rules: Sequence[Rule]) -> dict[str, Any]:
     """Return what servers draw, node by node, and what that costs.
 
     Parameters
@@ -103,8 +106,10 @@ def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule])
         The question.
     placed : array of int, shape (racks, workloads)
         Servers in each rack.
+    method : str
+        Rule it was found by.
     rules : sequence of Rule
-        What they were found by.
+        The same as watts.
     """
     case, facility = scenario.case, scenario.facility
     counts = placed.sum(axis=0)
@@ -146,6 +151,7 @@ def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule])
         "loss": dict.fromkeys(case.workloads),
         "nameplate_servers": _alone(case, [rule_by_nameplate(rule) for rule in rules]),
         "rule_servers": _alone(case, rules),
+        **(_sampled(case) if method == "packing" else {}),
         "pue": facility.pue,
         "facility_mean_w": drawn_w,
         "energy_cost_usd_per_year": energy_usd,
@@ -164,6 +170,11 @@ def prediction(scenario: PowerScenario, placed: Integers, rules: Sequence[Rule])
             for place, node in enumerate(nodes.tolist())
         },
     }  # fmt: skip
+
+
+def _sampled(case: Case) -> dict[str, int | None]:
+    low, high = sampled_servers(case) or (None, None)
+    return {"rule_servers_p10": low, "rule_servers_p90": high}
 
 
 def _with_intervals(scenario: PowerScenario, counts: Integers, watts: dict[str, float]) -> dict[str, float]:
@@ -238,6 +249,8 @@ def power_quantiles(case: Case, counts: Integers, limit_w: Array) -> tuple[Array
     for node in range(len(n)):
         series = np.sort(n[node] @ case.typical_w)
         means[node] = series.mean()
+        if deviation[node] > 0 and len(series) > _POINTS:
+            series = np.quantile(series, (np.arange(_POINTS) + 0.5) / _POINTS)
         if deviation[node] == 0:
             at = np.ceil(np.array(_PERCENTILES) * len(series)).astype(int) - 1
             found[node] = series[at]

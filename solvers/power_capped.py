@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.power.breaker import TripCurve
-from perfmodel.power.forecast import PERCENTILES, percentile_w
+from perfmodel.power.forecast import PERCENTILES, YEAR_S, percentile_w
 from perfmodel.power.load import WEEK_S, demands
 from perfmodel.power.simulate import Plant, simulate
 from perfmodel.requests import DAY_S
@@ -44,8 +44,39 @@ def plan_part(scenario: PowerScenario, capped: Capped) -> dict[str, Any]:
     return {"thresholds": list(policy.thresholds), "caps": caps}
 
 
-def prediction_part(scenario: PowerScenario, held: Held, capped: Capped) -> dict[str, Any]:
-    """Return what caps are predicted to do: time, loss, and bounds of brakes and trips."""
+def with_caps(scenario: PowerScenario, held: Held, capped: Capped, said: dict[str, Any]) -> dict[str, Any]:
+    """Return a prediction with what caps do: power of the nodes they hold, time, loss, and bounds of brakes and trips.
+
+    Parameters
+    ----------
+    scenario, held, capped : PowerScenario, Held, Capped
+        The question, nodes that are held, and the policy.
+    said : dict
+        The prediction without caps. Nodes above those that are held keep its power, which is more.
+    """
+    by_node = dict(said["by_node"])
+    found = {key: said[key] for key in said if key.startswith(("peak_", "mean_w", "facility_", "energy_"))}
+    for node, choice in zip(capped.nodes.tolist(), capped.choices, strict=True):
+        name = scenario.case.site.name[node]
+        if name not in by_node or choice.forecast is None:
+            continue
+        limit_w = by_node[name]["limit_w"]
+        told, mean_w = _named("", choice.forecast.percentiles * limit_w), choice.forecast.mean * limit_w
+        above = choice.forecast.brake_s_per_year / YEAR_S
+        by_node[name] = by_node[name] | told | {"share_above_limit": min(above, 1.0)}
+        if node == 0:
+            power = {f"peak_{key}": value for key, value in told.items()} | {"mean_w": mean_w}
+            for key, value in power.items():
+                scale = value / said[key]
+                found |= {key + end: said[key + end] * scale for end in ("", "_p10", "_p90")}
+            for key in ("facility_mean_w", "energy_cost_usd_per_year"):
+                found[key] = None if said[key] is None else said[key] * mean_w / said["mean_w"]
+    above = max(one["share_above_limit"] for one in by_node.values())
+    return said | found | {"share_above_limit": above, "by_node": by_node} | _costs(scenario, held, capped)
+
+
+def _costs(scenario: PowerScenario, held: Held, capped: Capped) -> dict[str, Any]:
+    """Return what caps are predicted to cost: time, loss, and bounds of brakes and trips."""
     found = [(choice.forecast, below) for choice, below in zip(capped.choices, capped.servers, strict=True)]
     capped_s, brakes, trips = 0.0, 0.0, 0.0
     late, servers = np.zeros(len(scenario.case.workloads)), np.zeros(len(scenario.case.workloads))
@@ -59,9 +90,7 @@ def prediction_part(scenario: PowerScenario, held: Held, capped: Capped) -> dict
         brakes += forecast.brake_s_per_year
         trips += forecast.trip_probability_per_year
     loss = late / np.where(servers > 0, servers, 1.0)
-    held_w = float(scenario.case.site.limit_w[capped.nodes[capped.fullest]])
-    fullest = found[capped.fullest][0]
-    return ({} if fullest is None else _named("capped_", fullest.percentiles * held_w)) | {
+    return {
         "capped_s_per_day": capped_s,
         "loss": dict(zip(scenario.case.workloads, loss.tolist(), strict=True)),
         "brake_probability_per_year": min(brakes, 1.0),

@@ -28,7 +28,7 @@ _Path = tuple[str | int, ...]
 HOURS = np.arange(0.0, 24.0, 0.5)
 """Hours of the day at which swings are looked at."""
 MOST_STEPS = 10080
-"""Longer traces are taken in longer steps, each with the highest power within it."""
+"""Longer traces are taken in longer steps, minutes of a week."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,9 @@ def together(draws: Sequence[Draw], risk: float) -> Shared:
 
     Notes
     -----
-    Series are repeated to the longest one, in the longest step of them, of which each has the highest power within it.
-    Beside series a distribution counts with the quantile of its risk at every hour.
+    Series are repeated to the longest one, in the longest step of them. What counts in a step is the highest power
+    within it; typical is the mean, with the rest as noise. Beside series a distribution counts with the quantile of its
+    risk at every hour.
     """
     hours = HOURS if any(draw.diurnal for draw in draws) else np.zeros(1)
     mean = np.stack([draw.mean_at(hours) for draw in draws], axis=1)
@@ -226,11 +227,12 @@ def together(draws: Sequence[Draw], risk: float) -> Shared:
     at_hour = (times / 3600) % 24
     profile = np.empty((len(draws), len(times)))
     typical = np.empty_like(profile)
+    noise = np.array([draw.sigma_w for draw in draws])
     quantile = np.empty(len(draws))
     for number, draw in enumerate(draws):
         if draw.series is not None:
-            own = _peaks(draw.series, step_s)
-            profile[number] = typical[number] = np.resize(own, len(times))
+            peaks, means, noise[number] = _binned(draw.series, step_s)
+            profile[number], typical[number] = np.resize(peaks, len(times)), np.resize(means, len(times))
             ordered = np.sort(draw.series.watts[0])
             quantile[number] = ordered[-1 - exceeded_steps(len(ordered), risk)]
         else:
@@ -238,7 +240,6 @@ def together(draws: Sequence[Draw], risk: float) -> Shared:
             typical[number] = draw.mean_at(at_hour)
             profile[number] = np.minimum(typical[number] + above, draw.max_w)
             quantile[number] = _day_quantile(draw, risk)
-    noise = np.array([0.0 if draw.series is not None else draw.sigma_w for draw in draws])
     return Shared(mean, np.asarray(sigma), profile, np.minimum(quantile, most), typical, noise)
 
 
@@ -253,16 +254,17 @@ def _times(draws: Sequence[Draw], hours: Array) -> tuple[Array, float]:
     return np.arange(max(round(longest / step_s), 1)) * step_s, step_s
 
 
-def _peaks(series: PowerSeries, step_s: float) -> Array:
-    """Return the highest power within each longer step, of all that reach into it [W]."""
+def _binned(series: PowerSeries, step_s: float) -> tuple[Array, Array, float]:
+    """Return the highest power within each longer step, of all that reach into it, the means, and the deviation [W]."""
     watts = series.watts[0]
     begin = np.arange(len(watts)) * series.step_s / step_s
     first = np.floor(begin + 1e-9).astype(int)
     last = np.ceil(begin + series.step_s / step_s - 1e-9).astype(int) - 1
-    found = np.zeros(int(last[-1]) + 1)
-    np.maximum.at(found, first, watts)
-    np.maximum.at(found, last, watts)
-    return found
+    peaks = np.zeros(int(last[-1]) + 1)
+    np.maximum.at(peaks, first, watts)
+    np.maximum.at(peaks, last, watts)
+    means = np.bincount(first, watts) / np.bincount(first)
+    return peaks, means, float(np.sqrt(np.mean((watts - means[first]) ** 2)))
 
 
 def _day_quantile(draw: Draw, risk: float) -> float:

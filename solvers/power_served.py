@@ -25,8 +25,6 @@ _Path = tuple[str | int, ...]
 
 REFERENCE_SERVERS = 40
 """Servers of which a week is synthesised together: what single ones do by chance averages out over so many."""
-STEP_S = 60
-"""Steps of the synthesised week, each with the highest second in it [s]."""
 _DRAWN = 4096
 
 
@@ -50,10 +48,10 @@ class Served:
 
     @cached_property
     def series(self) -> PowerSeries:
-        """Return a week of one of `REFERENCE_SERVERS` servers, the highest second of every step."""
+        """Return the seconds of a week of one of `REFERENCE_SERVERS` servers."""
         pieces = demands([self.load], np.zeros(1, int), np.array([REFERENCE_SERVERS]), round(WEEK_S), self.seed)
         seconds = np.concatenate([piece[:, 0] for piece in pieces]).astype(float) / REFERENCE_SERVERS
-        return PowerSeries(float(STEP_S), seconds.reshape(1, -1, STEP_S).max(axis=2), True)
+        return PowerSeries(1.0, seconds[None], True)
 
 
 def served_by(asked: PowerRequests, machine: Machine, source: Source, at: _Path, base_dir: FilePath) -> Served:

@@ -541,6 +541,23 @@ def test_percentiles_of_a_prediction_are_those_of_the_series(tmp_path: Path) -> 
     assert answer.prediction["share_above_limit"] == np.mean(servers * watts > 260e3)
 
 
+def test_a_trace_is_as_sure_as_its_days_are_alike(tmp_path: Path) -> None:
+    def interval_of(peaks: list[float]) -> tuple[int, int, int]:
+        watts = [peak if step == 24 else 3000.0 for peak in peaks for step in range(48)]
+        rows = "".join(f"{1800 * step},{power}\n" for step, power in enumerate(watts))
+        (tmp_path / "x.csv").write_text("time_s,power_w\n" + rows)
+        workloads = [{"name": "a", "server": "dgx-a100", "trace": "x.csv"}]
+        policy = {"method": "packing", "risk": 0}
+        answer = plan(load_power(Source("s", {"kind": "power", "facility": "polca-row", "workloads": workloads,
+                                              "policy": policy}), tmp_path))  # fmt: skip
+        assert answer.prediction is not None
+        return tuple(answer.prediction[f"rule_servers{end}"] for end in ("", "_p10", "_p90"))  # type: ignore[return-value]
+
+    assert interval_of([5000.0] * 7) == (52, 52, 52)
+    # one day is higher: it is among seven drawn with 1 - (6/7)^7 = 66 %, in halves with 1 - (13/14)^14 = 65 %
+    assert interval_of([5000.0] * 6 + [6000.0]) == (43, 43, 52)
+
+
 # --- examples ------------------------------------------------------------------------------------------------------
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

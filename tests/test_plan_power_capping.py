@@ -71,7 +71,8 @@ def test_the_simulation_shows_what_was_predicted(polca: tuple[PowerScenario, Res
         assert seen["loss"][name] == pytest.approx(loss, rel=0.15, abs=5e-4)
     for name in ("p50_w", "p90_w", "p99_w"):
         assert seen[name] == pytest.approx(seen["predicted_" + name], abs=0.015 * 260e3)
-        assert answer.prediction["capped_" + name] == seen["predicted_" + name]
+        assert answer.prediction["peak_" + name] == seen["predicted_" + name]
+        assert answer.prediction["by_node"]["row"][name] == seen["predicted_" + name]
     assert seen["capped_s_per_day"] == pytest.approx(answer.prediction["capped_s_per_day"], abs=0.08 * 86400)
 
 

@@ -73,6 +73,8 @@ class Forecast:
         Time of requests over that without caps, less 1, weighted with power above idle [1].
     percentiles : array, shape of `PERCENTILES`
         Power over the limit, of single seconds [1].
+    mean : float
+        Mean power over the limit [1].
     brake_s_per_year : float
         Expected time above the limit in a year, at most; a bound of the probability of a brake [s].
     trip_probability_per_year : float
@@ -82,6 +84,7 @@ class Forecast:
     share: Array
     loss: Array
     percentiles: Array
+    mean: float
     brake_s_per_year: float
     trip_probability_per_year: float
 
@@ -185,7 +188,8 @@ def forecast(
         for load in (1.0, opens)
     )
     percentiles = quantiles(states.mean, states.deviation, chance, PERCENTILES)
-    return Forecast(chance.mean(axis=1), loss, percentiles, above_s, min(opening_s, 1.0))
+    mean = float((chance * states.mean).sum(axis=0).mean())
+    return Forecast(chance.mean(axis=1), loss, percentiles, mean, above_s, min(opening_s, 1.0))
 
 
 def late(moments: Sequence[Moments], pools: Pools, clocks: Array, chance: Array) -> Array:

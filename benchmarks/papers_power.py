@@ -1,0 +1,164 @@
+"""What papers on power claim, beside what the models predict: a table of docs/papers.md.
+
+    python benchmarks/papers_power.py
+
+Reads ``papers/claims.csv`` below PERFMODEL_DATA (default ../shared/data). What a paper does not state is swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims import Answer, line, listed, read, show, swept
+
+from hardware.catalogue import read_file, resolve_cluster
+from perfmodel.architecture import load_architecture
+from perfmodel.power import node_power_w, throttle_of
+from perfmodel.power.capping import time_ratio
+from perfmodel.power.load import demands
+from perfmodel.power.served import ServerLaw, server_law
+from perfmodel.power.throttle import dynamic_share, relative_clock
+from perfmodel.serving.engine import engines
+from perfmodel.serving.law import Demand
+from perfmodel.serving.server import server
+from perfmodel.serving.step import Deployment
+from solvers.power_scenario import PowerScenario, load_power
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+BUDGET_W, SERVERS, LATENCY_S = 260e3, 40, 40
+"""Of the row that POLCA describes, and of its cap."""
+LOADS, BURSTS = (0.35, 0.5, 0.65, 0.8), (0.25, 1.0)
+"""Peak loads of the servers, and variances of the bursts over those of the hour of Azure's conversations."""
+PROMPTS, ANSWERS = (512, 1155, 2048, 4096), (64, 211, 512)
+LOWEST = 1110 / 1410
+"""Lowest clock that POLCA sets over the highest [1]."""
+WEEK_S = 7 * 86400
+
+
+# --- POLCA (arXiv 2308.12908) ----------------------------------------------------------------------------------------
+
+
+def row(peak_load: float, bursts: float) -> PowerScenario:
+    """Return the example of a row like POLCA's with another load and other bursts."""
+    source = read_file(EXAMPLES / "power-polca-row.yaml")
+    data = {**source.data, "workloads": []}
+    for workload in source.data["workloads"]:
+        asked: dict[str, Any] = dict(workload["requests"])
+        # the example has a quarter of the hour's variance
+        variances = [4 * bursts * variance for variance in asked["bursts"]["variances"]]
+        asked |= {"peak_load": peak_load, "bursts": {**asked["bursts"], "variances": variances}}
+        data["workloads"].append({**workload, "requests": asked})
+    return load_power(replace(source, data=data), EXAMPLES)
+
+
+def week_w(scenario: PowerScenario) -> np.ndarray[Any, Any]:
+    """Return a synthesised week of the whole row, in seconds [W]."""
+    served = [draw.served for draw in scenario.draws]
+    loads = [one.load for one in served if one is not None]
+    pools, each = np.arange(len(loads)), np.full(len(loads), SERVERS // len(loads))
+    return np.concatenate([piece.sum(axis=1) for piece in demands(loads, pools, each, WEEK_S, 1)])
+
+
+def rise_w(watts: np.ndarray[Any, Any], latency_s: int) -> float:
+    """Return the largest rise within so many seconds [W]."""
+    windows = np.lib.stride_tricks.sliding_window_view(watts, latency_s + 1)
+    return max(float((part.max(axis=1) - part[:, 0]).max()) for part in np.array_split(windows, 64))
+
+
+def load_of_a_row() -> dict[str, Answer]:
+    """Sweep a row's load and bursts: its peak and its rise."""
+    peaks, rises = [], []
+    for peak_load, bursts in product(LOADS, BURSTS):
+        watts = week_w(row(peak_load, bursts))
+        peaks.append(100 * float(watts.max()) / BUDGET_W)
+        rises.append(100 * rise_w(watts, LATENCY_S) / BUDGET_W)
+    inputs = (
+        f"40 DGX A100 with Llama-2-70B at a peak load of {listed(LOADS)}; lengths of Azure's hour of conversations, "
+        f"its variance of bursts x {listed(BURSTS)}; one synthesised week"
+    )
+    return {"polca-05": swept(peaks, inputs), "polca-07": swept(rises, inputs)}
+
+
+def training_peak() -> Answer:
+    """Return what a node draws with all accelerators at their limits, of its rating."""
+    machine = resolve_cluster("dgx-a100", Path(), 1)
+    boards_w = machine.accelerator.power.limit * machine.node.accelerators.count
+    assert machine.node.power is not None and machine.node.power.limit is not None
+    share = 100 * float(node_power_w(machine.node, boards_w)) / machine.node.power.limit
+    return swept([share], "a DGX A100 with all accelerators at 400 W, over its rating of 6.5 kW")
+
+
+@lru_cache
+def law(model: str, tp: int, prompt: int, answer: int) -> ServerLaw:
+    """Return a DGX A100 that serves a model."""
+    machine = resolve_cluster("dgx-a100", Path(), 1)
+    found = server(
+        load_architecture(model, Path()), machine, engines()["vllm"], precision_weights="fp16", precision_kv=None
+    )
+    return server_law(found, Deployment(tp=tp), Demand(float(prompt), float(answer)))
+
+
+def clock_for(saving: float) -> float:
+    """Return the clock at which an A100 at its limit draws so much less [1]."""
+    throttle = throttle_of(resolve_cluster("dgx-a100", Path(), 1).accelerator)
+    return float(relative_clock(1.0 - saving / (1.0 - throttle.static), throttle.voltage_floor))
+
+
+def slowdown(model: str, tp: int, prompt: int, answer: int, clock: float) -> float:
+    """Return the time of a request alone at a clock over that at the highest, less 1."""
+    served = law(model, tp, prompt, answer)
+    prompt_s = float(served.prompt_time_s(prompt))
+    decode_s = (answer - 1) * float(served.step_s[1])
+    slower = prompt_s * time_ratio(clock, served.prompt_share) + decode_s * time_ratio(clock, served.decode_share)
+    return float(slower) / (prompt_s + decode_s) - 1.0
+
+
+def saving_within(model: str, tp: int, prompt: int, answer: int, loss: float) -> float:
+    """Return what the lowest clock down to 1110 MHz that makes a request no more than so much longer saves [%]."""
+    clocks = [float(clock) for clock in np.linspace(1.0, LOWEST, 41)]
+    lowest = min(clock for clock in clocks if slowdown(model, tp, prompt, answer, clock) <= loss)
+    throttle = throttle_of(resolve_cluster("dgx-a100", Path(), 1).accelerator)
+    return 100 * (1.0 - throttle.static) * (1.0 - float(dynamic_share(lowest, throttle.voltage_floor)))
+
+
+def frequency_lock() -> dict[str, Answer]:
+    """Predict what a lower clock takes off the peak of power, and what it costs."""
+    sizes = f"prompts of {listed(PROMPTS)}, answers of {listed(ANSWERS)} tokens, one request at a time"
+    models = (("gpt-neox-20b", 2), ("llama-2-70b", 8), ("bloom-176b", 8))
+    savings = [saving_within(*model, *size, 0.07) for model in models for size in product(PROMPTS, ANSWERS)]
+    free = [saving_within("gpt-neox-20b", 2, *size, 0.01) for size in product(PROMPTS, ANSWERS)]
+    bloom = [100 * slowdown("bloom-176b", 8, *size, clock_for(0.13)) for size in product(PROMPTS, ANSWERS)]
+    training = 100 * (1.0 / clock_for(0.2) - 1.0)
+    return {
+        "polca-09": swept(
+            savings, f"GPT-NeoX-20B, Llama-2-70B, BLOOM-176B on A100, 1410 to 1110 MHz, within 7 % longer; {sizes}"
+        ),
+        "polca-10": swept(free, f"1410 to 1110 MHz, within 1 % longer; {sizes}"),
+        "polca-11": swept(bloom, f"the clock that takes 13 % off an A100 at its limit; {sizes}"),
+        "polca-12": swept([training], "the clock that takes 20 % off an A100 at its limit; all time follows the clock"),
+    }
+
+
+def lines(claims: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the claims about power."""
+    known = load_of_a_row() | frequency_lock() | {"polca-06": training_peak()}
+    missing = {"polca-08": "power within a training step"}
+    for claim in claims:
+        name = claim["claim_id"]
+        if name.startswith("polca-"):
+            yield line(claim, known.get(name), missing.get(name, ""))
+
+
+def main() -> None:
+    """Print the table."""
+    show(lines(read()))
+
+
+if __name__ == "__main__":
+    main()
