@@ -14,7 +14,7 @@ from solvers.fleet_infeasible import beyond_limits, unserved
 from solvers.fleet_model import Fleet, build
 from solvers.fleet_others import alternatives
 from solvers.fleet_scenario import FleetScenario
-from solvers.fleet_search import cheapest
+from solvers.fleet_search import cheapest, undominated
 from solvers.fleet_today import given_fleet
 from solvers.result import Result
 
@@ -55,7 +55,7 @@ def plan(
     found = cheapest(case, gap, began + limit_s)
     if found.infeasible:
         return _infeasible(scenario, beyond_limits(case, time_limit_s=limit_s), began)
-    relaxed_model = build(case, relaxed=True)
+    relaxed_model = build(undominated(case), relaxed=True)
     relaxed = relaxed_model.solve(time_limit_s=limit_s)
     bounds = [bound for bound in (found.bound, relaxed.objective) if bound is not None]
     if found.fleet is None:

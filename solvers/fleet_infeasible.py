@@ -96,6 +96,9 @@ def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float |
     of proportions.
     """
     there = limits(case)
+    others: list[dict[str, Any]] = []
+    if case.lost and build(replace(case, lost=0), routed=routed).solve(time_limit_s=time_limit_s).objective is not None:
+        others.append(_because("headroom.lost_instances of 0 would do too", {"needed": 0}))
     alone: list[tuple[float, Limit, float]] = []
     for limit in there:
         needed = _raised(case, (limit,), routed, time_limit_s)
@@ -106,7 +109,7 @@ def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float |
         _, smallest, excess = alone[0]
         changes = [_change(smallest.name(case), smallest.value, smallest.value + excess, smallest.unit)]
         reason = f"{smallest.name(case)} leaves too little for the requests"
-        others = [
+        others += [
             _because(f"raising {limit.name(case)} alone would do too", {"needed": limit.value + excess})
             for _, limit, excess in alone[1:]
         ]
@@ -124,7 +127,8 @@ def beyond_limits(case: Case, routed: Array | None = None, time_limit_s: float |
         for limit, excess in together.items()
         if excess > 0
     ]
-    return [_because(f"{', '.join(names)} together leave too little for the requests; none of them alone")], changes
+    reason = f"{', '.join(names)} together leave too little for the requests; none of them alone"
+    return [_because(reason), *others], changes
 
 
 def _raised(

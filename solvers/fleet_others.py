@@ -14,6 +14,7 @@ from solvers.backend import Solution
 from solvers.fleet_balance import balanced
 from solvers.fleet_case import Case
 from solvers.fleet_model import Fleet, Model, build
+from solvers.fleet_search import undominated
 
 _NEAR = 1e-3
 """Gap to which other fleets are found [1]."""
@@ -135,6 +136,7 @@ def alternatives(case: Case, best: Fleet, top: int, until: float) -> list[Fleet]
     until : float
         When to stop looking, as of `time.perf_counter` [s].
     """
+    case = undominated(case)
     others = single_kind(case, until)[:1] + single_purchase(case, until)
     if case.periods == 1:
         others += next_counts(case, best, top, until)

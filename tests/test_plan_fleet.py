@@ -168,6 +168,16 @@ def test_a_failure_is_carried_by_another_kind_too() -> None:
     assert result.prediction["utilisation_after_loss"] == pytest.approx({"a": 13 / 15, "b": 0.65})
 
 
+def test_a_spare_that_there_is_no_room_for_is_named() -> None:
+    kinds = [offer("a", 1.0, [1.0], max=2), offer("b", 3.0, [0.0], max=2)]
+    parts = {"accelerators": kinds, "workload": {"classes": classes(1.5)}}
+    result = plan(scenario(**parts, headroom={"lost_instances": 1}))
+    assert result.status == "infeasible"
+    assert [(one["constraint"], one["needed"]) for one in result.relaxation] == [("max[a]", 3)]
+    assert "headroom.lost_instances of 0 would do too" in [one["reason"] for one in result.why_not]
+    assert plan(scenario(**parts)).status == "optimal"
+
+
 def test_without_time_each_kind_carries_its_own_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_search, "SEARCHED", 0.0)
     kinds = [offer(name, price, rates) for name, price, rates in zip("abc", (4, 1, 2), RATES_OF_THREE, strict=True)]
