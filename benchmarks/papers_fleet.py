@@ -18,6 +18,7 @@ from typing import Any
 
 from claims import Answer, line, read, show, swept
 
+from hardware.catalogue import resolve_cluster
 from hardware.yaml_source import Source
 from solvers.fleet_case import Case
 from solvers.fleet_others import single_kind
@@ -140,6 +141,14 @@ def cached_examples() -> dict[str, Answer]:
     }
 
 
+def loading() -> str:
+    """Return how much sooner weights are there from another node than from disk, which bounds what scaling gains."""
+    node = resolve_cluster("dgx-h100", Path(), 1).node
+    disk = next(tier.read * tier.count for tier in node.tiers if tier.name == "nvme")
+    gain = node.nics.count * node.nics.bandwidth / disk
+    return f"weights alone come {gain:.0f} x sooner from another node of H100 than from disk"
+
+
 NOT_PREDICTED = {
     "burstgpt-01": "nothing; a property of the trace",
     "burstgpt-02": "nothing; a property of the trace",
@@ -167,7 +176,8 @@ def lines(claims: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
     for claim in claims:
         name = claim["claim_id"]
         if claim["planner"] == "fleet" and name not in ELSEWHERE:
-            yield line(claim, answers.get(name), NOT_PREDICTED.get(name) or LACKING.get(claim["system"], ""))
+            missing = NOT_PREDICTED.get(name) or LACKING.get(claim["system"], "")
+            yield line(claim, answers.get(name), missing, loading() if name == "elasticmoe-01" else "")
 
 
 def main() -> None:
