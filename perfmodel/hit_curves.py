@@ -39,6 +39,8 @@ class HitCurve:
         Blocks found by a cache of as many blocks as the index: those after found ones only, or all.
     prefix_hit_tokens_by_depth, any_hit_tokens_by_depth : array, shape (DEPTHS, distinct + 1)
         Tokens of both, by the part of the prompt that they are in.
+    prefix_hit_shares, prefix_hit_squares : array, shape (distinct + 1,)
+        Sums over requests of the share of their tokens in blocks found after found ones, and of its square.
     reuse_bins : array, shape (bins,)
         Uses of a block again by the number of accesses since its last, on a scale of `_PER_OCTAVE` bins an octave.
     first_uses, last_uses : array, shape (bins,)
@@ -53,6 +55,8 @@ class HitCurve:
     any_hits: Integers
     prefix_hit_tokens_by_depth: Array
     any_hit_tokens_by_depth: Array
+    prefix_hit_shares: Array
+    prefix_hit_squares: Array
     reuse_bins: Array
     first_uses: Array
     last_uses: Array
@@ -87,6 +91,12 @@ class HitCurve:
         found = self.any_hit_tokens_by_depth if anywhere else self.prefix_hit_tokens_by_depth
         return np.asarray(found[:, self._place(capacity_blocks)] / self.tokens)
 
+    def hit_variance(self, capacity_blocks: float) -> float:
+        """Return the variance over requests of the share of their tokens found after found ones [1]."""
+        place = self._place(capacity_blocks)
+        mean = float(self.prefix_hit_shares[place]) / self.requests
+        return max(float(self.prefix_hit_squares[place]) / self.requests - mean * mean, 0.0)
+
     def _place(self, capacity_blocks: ArrayLike) -> Integers:
         return np.asarray(np.clip(np.floor(np.asarray(capacity_blocks, float)), 0, self.distinct), np.int64)
 
@@ -117,6 +127,7 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
     requests = tokens = 0
     prefix, anywhere = _Histogram(), _Histogram()
     prefix_tokens, any_tokens = ([_Histogram() for _ in range(DEPTHS)] for _ in range(2))
+    shares, squares = _Histogram(), _Histogram()
     reuse, first = _Histogram(), _Histogram()
     for piece in trace:
         requests += len(piece.prompt_tokens)
@@ -136,6 +147,11 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
             depth = np.minimum(DEPTHS * (place * block_tokens + held / 2) / length, DEPTHS - 1).astype(np.int64)
             prefix.add(worst[worst > 0])
             anywhere.add(distance[distance > 0])
+            # found blocks follow found ones: with those before it a block adds h^2 + 2 h (tokens before) to the square
+            after = worst > 0
+            share, before_it = held[after] / length[after], (place[after] * block_tokens) / length[after]
+            shares.add(worst[after], share)
+            squares.add(worst[after], share * (share + 2 * before_it))
             for part in range(DEPTHS):
                 here = depth == part
                 for found, least in ((prefix_tokens, worst), (any_tokens, distance)):
@@ -157,6 +173,8 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
         anywhere.cumulated(distinct + 1).astype(np.int64),
         np.array([part.cumulated(distinct + 1) for part in prefix_tokens]),
         np.array([part.cumulated(distinct + 1) for part in any_tokens]),
+        shares.cumulated(distinct + 1),
+        squares.cumulated(distinct + 1),
         reuse.counts(width),
         first.counts(width),
         ends.counts(width),
@@ -166,7 +184,7 @@ def replay(trace: Iterable[BlockAccesses], block_tokens: int) -> HitCurve:
 def stated(hit_ratio: float, blocks: int, block_tokens: int) -> HitCurve:
     """Return the curve of a stated hit ratio, reached by a cache of so many blocks that are asked for alike.
 
-    A smaller cache finds in proportion; times between uses are not known.
+    A smaller cache finds in proportion; prompts are found whole or not at all; times between uses are not known.
 
     Parameters
     ----------
@@ -180,8 +198,9 @@ def stated(hit_ratio: float, blocks: int, block_tokens: int) -> HitCurve:
     share = np.arange(blocks + 1) / blocks
     hits = np.round(hit_ratio * accesses * share).astype(np.int64)
     tokens = np.tile(hit_ratio * accesses * block_tokens * share / DEPTHS, (DEPTHS, 1))
-    none = np.zeros(0)
-    return HitCurve(accesses, accesses, accesses * block_tokens, blocks, hits, hits, tokens, tokens, none, none, none)
+    none, all_of = np.zeros(0), hit_ratio * accesses * share
+    tokens_in = accesses * block_tokens
+    return HitCurve(accesses, accesses, tokens_in, blocks, hits, hits, tokens, tokens, all_of, all_of, none, none, none)
 
 
 def che_hit_ratio(rates: ArrayLike, capacity_blocks: float) -> float:

@@ -52,6 +52,10 @@ class Prefixes:
         """Return the share of all tokens that a cache finds in each part of prompts, shape (DEPTHS,) [1]."""
         return self.curve.hit_token_ratios(blocks, anywhere=self.anywhere)
 
+    def variance(self, blocks: float) -> float:
+        """Return the variance over requests of the share of their tokens that a cache finds, as prefixes [1]."""
+        return self.curve.hit_variance(blocks)
+
     def lines(self, depth: int, low: float, high: float) -> tuple[Line, ...]:
         """Return lines whose least is nowhere below what caches from `low` to `high` blocks find in a part."""
         top = min(int(high), self.curve.distinct)

@@ -78,8 +78,9 @@ class Block:
         if self.asked.rate is None:
             return phases
         both = phases["prefill"], phases["decode"], self.asked.rate
-        between = float(token_time(*both, self.asked.generated))
-        return {"prefill": float(first_token_time(*both)), "decode": between}
+        variance = prompt_variance(self.asked, self.kernels)
+        between = float(token_time(*both, self.asked.generated, variance))
+        return {"prefill": float(first_token_time(*both, variance)), "decode": between}
 
     @property
     def time_s(self) -> float:
@@ -101,6 +102,15 @@ class Block:
 def steps_of(asked: Offload) -> dict[str, float]:
     """Return how often each phase comes in the time of a block."""
     return {"prefill": asked.sequences / np.prod(asked.prompts), "decode": asked.generated - 1.0}
+
+
+def prompt_variance(asked: Offload, kernels: Kernels) -> float:
+    """Return the variance of the time of a prompt, for what is found of each by a cache in all tiers [s^2]."""
+    if asked.prefixes is None:
+        return 0.0
+    most = max(prefix_blocks(asked, tier, room) for tier, (room, _) in memory_rows(asked).items())
+    spared = (1 - asked.prefixes.recomputed) * sum(kernels.spared_s)
+    return spared * spared * asked.prefixes.variance(most)
 
 
 def least_times(asked: Offload, kernels: Kernels) -> dict[str, float]:
@@ -201,7 +211,8 @@ def _problem(asked: Offload, kernels: Kernels, limits: Mapping[str, float], cach
     times = resource_times(asked, kernels)
     unit = {phase: times[phase][ACCELERATORS][0] for phase in PHASES}
     spent = {phase: problem.add_variable(phase, 0) for phase in PHASES}
-    rows = {f"limit {name}": row for name, row in limit_rows(asked, limits, spent, unit).items()}
+    variance = prompt_variance(asked, kernels)
+    rows = {f"limit {name}": row for name, row in limit_rows(asked, limits, spent, unit, variance).items()}
     for name, row in rows.items():
         problem += row, name
     for phase in PHASES:
@@ -289,7 +300,11 @@ def least_cost(asked: Offload, kernels: Kernels, limits: Mapping[str, float], co
 
 
 def limit_rows(
-    asked: Offload, limits: Mapping[str, float], spent: Mapping[str, Any], unit: Mapping[str, float]
+    asked: Offload,
+    limits: Mapping[str, float],
+    spent: Mapping[str, Any],
+    unit: Mapping[str, float],
+    variance_s2: float = 0.0,
 ) -> dict[str, Any]:
     """Return what keeps a block within limits, and with arrivals within what it can answer.
 
@@ -301,6 +316,8 @@ def limit_rows(
         Time of each phase, in its unit.
     unit : mapping of str to float
         Units of time [s].
+    variance_s2 : float
+        Of the time of a prompt [s^2].
 
     Notes
     -----
@@ -320,11 +337,11 @@ def limit_rows(
     # what runs, and the time between tokens, each over its limit: gaps t + ahead over gaps (1 - rate p)
     longest = {"rate": most / rate} | ({"decode": gaps * limits["decode"]} if "decode" in limits else {})
     for name, limit in longest.items():
-        for number, (slope, value) in enumerate(ahead_tangents(rate)):
+        for number, (slope, value) in enumerate(ahead_tangents(rate, variance_s2)):
             row = (gaps / limit) * token + (slope / limit + rate) * prompt <= 1 - value / limit
             rows[f"{name} {number}"] = row
     if "prefill" in limits:
-        for number, (slope, value) in enumerate(first_token_tangents(rate)):
+        for number, (slope, value) in enumerate(first_token_tangents(rate, variance_s2)):
             most = limits["prefill"]
             row = (slope / most) * prompt + (0.5 / most) * token <= 1 - value / most
             rows[f"prefill {number}"] = row

@@ -63,6 +63,34 @@ def test_replay_counts_what_a_simulated_cache_finds(monkeypatch, batch, unique):
         assert curve.prefix_hit_token_ratio(capacity) == prefix / total, capacity
 
 
+def test_shares_of_requests_vary_as_simulated():
+    """Mean and variance over requests of the share of a prompt that is found, its last block not full."""
+    random = np.random.default_rng(4)
+    prompts, lengths = [], []
+    for _ in range(80):
+        node, prompt = 0, []
+        for _ in range(random.integers(1, 7)):
+            node = 3 * node + int(random.integers(1, 3))
+            prompt.append(node)
+        prompts.append(prompt)
+        lengths.append(16 * len(prompt) - int(random.integers(0, 16)))
+    curve = replay([accesses(prompts, 16, lengths)], 16)
+    for capacity in (2, 5, 11, curve.distinct):
+        cache: OrderedDict[int, None] = OrderedDict()
+        shares = []
+        for prompt, tokens in zip(prompts, lengths, strict=True):
+            hits = [block in cache for block in prompt]
+            found = hits.index(False) if False in hits else len(hits)
+            shares.append(min(16 * found, tokens) / tokens)
+            for block in prompt:
+                cache[block] = None
+                cache.move_to_end(block)
+                if len(cache) > capacity:
+                    cache.popitem(last=False)
+        assert curve.prefix_hit_shares[capacity] == pytest.approx(sum(shares))
+        assert curve.hit_variance(capacity) == pytest.approx(np.var(shares))
+
+
 def test_the_last_block_of_a_prompt_holds_what_is_left():
     curve = replay([accesses([[1, 2], [1, 2]], 16, [20, 20])], 16)
     assert curve.prefix_hit_token_ratio(2) == 0.5

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from hardware.faults import InputError
 from hardware.yaml_source import read_yaml
-from perfmodel.kv_arrivals import first_token_tangents, first_token_time, running, token_time
+from perfmodel.kv_arrivals import ahead_tangents, first_token_tangents, first_token_time, running, token_time
 from perfmodel.offload import memory_rows
 from solvers.kv import plan, predict
 from solvers.kv_scenario import load_kv
@@ -45,16 +45,20 @@ def asked(text, folder=EXAMPLES):
     return load_kv(read_yaml(text, "x.yaml"), folder)
 
 
-def simulated(rate, prompt_s, token_s, generated, count, seed):
-    """Serve requests one event after another: a waiting prompt first, else a token of all that run."""
+def simulated(rate, prompt_s, token_s, generated, count, seed, found=0.0):
+    """Serve requests one event after another: a waiting prompt first, else a token of all that run.
+
+    A share of the prompts is found whole and takes no time.
+    """
     random = np.random.default_rng(seed)
+    prompts = np.where(random.random(count) < found, 0.0, prompt_s)
     arrivals = np.cumsum(random.exponential(1 / rate, count))
     first, last = np.zeros(count), np.zeros(count)
     left: dict[int, int] = {}
     now, place = 0.0, 0
     while place < count or left:
         if place < count and arrivals[place] <= now:
-            now += prompt_s
+            now += prompts[place]
             first[place] = now
             left[place] = generated - 1
             place += 1
@@ -80,13 +84,28 @@ def test_arrivals_against_a_simulation():
     assert rate * 59 * float(token_time(prompt_s, token_s, rate, 60)) == pytest.approx(running_s, rel=0.06)
 
 
+def test_prompts_that_are_found_and_not():
+    rate, whole_s, token_s, found = 3.0, 0.35, 0.02, 0.4
+    ttft, between, _ = simulated(rate, whole_s, token_s, 60, 6000, 5, found)
+    prompt_s, variance = (1 - found) * whole_s, found * (1 - found) * whole_s**2
+    assert float(first_token_time(prompt_s, token_s, rate, variance)) == pytest.approx(ttft, rel=0.08)
+    assert float(first_token_time(prompt_s, token_s, rate)) < 0.85 * ttft
+    assert float(token_time(prompt_s, token_s, rate, 60, variance)) == pytest.approx(between, rel=0.08)
+
+
 def test_tangents_lie_below_and_close():
     rate = 3.0
-    prompts = np.linspace(0, 0.99 / rate, 5000)
-    true = first_token_time(prompts, 0.0, rate)
-    lines = np.max([slope * prompts + value for slope, value in first_token_tangents(rate)], axis=0)
-    assert np.all(lines <= true * (1 + 1e-9) + 1e-15)
-    assert np.all(lines >= true * (1 - 2.5e-3))
+    prompts = np.linspace(1e-4, 0.99 / rate, 5000)
+    for variance in (0.0, 0.01):
+        true = first_token_time(prompts, 0.0, rate, variance)
+        lines = np.max([slope * prompts + value for slope, value in first_token_tangents(rate, variance)], axis=0)
+        assert np.all(lines <= true * (1 + 1e-9) + 1e-15)
+        assert np.all(lines >= true * (1 - 2.5e-3))
+        free = 1 - rate * prompts
+        ahead = prompts * (rate * prompts + rate**2 * (prompts**2 + variance) / (2 * free))
+        lines = np.max([slope * prompts + value for slope, value in ahead_tangents(rate, variance)], axis=0)
+        assert np.all(lines <= ahead * (1 + 1e-9) + 1e-12)
+        assert np.all(lines >= ahead * 0.95 - 1e-4)
     most = np.arange(1, 200)
     np.testing.assert_allclose(running(most) + 2 * np.sqrt(running(most)), most)
 
