@@ -265,3 +265,21 @@ def test_tabulated_gains_of_halves_are_met(serving):
     assert len(found) >= 50 and min(found.values()) >= 1.0
     near = [abs(value / points[name] - 1) <= 0.1 for name, value in found.items()]
     assert np.mean(near) >= 0.75
+
+
+@pytest.mark.slow
+def test_claims_about_power_have_one_line_each(claimed):
+    if not CLAIMS.is_file():
+        pytest.skip(f"no {CLAIMS}: set PERFMODEL_DATA")
+    with CLAIMS.open(encoding="utf-8", newline="") as file:
+        claims = list(csv.DictReader(file))
+    found = {line["claim_id"]: line["answer"] for line in benchmark("papers_power").lines(claims)}
+    assert {row["claim_id"] for row in claims if row["system"] == "POLCA"} == set(found)
+    for answer in filter(None, found.values()):
+        assert 0 <= answer.low <= answer.value <= answer.high < math.inf
+    # a fifth off the power of a board of which a share does not follow the clock, with the cube of the clock
+    from hardware.catalogue import find
+    from perfmodel.power import throttle_of
+
+    static = throttle_of(find("accelerator", "a100-80gb-sxm")).static
+    assert found["polca-12"].value == pytest.approx(100 * ((1 - 0.2 / (1 - static)) ** (-1 / 3) - 1))
