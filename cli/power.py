@@ -127,7 +127,11 @@ def _shown(result: "Result", top: int) -> "RenderableType":
 
 
 def _brief(plan: "Mapping[str, Any]") -> "dict[str, Any]":
-    return {key: value for key, value in plan.items() if key != "by_node" and value is not None}
+    brief = {key: value for key, value in plan.items() if key != "by_node" and value is not None}
+    if "caps" in brief:
+        clocks = {name: [f"{clock / 1e6:.0f}" for clock in cap["clock_hz"]] for name, cap in brief["caps"].items()}
+        brief["caps"] = {name: ", ".join(each) + " MHz" for name, each in clocks.items()}
+    return brief
 
 
 _NODES = 12

@@ -351,9 +351,10 @@ def predict(scenario: PowerScenario, *, simulate: Simulated | None = None) -> Re
             **common(scenario),
         )
     value = float(case.value @ given.placed.sum(axis=0))
+    rules = rules_of(case, given.method)
     told, said = (
-        plan_dict(case, given.placed, given.method, given.rules),
-        prediction(scenario, given.placed, given.method, given.rules),
+        plan_dict(case, given.placed, given.method, rules),
+        prediction(scenario, given.placed, given.method, rules),
     )
     bound = binding(asked.case, given.placed, given.rules)
     if held is not None and capped is not None:

@@ -40,7 +40,7 @@ def plan_part(scenario: PowerScenario, capped: Capped) -> dict[str, Any]:
     if policy is None:
         return {}
     clocks = policy.clocks[1:] * capped.asking.highest_clock
-    caps = {name: clocks[:, number].tolist() for number, name in enumerate(scenario.case.workloads)}
+    caps = {name: {"clock_hz": clocks[:, number].tolist()} for number, name in enumerate(scenario.case.workloads)}
     return {"thresholds": list(policy.thresholds), "caps": caps}
 
 

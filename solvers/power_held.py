@@ -298,7 +298,7 @@ def policy_of(scenario: PowerScenario, held: Held, placed: Integers) -> Capped:
     first = asking.of(int(held.nodes[fullest]), servers[fullest])
     given = scenario.question.plan
     if given is not None and given.thresholds is not None and given.caps is not None:
-        clocks = np.array([given.caps[name] for name in case.workloads], float).T / asking.highest_clock
+        clocks = np.array([given.caps[name].clock_hz for name in case.workloads], float).T / asking.highest_clock
         policy = asking.policy(given.thresholds, clocks)
     else:
         best = choose(first)

@@ -165,6 +165,13 @@ class PowerPolicy(_Strict):
     """Probability of a brake within a year, at most, at each node that caps hold."""
 
 
+class Caps(_Strict):
+    """What servers of a workload are held to."""
+
+    clock_hz: tuple[Hertz, ...]
+    """Highest clock above each threshold, such as 1275 MHz."""
+
+
 class PowerPlan(_Strict):
     """Servers of each workload, and where they stand."""
 
@@ -179,8 +186,8 @@ class PowerPlan(_Strict):
     """Rule to hold it against; the first of the policy's that allows it if left out."""
     rule: Method | None = None
     """What it was found by, method or nameplate; for the reader."""
-    caps: dict[str, tuple[Hertz, ...]] | None = None
-    """Clocks of each workload above each threshold."""
+    caps: dict[str, Caps] | None = None
+    """What each workload is held to."""
     thresholds: tuple[NotNegative, ...] | None = None
     """Shares of a limit above which caps are set."""
 

@@ -239,8 +239,8 @@ def _cap_faults(question: PowerQuestion) -> list[tuple[_Path, str]]:
     if not plan.thresholds or list(plan.thresholds) != sorted(plan.thresholds):
         found.append((("thresholds",), "should ascend, and hold one at least"))
     for workload in question.workloads:
-        clocks = plan.caps.get(workload.name)
-        if clocks is None or len(clocks) != len(plan.thresholds):
+        caps = plan.caps.get(workload.name)
+        if caps is None or len(caps.clock_hz) != len(plan.thresholds):
             found.append((("caps",), f"should hold a clock of {workload.name} for each threshold"))
     return found
 

@@ -81,7 +81,7 @@ def test_caps_name_clocks_of_the_actuator(polca: tuple[PowerScenario, Result]) -
     assert answer.plan is not None
     caps = answer.plan["caps"]
     assert list(caps) == ["chat", "batch"]
-    for clocks in caps.values():
+    for clocks in (cap["clock_hz"] for cap in caps.values()):
         assert len(clocks) == len(answer.plan["thresholds"])
         assert all(1110e6 * (1 - 1e-9) <= clock <= 1410e6 * (1 + 1e-9) for clock in clocks)
         assert clocks == sorted(clocks, reverse=True)
@@ -129,7 +129,14 @@ def test_caps_never_allow_fewer_servers_and_say_when_none_are_set() -> None:
 
 
 def test_work_that_waits_for_memory_loses_less() -> None:
-    plans = [{"servers": 44, "thresholds": [0.7, 0.8, 0.8], "caps": {"high": [1.4e9] * 3, "low": [1.3e9] * 3}}]
+    clocks = {"high": 1.4e9, "low": 1.3e9}
+    plans = [
+        {
+            "servers": 44,
+            "thresholds": [0.7, 0.8, 0.8],
+            "caps": {name: {"clock_hz": [clock] * 3} for name, clock in clocks.items()},
+        }
+    ]
     loss = []
     for share in (0.3, 0.6):
         mix = [known(0.5, "high"), known(0.5, "low") | {"compute_share": share}]
@@ -190,7 +197,11 @@ def test_what_is_missing_for_caps_is_told() -> None:
 
 def test_a_policy_without_clocks_of_a_workload_is_refused() -> None:
     data = row_of([known(0.5, "high"), known(0.5, "low")])
-    data["plan"] = {"servers": 44, "thresholds": [0.8, 0.85, 0.85], "caps": {"low": [1.3e9, 1.2e9, 1.2e9]}}
+    data["plan"] = {
+        "servers": 44,
+        "thresholds": [0.8, 0.85, 0.85],
+        "caps": {"low": {"clock_hz": [1.3e9, 1.2e9, 1.2e9]}},
+    }
     with pytest.raises(InputError) as caught:
         scenario(data)
     assert "plan.caps" in str(caught.value)
