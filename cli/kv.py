@@ -231,6 +231,7 @@ def _cache(said: "Mapping[str, Any]") -> "list[RenderableType]":
     whole = next((one["request"]["compute_s"] for one in said["tiers"] if "request" in one), None)
     if whole is not None:
         facts.append(("to compute a prompt", f"{whole:.4g} s"))
+        facts.append(("loading is faster from", f"{said['pays_above_bytes_per_s'] / 1e9:.4g} GB/s"))
     if said["knee"] is not None:
         knee = said["knee"]
         size = format_quantity(knee["capacity_bytes"], "bytes")
@@ -257,7 +258,7 @@ def _sizes(said: "Sequence[Mapping[str, Any]]") -> "RenderableType":
         for one in said
     ]
     heads = ("", "size", "loaded", "ttft", "tokens/s", "USD/h")
-    return table("Other sizes, the same batches", heads, rows, numbers=range(1, len(heads)))
+    return table("Other sizes, the same rates and batches", heads, rows, numbers=range(1, len(heads)))
 
 
 def _preemption(said: "Mapping[str, Any]") -> "RenderableType":

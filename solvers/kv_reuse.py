@@ -25,7 +25,8 @@ def prefix_cache(block: Block) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``hit_ratio`` of tokens that are loaded, ``found_ratio`` of those that are there, ``tiers`` and ``knee``.
+        ``hit_ratio`` of tokens that are loaded, ``found_ratio`` of those that are there, the rate from which loading
+        wins, ``tiers`` and ``knee``.
 
     Notes
     -----
@@ -65,6 +66,7 @@ def prefix_cache(block: Block) -> dict[str, Any]:
     return {
         "hit_ratio": loaded,
         "found_ratio": float(prefixes.found(reach).sum()),
+        "pays_above_bytes_per_s": stored_token_bytes(asked) / compute_s,
         "tiers": tiers,
         "knee": _knee(prefixes.curve, stored_token_bytes(asked) * prefixes.block_tokens),
     }

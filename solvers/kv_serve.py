@@ -85,7 +85,7 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
         | {
             "purchases": _purchases(scenario, best, aim),
             "sizes": sizes(best, aim),
-            "preemption": preemption(best.asked),
+            "preemption": None if best.asked.rate is None else preemption(best.asked),
             "pools": pools(scenario, blocks, best, aim),
         },
         breakdown=breakdown(best),
