@@ -3,9 +3,11 @@
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.app import app
+from hardware.catalogue import read_file
 from hardware.faults import InputError
 from hardware.yaml_source import Source
 from perfmodel.power.load import PowerSeries
@@ -20,10 +23,11 @@ from solvers.power import plan, predict
 from solvers.power_draw import Draw, together
 from solvers.power_relaxed import relax
 from solvers.power_rules import rules_of
-from solvers.power_scenario import PowerScenario, load_power
+from solvers.power_scenario import PowerScenario, load_power, power_schema
 from solvers.result import Result
 
 HERE = Path()
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def facility(root: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -558,14 +562,40 @@ def test_a_trace_is_as_sure_as_its_days_are_alike(tmp_path: Path) -> None:
     assert interval_of([5000.0] * 6 + [6000.0]) == (43, 43, 52)
 
 
-# --- examples ------------------------------------------------------------------------------------------------------
+# --- what the documentation says ---------------------------------------------------------------------------------
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+
+def rows_of(schema: dict[str, Any], part: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Write key, default and meaning of everything that a scenario may hold as rows of a table."""
+    for name, entry in part["properties"].items():
+        forms = [entry, *entry.get("anyOf", [])]
+        inner = next((form["$ref"] for form in forms if "$ref" in form), None)
+        item = next((form["items"]["$ref"] for form in forms if "$ref" in form.get("items", {})), None)
+        below = schema["$defs"].get(str(inner or item).rpartition("/")[2], {})
+        given_default = entry.get("default")
+        default = "-" if inner or given_default in (None, [], {}) else f"`{given_default}`"
+        meaning = " ".join(entry.get("description", below.get("description", "")).split()).rstrip(".")
+        yield f"| `{above}{name}` | {'required' if name in part.get('required', []) else default} | {meaning} |"
+        if below:
+            yield from rows_of(schema, below, f"{above}{name}{'[]' if item else ''}.")
+
+
+def test_the_table_of_keys_is_the_schema() -> None:
+    page = (EXAMPLES.parent / "docs" / "power.md").read_text(encoding="utf-8")
+    schema = power_schema()
+    table = page.partition("| key | default | meaning |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == list(rows_of(schema, schema))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("power-*.yaml")), ids=lambda path: path.stem)
+def test_examples_fit_the_schema(path: Path) -> None:
+    jsonschema.validate(read_file(path).data, power_schema())
+
+
+# --- examples ------------------------------------------------------------------------------------------------------
 
 
 def test_the_row_like_polcas_without_caps() -> None:
-    from hardware.catalogue import read_file
-
     data = copy.deepcopy(read_file(EXAMPLES / "power-polca-row.yaml").data)
     data["policy"]["capping"] = "none"
     scenario = load_power(Source("row", data), EXAMPLES)
@@ -577,8 +607,6 @@ def test_the_row_like_polcas_without_caps() -> None:
 
 @pytest.mark.slow
 def test_the_hall_with_training_and_inference() -> None:
-    from hardware.catalogue import read_file
-
     path = EXAMPLES / "power-hall-n1.yaml"
     scenario = load_power(read_file(path), EXAMPLES)
     answer = plan(scenario)
