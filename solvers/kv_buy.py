@@ -10,6 +10,7 @@ from solvers.backend import relative_gap
 from solvers.kv_aim import ANY, Aim
 from solvers.kv_answer import binding, breakdown, common, plan_of, prediction
 from solvers.kv_cost import amounts, cost_of, cost_usd_per_hour, tier_costs, untried, with_devices, within
+from solvers.kv_given import today
 from solvers.kv_infeasible import reasons
 from solvers.kv_place import Block, least_cost, place
 from solvers.kv_scenario import KvScenario
@@ -93,6 +94,7 @@ def cheapest(scenario: KvScenario, *, top: int, began: float, until: float | Non
         prediction=prediction(chosen, best[0]),
         breakdown=breakdown(best[0]),
         binding=[*binding(best[0], aim), *_limit_prices(scenario, failed, able, aim, value)],
+        baseline=today(scenario, aim, value),
         alternatives=_dearer(scenario, bought[tried:], able, aim, best[0], top) if proved else [],
         **common(scenario),
     )

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from typing import Any
 
-from hardware.tiers import HBM
-from perfmodel.offload import Form, Offload, Share
-from perfmodel.offload_kernels import kernels_of
+from perfmodel.offload import Offload
 from solvers.backend import OPTIMAL_GAP, relative_gap
 from solvers.kv_aim import SAME, Aim
 from solvers.kv_answer import GIB, binding, breakdown, common, plan_of, prediction
 from solvers.kv_buy import cheapest, infeasible
-from solvers.kv_cached import given_cache
-from solvers.kv_cost import cost_usd_per_hour, with_devices
+from solvers.kv_cost import cost_usd_per_hour
+from solvers.kv_given import as_given, given_block, today
 from solvers.kv_infeasible import lacking
 from solvers.kv_place import Block
 from solvers.kv_pools import pools
@@ -23,7 +20,7 @@ from solvers.kv_preempt import preemption
 from solvers.kv_scenario import KvScenario, paths_of
 from solvers.kv_search import search
 from solvers.kv_sizes import sizes
-from solvers.kv_space import candidates, prefixes_of
+from solvers.kv_space import candidates
 from solvers.result import Objective, Result
 
 _ROUND = 1e-9
@@ -94,7 +91,7 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
             {"plan": plan_of(scenario, other), "prediction": prediction(scenario, other)}
             for other in found[1 : top + 1]
         ],
-        baseline=_baseline(scenario, value, aim),
+        baseline=today(scenario, aim, value),
         **common(scenario),
     )
 
@@ -113,8 +110,7 @@ def predict(scenario: KvScenario) -> Result:
         ``feasible``, or ``infeasible`` with the tiers that are too small.
     """
     began = time.perf_counter()
-    if scenario.question.plan is not None and scenario.question.plan.devices is not None:
-        scenario = with_devices(scenario, scenario.question.plan.devices)
+    scenario = as_given(scenario)
     block = given_block(scenario)
     aim = Aim.of(scenario)
     if any(math.isinf(spent) for spent in block.latency_s.values()):
@@ -158,38 +154,6 @@ def objective_of(scenario: KvScenario, value: float | None) -> Objective:
     return Objective("cost_usd_per_hour", cost, "USD/h", "min")
 
 
-def given_block(scenario: KvScenario) -> Block:
-    """Return the block and placement that a scenario gives."""
-    given = scenario.question.plan
-    if given is None:
-        raise ValueError("the scenario gives no plan")
-    asked = scenario.offload(
-        given.gpu_batch,
-        given.num_batches,
-        given.precision_weights,
-        given.precision_kv,
-        form=Form(given.keep, given.remade),
-        together=given.share_prefix,
-    )
-    if given.loading != "recompute" and scenario.question.workload.reuse is not None:
-        level = given.level or next(iter(scenario.question.workload.reuse.levels))
-        asked = replace(asked, prefixes=prefixes_of(scenario, given.loading, given.reuse, level))
-    shares: dict[Share, float] = {}
-    sites = {path.name for path in scenario.paths if path.site is not None}
-    for thing, tiers in given.placement.items():
-        for tier, part in tiers.items():
-            if thing == "kv" and tier != HBM:
-                there = (given.attention_there or {}).get(tier, 1.0 if tier in sites else 0.0)
-                shares["kv", tier, "stream"] = part * (1 - there)
-                if tier in sites:
-                    shares["kv", tier, "there"] = part * there
-            else:
-                shares[thing, tier, ""] = part
-    if asked.prefixes is not None:
-        shares |= given_cache(asked, given.cache, given.loaded)
-    return Block(asked, shares, kernels_of(asked, (given.gpu_batch,))[given.gpu_batch])
-
-
 def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, Any]]:
     """Return what one more device of each tier brings, the most first; the whole search is made again."""
     node = scenario.machine.node
@@ -228,15 +192,3 @@ def _loads_alike(one: Offload, other: Offload) -> bool:
     if one.prefixes is None or other.prefixes is None:
         return one.prefixes is other.prefixes
     return one.prefixes.overlapped == other.prefixes.overlapped
-
-
-def _baseline(scenario: KvScenario, best: float, aim: Aim) -> dict[str, Any] | None:
-    """Return what runs today beside the best."""
-    if scenario.question.plan is None:
-        return None
-    block = given_block(scenario)
-    return {
-        "plan": plan_of(scenario, block),
-        "prediction": prediction(scenario, block),
-        "gain": aim.value_of(aim.score(block)) / best if aim.phase else best / block.tokens_per_s,
-    }

@@ -186,6 +186,15 @@ def test_the_cheapest_purchase_against_all_of_them():
     assert again.objective.value == pytest.approx(best)
 
 
+def test_what_runs_today_stands_beside_the_cheapest():
+    text = NODE + "slo: {ttft_mean: 480 ms}\nobjective: cost_usd_per_hour\n"
+    answer = plan(asked(text))
+    given = answer.plan | {"devices": {"ddr": 0, "cxl": 3}}
+    again = plan(asked(text + f"plan: {json.dumps(given)}\n"))
+    assert again.baseline["prediction"]["cost_usd_per_hour"] == pytest.approx(3 * 0.083)
+    assert again.baseline["gain"] == pytest.approx(3 * 0.083 / again.objective.value)
+
+
 def test_the_cheapest_that_cannot_be():
     answer = plan(asked(NODE + "slo: {ttft_mean: 1 ms}\nobjective: cost_usd_per_hour\n"))
     assert answer.status == "infeasible"
