@@ -29,7 +29,7 @@ from solvers.serve_case import Case, case_of
 from solvers.serve_found import Searched
 from solvers.serve_infeasible import nearest, no_layout
 from solvers.serve_mix import Mix, mixed
-from solvers.serve_pairs import score
+from solvers.serve_pairs import Known, score
 from solvers.serve_question import ServeArrivals, ServePlan
 from solvers.serve_rank import Place, baseline, case_at, entry, front, other_layouts, priced, ranking, reasons
 from solvers.serve_scenario import ServeScenario
@@ -82,7 +82,8 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
     if not caps(scenario):
         return _no_cap(scenario, began)
     deadline = began + (TIME_LIMIT_S if time_limit_s is None else time_limit_s)
-    searched = search(scenario, deadline=deadline, gap=gap if gap > OPTIMAL_GAP else 0.0)
+    known: Known = {}
+    searched = search(scenario, deadline=deadline, gap=gap if gap > OPTIMAL_GAP else 0.0, known=known)
     name = scenario.question.objective
     common: dict[str, Any] = {
         "kind": "serve",
@@ -94,7 +95,7 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
     if not searched.found and not searched.overloaded and not scenario.also and searched.complete:
         raise InputError([no_layout(scenario)])
     ranked = ranking(scenario, searched.found)
-    mixed_ = _mixed(scenario, ranked, began, deadline, gap)
+    mixed_ = _mixed(scenario, ranked, began, deadline, gap, known)
     if mixed_ is not None:
         others = [*ranked[:1], *other_layouts(ranked)][:top]
         return replace(mixed_, candidates=searched.candidates, alternatives=[entry(scenario, one) for one in others])
@@ -132,7 +133,7 @@ def _planned(scenario: ServeScenario, top: int, time_limit_s: float | None, gap:
         plan=plan_dict(case),
         prediction=told,
         breakdown=None if scenario.offline else breakdown(case, seen),
-        binding=priced(scenario, ranked[0], room, value) if searched_s < PRICED_S else room,
+        binding=priced(scenario, ranked[0], room, value, known) if searched_s < PRICED_S else room,
         alternatives=list(beside.values()),
         why_not=reasons(scenario, searched),
         pareto=front(scenario, searched.found, beside),
@@ -271,7 +272,9 @@ def _predicted(scenario: ServeScenario, given: ServePlan, seed: int | None) -> R
     )
 
 
-def _mixed(scenario: ServeScenario, ranked: list[Place], began: float, deadline: float, gap: float) -> Result | None:
+def _mixed(
+    scenario: ServeScenario, ranked: list[Place], began: float, deadline: float, gap: float, known: Known
+) -> Result | None:
     """Return the answer of several layouts or kinds of accelerators, where it is better than that of one."""
     question = scenario.question
     wanted = (question.search.mixed or bool(scenario.also)) and not question.search.replicas
@@ -281,7 +284,7 @@ def _mixed(scenario: ServeScenario, ranked: list[Place], began: float, deadline:
     if not isinstance(question.workload.arrivals, ServeArrivals):
         return None
     left_s = min(max(deadline - time.perf_counter(), MIX_LEAST_S), MIX_MOST_S)
-    mix = mixed(scenario, time_limit_s=left_s, gap=gap)
+    mix = mixed(scenario, known, time_limit_s=left_s, gap=gap)
     if mix is None:
         return None
     unit = scenario.usd_per_hour(1) if question.objective.startswith("cost") else 1.0

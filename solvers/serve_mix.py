@@ -26,7 +26,7 @@ from perfmodel.kv_transfer import way_out
 from perfmodel.serving.latency import handoff_s
 from solvers.backend import OPTIMAL_GAP, Solution, solve
 from solvers.serve_found import POOL, Family, Searched
-from solvers.serve_pairs import side
+from solvers.serve_pairs import Known, side
 from solvers.serve_question import ServeArrivals
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_search import search
@@ -91,7 +91,7 @@ class Mix:
     bound: float
 
 
-def sustained(scenario: ServeScenario, kind: int) -> list[Unit]:
+def sustained(scenario: ServeScenario, kind: int, known: Known) -> list[Unit]:
     """Return what instances on one kind sustain: the best limits of every layout and phase."""
     arrivals = scenario.question.workload.arrivals
     assert isinstance(arrivals, ServeArrivals)
@@ -119,14 +119,14 @@ def sustained(scenario: ServeScenario, kind: int) -> list[Unit]:
 
     if False in scenario.question.search.disaggregated:
         alone = question.model_copy(update={"search": question.search.model_copy(update={"disaggregated": (False,)})})
-        for found in search(replace(scenario, question=alone)).found:
+        for found in search(replace(scenario, question=alone), known=known).found:
             take("both", found.family, found.pools[0], found.rate, found.gpus)
     if True in scenario.question.search.disaggregated:
         one = question.search.model_copy(update={"replicas": (1,)})
         apart = replace(scenario, question=_less(scenario, question).model_copy(update={"search": one}))
         for family in _families(apart):
             for phase in ("prompts", "tokens"):
-                found_side = side(apart, family, Searched(), phase, 0.0)
+                found_side = side(apart, family, Searched(), phase, 0.0, known)
                 if found_side is None:
                     continue
                 spread, unit = found_side.deployment, found_side.unit
@@ -174,12 +174,20 @@ def _undominated(units: Any) -> Iterator[Unit]:
             yield one
 
 
-def mixed(scenario: ServeScenario, *, time_limit_s: float = 10.0, gap: float = OPTIMAL_GAP) -> Mix | None:
-    """Return the cheapest choice of units that answers all requests; None where there is none."""
+def mixed(scenario: ServeScenario, known: Known, *, time_limit_s: float = 10.0, gap: float = OPTIMAL_GAP) -> Mix | None:
+    """Return the cheapest choice of units that answers all requests; None where there is none.
+
+    Parameters
+    ----------
+    known : dict
+        Instances on the first kind that the search tabulated.
+    """
     import pulp
 
     assert scenario.rate is not None
-    units = [unit for number, kind in enumerate(scenario.kinds) for unit in sustained(kind, number)]
+    units = [
+        unit for number, kind in enumerate(scenario.kinds) for unit in sustained(kind, number, {} if number else known)
+    ]
     problem = pulp.LpProblem("mix", pulp.LpMinimize)
     counts = [
         problem.add_variable(

@@ -32,6 +32,8 @@ ROUNDS = 5
 """How often, at most, before what is best so far is taken without proof."""
 
 Index = NDArray[np.intp]
+Known = dict[tuple[Any, ...], Any]
+"""Instances with their step laws, by what they are of."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ class Side:
 
 
 def pairs(
-    scenario: ServeScenario, family: Family, result: Searched, widened: float, more_memory: float, gap: float = 0.0
+    scenario: ServeScenario,
+    family: Family,
+    result: Searched,
+    widened: float,
+    more_memory: float,
+    gap: float,
+    known: Known,
 ) -> None:
     """Add the pairs that may be best to what was found.
 
@@ -97,9 +105,11 @@ def pairs(
         Bytes that every accelerator has beyond what it has.
     gap : float
         Share by which pairs that are not computed may be better than the best that is [1].
+    known : dict
+        Instances that are tabulated already; takes those that are not.
     """
-    prompts = side(scenario, family, result, "prompts", more_memory)
-    tokens = side(scenario, family, result, "tokens", more_memory)
+    prompts = side(scenario, family, result, "prompts", more_memory, known)
+    tokens = side(scenario, family, result, "tokens", more_memory, known)
     if prompts is None or tokens is None:
         return
     most = scenario.machine.accelerators
@@ -176,7 +186,9 @@ def _least_energy_j(
     return np.asarray(watts / rate)
 
 
-def side(scenario: ServeScenario, family: Family, result: Searched, phase: str, more_memory: float) -> Side | None:
+def side(
+    scenario: ServeScenario, family: Family, result: Searched, phase: str, more_memory: float, known: Known
+) -> Side | None:
     """Return every pool of one phase, with its times at the rate asked for; None where there is none.
 
     Without a rate it is the largest at which the phase meets its objectives.
@@ -205,9 +217,12 @@ def side(scenario: ServeScenario, family: Family, result: Searched, phase: str, 
         return None
     tp, pp, dp, ep, most, budget, running = (value[fits] for value in (tp, pp, dp, ep, most, budget, running))
     spread = Deployment(tp, pp, dp, ep, np.full(len(tp), imbalance))
-    instances = pool(
-        server, spread, demand, max_batch=running, token_budget=budget * dp, speculation=speculation, phase=phase
-    )
+    key = (*family.key, phase, more_memory)
+    if key not in known:
+        known[key] = pool(
+            server, spread, demand, max_batch=running, token_budget=budget * dp, speculation=speculation, phase=phase
+        )
+    instances = known[key]
     each = [counts[number] for number in fits]
     unit = np.repeat(np.arange(len(fits)), [len(one) for one in each])
     replicas = np.concatenate(each)

@@ -13,7 +13,7 @@ from solvers.serve_answer import OBJECTIVES, described, plan_dict, steady
 from solvers.serve_case import Case, case_of
 from solvers.serve_energy import energy_j
 from solvers.serve_found import POOL, Family, Found, Searched
-from solvers.serve_pairs import pool_of
+from solvers.serve_pairs import Known, pool_of
 from solvers.serve_question import ServePlan
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_search import search
@@ -182,8 +182,15 @@ def reasons(scenario: ServeScenario, searched: Searched) -> list[dict[str, Any]]
     return found
 
 
-def priced(scenario: ServeScenario, best: Place, bindings: list[dict[str, Any]], value: float) -> list[dict[str, Any]]:
+def priced(
+    scenario: ServeScenario, best: Place, bindings: list[dict[str, Any]], value: float, known: Known
+) -> list[dict[str, Any]]:
     """Return the limits with what a little more of each would bring, found by solving again.
+
+    Parameters
+    ----------
+    known : dict
+        Instances that the search tabulated.
 
     Notes
     -----
@@ -210,7 +217,7 @@ def priced(scenario: ServeScenario, best: Place, bindings: list[dict[str, Any]],
             continue
         wider = scenario.question.slo.model_copy(update={name: limit * (1 + STEP)})
         other = replace(scenario, question=scenario.question.model_copy(update={"slo": wider}))
-        price = _changed(other, best, search(other, only=best.family), value) / (limit * STEP)
+        price = _changed(other, best, search(other, only=best.family, known=known), value) / (limit * STEP)
         found.append(
             one | {"shadow_price": price, "shadow_price_unit": f"{unit} per s", "shadow_price_by": "re-solving"}
         )

@@ -13,7 +13,7 @@ from perfmodel.serving.split import unified, unified_pools
 from perfmodel.terms import Array
 from solvers.serve_case import answered, held
 from solvers.serve_found import Family, Searched, found_of
-from solvers.serve_pairs import pairs
+from solvers.serve_pairs import Known, pairs
 from solvers.serve_question import arrangements
 from solvers.serve_scenario import ServeScenario
 from solvers.serve_space import Layouts, caps, drafts, layouts, limits, precisions, replica_counts
@@ -30,6 +30,7 @@ def search(
     more_memory: float = 0.0,
     only: Family | None = None,
     gap: float = 0.0,
+    known: Known | None = None,
 ) -> Searched:
     """Compute every candidate.
 
@@ -45,8 +46,10 @@ def search(
         The only types and kind to look at.
     gap : float
         Share by which pairs of pools that are not computed may be better than the best [1].
+    known : dict
+        Instances that earlier searches of the same layouts and limits tabulated; takes those of this one.
     """
-    result = Searched()
+    result, known = Searched(), {} if known is None else known
     types = [(*both, cap) for cap in caps(scenario) for both in precisions(scenario.question.search)]
     for weights, cache, cap in types:
         for disaggregated, layered, overlap, share in arrangements(scenario.question.search):
@@ -59,9 +62,9 @@ def search(
                     result.complete, result.stopped = False, True
                     return result
                 if disaggregated:
-                    pairs(scenario, family, result, widened, more_memory, gap)
+                    pairs(scenario, family, result, widened, more_memory, gap, known)
                 else:
-                    _singles(scenario, family, result, more_memory)
+                    _singles(scenario, family, result, more_memory, known)
     return result
 
 
@@ -71,7 +74,7 @@ def _blocks(count: int, each: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _singles(scenario: ServeScenario, family: Family, result: Searched, more_memory: float) -> None:
+def _singles(scenario: ServeScenario, family: Family, result: Searched, more_memory: float, known: Known) -> None:
     """Compute instances that do everything."""
     sequences, tokens = limits(scenario.question.search)
     for group in layouts(scenario):
@@ -81,7 +84,9 @@ def _singles(scenario: ServeScenario, family: Family, result: Searched, more_mem
         if not len(counts):
             continue
         for block in _blocks(len(sequences), len(group.tp) * len(counts)):
-            _single_block(scenario, family, result, group, (sequences[block], tokens[block]), counts, more_memory)
+            asked = sequences[block], tokens[block]
+            key = (*family.key, "both", group.accelerators, block.start, block.stop, more_memory)
+            _single_block(scenario, family, result, group, asked, counts, more_memory, known, key)
 
 
 def _single_block(
@@ -92,6 +97,8 @@ def _single_block(
     asked: tuple[Array, Array],
     counts: Array,
     more_memory: float,
+    known: Known,
+    key: tuple[Any, ...],
 ) -> None:
     server, speculation = family.server, family.speculation
     spread = group.deployment(scenario.question.workload.expert_imbalance)
@@ -105,7 +112,9 @@ def _single_block(
     if not fits.any():
         return
     limits_ = (np.maximum(running, 1.0), tokens * spread.dp)
-    pools_ = unified_pools(server, spread, scenario.demand, limits_, speculation, family.prefill_share)
+    if key not in known:
+        known[key] = unified_pools(server, spread, scenario.demand, limits_, speculation, family.prefill_share)
+    pools_ = known[key]
 
     def at(rate: Any) -> Latency:
         return unified(server, pools_, scenario.demand, speculation, rate, replicas)
