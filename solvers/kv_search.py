@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from solvers.kv_aim import Aim
 from solvers.kv_place import Block
 from solvers.kv_space import Candidate
+
+
+def by_loss(blocks: Sequence[Candidate], limited: bool) -> Iterator[list[Candidate]]:
+    """Yield blocks by format of their stored copies, the least lossy first; all at once where there are no limits.
+
+    The least lossy that is within limits is wanted (Liu et al., CacheGen, arXiv 2310.07240): loss is no objective.
+    """
+    levels = list(dict.fromkeys(one[0].prefixes.level for one in blocks if one[0].prefixes is not None))
+    if not limited or len(levels) < 2:
+        yield list(blocks)
+        return
+    for level in levels:
+        yield [one for one in blocks if one[0].prefixes is None or one[0].prefixes.level == level]
 
 
 def search(

@@ -18,7 +18,7 @@ from solvers.kv_place import Block
 from solvers.kv_pools import pools
 from solvers.kv_preempt import preemption
 from solvers.kv_scenario import KvScenario, paths_of
-from solvers.kv_search import search
+from solvers.kv_search import by_loss, search
 from solvers.kv_sizes import sizes
 from solvers.kv_space import candidates
 from solvers.result import Objective, Result
@@ -52,7 +52,12 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
         return cheapest(scenario, top=top, began=began, until=until)
     blocks = list(candidates(scenario, scenario.paths))
     aim = Aim.of(scenario)
-    found, bound = search(blocks, aim, until=until, gap=gap, most=max(top, 0) + 1)
+    found: list[Block] = []
+    bound: float | None = None
+    for part in by_loss(blocks, bool(aim.limits)):
+        found, bound = search(part, aim, until=until, gap=gap, most=max(top, 0) + 1)
+        if found or bound is not None:
+            break
     spent = time.perf_counter() - began
     if not found:
         if bound is not None:
@@ -188,7 +193,7 @@ def _purchases(scenario: KvScenario, best: Block, aim: Aim) -> list[dict[str, An
 
 
 def _loads_alike(one: Offload, other: Offload) -> bool:
-    """Tell whether two questions do the same with prefixes that are found."""
+    """Tell whether two questions do the same with prefixes that are found, and store them alike."""
     if one.prefixes is None or other.prefixes is None:
         return one.prefixes is other.prefixes
-    return one.prefixes.overlapped == other.prefixes.overlapped
+    return (one.prefixes.overlapped, one.prefixes.level) == (other.prefixes.overlapped, other.prefixes.level)
