@@ -89,9 +89,9 @@ def plan(
     Returns
     -------
     Result
-        ``optimal`` within the rule that does best, ``feasible`` (it meets `gap`, or it rests on caps, whose policy is
-        the best of those that were compared), ``time_limit`` with the bound and gap reached, or ``infeasible`` with the
-        node that lacks watts.
+        ``optimal`` within the rule that does best, ``feasible`` (it meets `gap`, nothing better was found, or it rests
+        on caps, whose policy is the best of those compared), ``time_limit`` with the bound and gap reached, or
+        ``infeasible`` with the node that lacks watts.
     """
     result, best = _by_rules(scenario, top, time_limit_s, gap)
     placed, capped = None if best is None else best.placed, None
@@ -124,7 +124,9 @@ def _by_rules(
             **common(scenario),
         ), None
     if not reached:
-        why, relaxation = missing(case, found[0].rules, began + limit_s)
+        until = time.perf_counter() + max(limit_s / 2, began + limit_s - time.perf_counter())
+        lacks = [missing(case, one.rules, until) for one in found]
+        why, relaxation = min(lacks, key=lambda one: sum(change["needed"] - change["now"] for change in one[1]))
         return Result(
             status="infeasible",
             objective=objective(scenario, None),
@@ -139,9 +141,9 @@ def _by_rules(
     assert best.placed is not None and best.value is not None and best.bound is not None
     solved_s = time.perf_counter() - began
     distance = relative_gap(best.value, best.bound)
-    met = gap is not None and distance <= gap
+    stopped = solved_s >= limit_s and not (gap is not None and distance <= gap)
     return Result(
-        status="optimal" if distance <= OPTIMAL_GAP else "feasible" if met else "time_limit",
+        status="optimal" if distance <= OPTIMAL_GAP else "time_limit" if stopped else "feasible",
         objective=objective(scenario, best.value),
         best_bound=best.bound,
         gap=distance,

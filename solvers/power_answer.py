@@ -296,7 +296,8 @@ def binding(
             alike = np.flatnonzero(of == pool)
             tightest = int(alike[np.argmin(slack[alike])])
             price = 1e3 * (relaxed.shadow.get((number, pool), 0.0) if relaxed is not None else 0.0)
-            if price > 1e-9 or slack[tightest] < least:
+            told = number == 0 or rule.limit_w[tightest] < rules[0].limit_w[tightest]
+            if price > 1e-9 or (told and slack[tightest] < least):
                 entry = {
                     "constraint": f"{_STATES[number]}[{site.name[tightest]}]",
                     "slack": float(slack[tightest]),
@@ -318,14 +319,21 @@ _PRICE_UNITS = {"max": "servers", "min": "USD"}
 
 
 def exceeded(case: Case, placed: Integers, rules: Sequence[Rule]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return which limits a placement exceeds and by how much, and what they would have to be."""
-    totals = case.site.totals(placed)
+    """Return which limits a placement exceeds and by how much, and what they would have to be.
+
+    Of nodes that are alike the one that exceeds its limit most is told.
+    """
+    site, totals = case.site, case.site.totals(placed)
     why, relaxation = [], []
     for number, rule in enumerate(rules):
-        load = rule.safe_load_w(totals)
-        for node in np.flatnonzero(load > rule.limit_w * (1 + 1e-9)).tolist():
-            short = float(load[node] - rule.limit_w[node])
-            told = _short(case, number, node, short, float(rule.limit_w[node]))
+        short = rule.safe_load_w(totals) - rule.limit_w
+        over = short > rule.limit_w * 1e-9
+        if number:
+            over &= rule.limit_w < rules[0].limit_w  # others are told of already
+        for pool in np.unique(site.pool[over]).tolist():
+            alike = np.flatnonzero(over & (site.pool == pool))
+            node = int(alike[np.argmax(short[alike])])
+            told = _short(case, number, node, float(short[node]), float(rule.limit_w[node]), len(alike))
             why.append(told[0])
             relaxation.append(told[1])
     return why, relaxation
@@ -379,16 +387,19 @@ def _raised(rule: Rule, number: int, pool: Integers, over: dict[tuple[int, int],
     return replace(rule, limit_w=rule.limit_w + more)
 
 
-def _short(case: Case, number: int, node: int, short: float, limit: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def _short(
+    case: Case, number: int, node: int, short: float, limit: float, alike: int = 1
+) -> tuple[dict[str, Any], dict[str, Any]]:
     name = case.site.name[node]
     state = " once a feed is lost" if number else ""
+    others = f", the most of {alike} alike" if alike > 1 else ""
     why = {
-        "reason": f"{name} lacks {short:,.0f} W{state}",
+        "reason": f"{name} lacks {short:,.0f} W{state}{others}",
         "candidates": None,
         "nearest": {"node": name, "missing_w": short, "limit_w": limit},
     }
     change = {"constraint": f"{_STATES[number]}[{name}]", "now": limit, "needed": limit + short, "unit": "W"}
-    return why, change
+    return why, change | ({"alike": alike} if alike > 1 else {})
 
 
 def _no_room(case: Case, wanted: Integers) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
