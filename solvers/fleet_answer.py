@@ -17,6 +17,7 @@ from solvers.fleet_case import PURCHASES, Case
 from solvers.fleet_model import NONE, Fleet, Limit, Model, limits
 from solvers.fleet_question import FleetQuestion
 from solvers.fleet_search import undominated
+from solvers.fleet_tails import longest_s
 from solvers.fleet_throughput import precisions_of
 from solvers.result import Objective
 
@@ -189,6 +190,8 @@ def prediction(
         # what is sustained is uncertain, and with it the share of it that is used
         found["utilisation_p10"] = _utilisation(_slower(case, 1), fleet)
         found["utilisation_p90"] = _utilisation(_slower(case, 0), fleet)
+    if case.graphs:
+        found["graph_latency_s"] = {graph.name: longest_s(case, graph, fleet.share) for graph in case.graphs}
     if relaxed_model is not None and relaxed is not None and relaxed.duals is not None:
         found |= _marginal(case, prices(case, relaxed_model, relaxed))
     if case.spread.any():

@@ -80,28 +80,41 @@ def late(case: Case, graph: Graph, met: Met) -> list[tuple[Together, float, floa
     -----
     Of the choices of pools along a path those are followed that no other exceeds in both mean and variance.
     """
+    slowest = [(*_slowest(case, graph, path, met), limit_s) for path, limit_s in paths_of(graph)]
+    return [entry for entry in slowest if entry[1] > entry[2] * _EXACT]
+
+
+def longest_s(case: Case, graph: Graph, share: Array) -> float:
+    """Return the time of the longest path of a graph, as its limit is meant, at shares of shape (I, P, H) [s]."""
+    if graph.level is None:
+        slowest = np.where((share > 0).any(axis=2), case.latency_s, 0.0).max(axis=1)
+        return float(graph.longest_s(slowest).max())
+    met = {call: [int(pool) for pool in np.flatnonzero((share[call] > 0).any(axis=1))] for call in graph.calls}
+    whole = paths_of(graph)[: -len(graph.paths) or None]
+    return max(_slowest(case, graph, path, met)[1] for path, _ in whole)
+
+
+def _slowest(case: Case, graph: Graph, path: tuple[int, ...], met: Met) -> tuple[Together, float]:
+    """Return the slowest pools that the calls of a path may meet, and the percentile of its time there [s]."""
     assert graph.level is not None
-    found = []
-    for path, limit_s in paths_of(graph):
-        labels: list[tuple[float, float, Together]] = [(0.0, 0.0, ())]
-        for call in path:
-            more = [
-                (
-                    mean + float(case.latency_s[call, pool]),
-                    variance + float(case.latency_std_s[call, pool]) ** 2,
-                    (*chosen, (call, pool)),
-                )
-                for mean, variance, chosen in labels
-                for pool in met[call]
-            ]
-            labels = _largest(more)
-        if labels:
-            means, variances, _ = zip(*labels, strict=True)
-            times = quantile_s(np.array(means), np.array(variances), graph.level)
-            worst = int(times.argmax())
-            if times[worst] > limit_s * _EXACT:
-                found.append((labels[worst][2], float(times[worst]), limit_s))
-    return found
+    labels: list[tuple[float, float, Together]] = [(0.0, 0.0, ())]
+    for call in path:
+        more = [
+            (
+                mean + float(case.latency_s[call, pool]),
+                variance + float(case.latency_std_s[call, pool]) ** 2,
+                (*chosen, (call, pool)),
+            )
+            for mean, variance, chosen in labels
+            for pool in met[call]
+        ]
+        labels = _largest(more)
+    if not labels:  # a call that is not made
+        return (), 0.0
+    means, variances, _ = zip(*labels, strict=True)
+    times = quantile_s(np.array(means), np.array(variances), graph.level)
+    worst = int(times.argmax())
+    return labels[worst][2], float(times[worst])
 
 
 def _largest(labels: list[tuple[float, float, Together]]) -> list[tuple[float, float, Together]]:

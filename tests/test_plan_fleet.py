@@ -583,8 +583,16 @@ def test_percentiles_of_paths_keep_their_time_at_the_least_cost(
         eased["workload"]["graphs"][0]["latency"] = result.relaxation[0]["needed"] * (1 + 1e-6)
         assert plan(load_fleet(Source("eased", eased), Path()), top=0).status == "optimal"
         return
-    assert result.status == "optimal"
+    assert result.status == "optimal" and result.plan is not None and result.prediction is not None
     assert result.objective.value == pytest.approx(best, rel=1e-6)
+    met = [next(iter(result.plan["routing"][f"agent.{name}"])) for name in calls]
+    parts = [
+        (times * latency[int(kind[1])][c], times * deviation[int(kind[1])][c] ** 2, 0.0)
+        for kind, (c, times, _) in zip(met, calls.values(), strict=True)
+    ]
+    slowest = max(gamma_quantile([parts[n] for n in path], level) for path in ((0, 1, 3), (0, 2)))
+    assert result.prediction["graph_latency_s"] == {"agent": pytest.approx(slowest)}
+    assert slowest <= limit * (1 + 1e-6)
 
 
 def gamma_quantile(parts: list[tuple[float, float, float]], level: float) -> float:
