@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from perfmodel.serving.engine import Engine, engines
-from perfmodel.serving.serving_fit import CONSTANTS, ROWS, fitted, fitting_rows, sampled
+from perfmodel.serving.serving_fit import CONSTANTS, ROWS, fitting_rows, whole_fit
 from perfmodel.serving.validate_serving import predict_rows, read_files
 from perfmodel.validation import Defaults
 
@@ -51,7 +51,7 @@ def main() -> None:
             rest = mine if value is None else mine[mine[asked.leave_out] != value]
             if rest.empty:
                 continue
-            found = fitted(sampled(rest, asked.rows), engine)
+            found = whole_fit(rest, engine, asked.rows)
             print(name, value or "", {c.name: float(f"{getattr(found, c.name):.3g}") for c in CONSTANTS}, flush=True)
             shown(out, found, ["source", "disaggregated"])
             shown(out, found, ["model", "gpu", "precision_weights", "disaggregated"])

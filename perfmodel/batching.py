@@ -192,7 +192,14 @@ def _lognormal_quantile(probability: float, mean: Array, variance: Array) -> Arr
     return np.asarray(mean * np.exp(spread * ndtri(probability) - spread**2 / 2))
 
 
-def steps(law: StepLaw, requests: Requests, limits: Limits, sequences: ArrayLike, rate: ArrayLike | None) -> Steps:
+def steps(
+    law: StepLaw,
+    requests: Requests,
+    limits: Limits,
+    sequences: ArrayLike,
+    rate: ArrayLike | None,
+    together: ArrayLike = 1.0,
+) -> Steps:
     """Return the steps of an engine in which so many sequences decode on average.
 
     Parameters
@@ -204,6 +211,8 @@ def steps(law: StepLaw, requests: Requests, limits: Limits, sequences: ArrayLike
     rate : array_like or None
         Arrivals [1/s], on which ``prefill_first`` and engines that only prefill depend; None if requests wait and are
         let in when others end.
+    together : array_like
+        Prompts that come at once, if as many come in a step by chance.
 
     Notes
     -----
@@ -220,7 +229,7 @@ def steps(law: StepLaw, requests: Requests, limits: Limits, sequences: ArrayLike
         alone = law.seconds(0.0, prompt, 0.0, prompt * requests.pairs_per_token)
         per_step = np.where(later > 0, per_step, np.multiply(rate, alone))
     plain = law.seconds(n, 0.0, context)
-    bunch = per_step / -np.expm1(-per_step)
+    bunch = np.maximum(per_step / -np.expm1(-per_step), together)
     whole = np.maximum(np.asarray(limits.token_budget) // prompt, 1.0)
     if limits.mode == "prefill_first":
         loaded_per_decode = -np.expm1(-per_step)

@@ -11,6 +11,7 @@ from perfmodel import provenance
 from perfmodel.kernels import gemm
 from perfmodel.operators import peak_flops
 from perfmodel.power import clock_share
+from perfmodel.serving.host import received_s
 from perfmodel.serving.latency import STATISTICS, Latency, Pool, handoff_s
 from perfmodel.serving.law import mixed_load
 from perfmodel.serving.server import PRECISIONS, Server
@@ -36,6 +37,9 @@ OBJECTIVES: dict[str, tuple[str, Any]] = {
     "e2e_mean_s": ("s", "min"),
 }
 """Objective -> its unit and sense."""
+
+BUSIEST = 0.98
+"""Share of the capacity at which clients who wait for answers are taken to send."""
 
 SLOWER = "slower than kernels alone"
 
@@ -197,28 +201,27 @@ def _decoding(latency: Latency, rate: float, case: Case) -> float:
 
 
 def _between(case: Case, pools: tuple[Pool, Pool], latency: Latency, rate: float) -> dict[str, float]:
-    """Return the times between tokens: of steps without prompts, and of those with some [s]."""
-    from perfmodel.batching import steps
+    """Return the times between tokens [s]."""
+    from perfmodel.batching_gaps import gap_quantiles_s
     from perfmodel.serving.latency import PERCENTILES, requests
 
     law, limits = pools[1].law, pools[1].limits
-    share = rate / case.tokens.replicas
+    share = min(rate / case.tokens.replicas, BUSIEST * _one(latency.tokens.capacity_requests_per_s))
     demand = requests(case.scenario.demand, case.speculation)
-    found = steps(law, demand, limits, _decoding(latency, rate, case), share)
-    apart = limits.mode == "prefill_first"
-    plain, loaded = _one(found.plain_s), _one(found.loaded_s) + (_one(found.plain_s) if apart else 0.0)
-    often = min(_one(found.loaded_per_decode), 1.0)
+    found = gap_quantiles_s(law, demand, limits, _decoding(latency, rate, case), share, list(PERCENTILES.values()))
     emitted = _one(latency.tokens_per_step)
     times = {"itl_mean": _one(latency.tpot_s("mean"))}
-    for name, level in PERCENTILES.items():
-        times[f"itl_{name}"] = (plain if level <= 1 - often else loaded) / emitted
-    return times
+    return times | {f"itl_{name}": float(value) / emitted for name, value in zip(PERCENTILES, found, strict=True)}
 
 
 def phase_spreads(case: Case, running: float = 1.0) -> dict[str, float]:
     """Return the spread of steps with a prompt, and of those that decode so many sequences."""
     prompt, tokens = _steps(case, max(running, 1.0))
-    return {"prompts": step_spread(case.server, prompt, "ttft"), "tokens": step_spread(case.server, tokens, "tpot")}
+    apart = case.disaggregated
+    return {
+        "prompts": step_spread(case.server, prompt, "ttft", apart=apart),
+        "tokens": step_spread(case.server, tokens, "tpot", apart=apart),
+    }
 
 
 def _steps(case: Case, running: float) -> tuple[Term, Term]:
@@ -238,8 +241,8 @@ def breakdown(case: Case, seen: Seen, first: Case | None = None) -> dict[str, An
     prompt, tokens = _steps(case, max(seen.running, 1.0))
     if first is not None:
         prompt, _ = _steps(first, 0.0)
-    received_s = float(case.server.engine.prompt_overhead)
-    first_s = max(seen.times_s.get("ttft_mean", received_s) - received_s, 0.0)
+    before_s = received_s(case.server.engine)
+    first_s = max(seen.times_s.get("ttft_mean", before_s) - before_s, 0.0)
     demand = case.scenario.demand
     pieces = max(demand.computed_tokens / case.prompts.token_budget, 1.0) * float(case.prompts.deployment.pp)
     own_s = min(float(prompt.seconds) * pieces, first_s)
@@ -252,7 +255,7 @@ def breakdown(case: Case, seen: Seen, first: Case | None = None) -> dict[str, An
     handover_s = min(handover_s, first_s - own_s - sent_s)
     alone_s = min(float(tokens.seconds) * gaps / emitted, later_s)
     parts = [
-        Term("receiving", received_s, HOST),
+        Term("receiving", before_s, HOST),
         Term("waiting for a step, for room, for other prompts", first_s - own_s - sent_s - handover_s, IDLE),
         _renamed(scaled(prompt, own_s / float(prompt.seconds)), "prompt"),
     ]

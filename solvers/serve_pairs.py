@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.batching import open_loop
-from perfmodel.serving.latency import Latency, Pool, apart, handoff_s, pool, received_s, requests
+from perfmodel.serving.host import received_s
+from perfmodel.serving.latency import Latency, Pool, apart, handoff_s, pool, requests
 from perfmodel.serving.step import Deployment
 from perfmodel.step_law import StepTable
 from perfmodel.terms import Array, Number
@@ -240,7 +241,7 @@ def side(
 
     def at(rate: Any) -> Latency:
         state = open_loop(mine.law, whole, mine.limits, rate / replicas, scv)
-        return Latency(demand, speculation.tokens_per_step, received_s(server) + mine.pipeline_s, state, state)
+        return Latency(demand, speculation.tokens_per_step, received_s(server.engine) + mine.pipeline_s, state, state)
 
     kind = "ttft" if first else "tpot"
     if scenario.rate is None and (scenario.offline or scenario.concurrency is not None):

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.requests import gamma_arrivals, histogram_lengths, lognormal_lengths
-from perfmodel.serving.latency import PERCENTILES, handoff_s, received_s
+from perfmodel.serving.host import intake_s, received_s
+from perfmodel.serving.latency import PERCENTILES, handoff_s
 from perfmodel.serving.law import NO_SPECULATION, scaled, tabulated
 from perfmodel.serving.split import lengthening, phase_server, step_budget
 from perfmodel.serving.spread import factors
@@ -150,7 +151,6 @@ def _run(
     """Return times of requests [s], requests answered and in time [1/s], sequences running, and preemptions."""
     asked = drawn(case, rate, seed, count)
     count = len(asked.arrival_s)
-    before_s = received_s(case.server)
     after_s = 0.0
     if case.disaggregated or case.prefill_share:
         after_s = case.transfer_s + handoff_s(case.server) if case.disaggregated else 0.0
@@ -164,6 +164,9 @@ def _run(
         ]
     else:
         found = _instances(case, asked, factor, seed)
+    engine, step_s = case.server.engine, float(np.mean([one.mean_step_s() for one in found]))
+    looked_s = intake_s(engine, step_s, 1.0) - (step_s / 2 if case.scenario.by_themselves else 0.0)
+    before_s = received_s(engine) + np.maximum(looked_s, 0.0)
     ttft = np.concatenate([one.ttft_s + before_s + after_s for one in found])
     gaps = np.concatenate([np.maximum(one.output_tokens - 1, 0) for one in found])
     e2e = np.concatenate([one.e2e_s + before_s for one in found])

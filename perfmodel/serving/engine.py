@@ -72,6 +72,10 @@ class Engine(_Strict):
     """The same for every layer: gaps between kernels, small kernels that the models leave out."""
     prompt_overhead: Seconds
     """Time of a request before its prompt is computed: receiving, tokens from text, queues between processes."""
+    request_overhead: Seconds = 0.0
+    """The same, of what the host does for one request after another: those that come at once wait for each other."""
+    intake_steps: float = Field(default=1.0, ge=0)
+    """Steps from one look at new requests to the next."""
     handoff_overhead: Seconds = 0.0
     """Time of a request between an instance for prompts and one for answers, beside the bytes that cross."""
     eager_overhead: Seconds
@@ -94,6 +98,8 @@ class Engine(_Strict):
     """How keys and values go from instances for prompts to those for answers, where it is known."""
     spreads: dict[Literal["tpot", "ttft", "throughput"], float]
     """Standard deviation of ln(measured/predicted) of the time of a token, of that to the first one, and of rates."""
+    pool_spreads: dict[Literal["tpot", "ttft"], float] = {}
+    """The same where prompts and answers have instances of their own; `spreads` where it is not known."""
     measured_families: tuple[str, ...] = ()
     """Families of accelerators whose points these are."""
     provenance: dict[str, Provenance] = {}

@@ -14,12 +14,13 @@ SERVING_EXPLANATIONS: dict[str, Explanation] = {
         "perfmodel.serving.latency.together",
     ),
     "receiving": Explanation(
-        "time of a request before its prompt is computed, `prompt_overhead` of the engine",
+        "time of a request before its prompt is computed, `prompt_overhead` and `request_overhead` of the engine",
         "fitted on measured operating points",
-        "perfmodel.serving.engine.Engine",
+        "perfmodel.serving.host.received_s",
     ),
     "waiting for a step, for room, for other prompts": Explanation(
-        "mean TTFT less the prompt's own steps: the rest of the step that runs, prompts that came before, and room in "
+        "mean TTFT less the prompt's own steps: until the engine looks at new requests, k/2 steps with k its "
+        "`intake_steps`; the rest of the step that runs, prompts that came before, and room in "
         "the batch: M/D/c in the token budget, and the tail of a gamma distributed number of sequences",
         "perfmodel/batching.py, head of the module; perfmodel/queueing.py",
         "perfmodel.batching.open_loop",

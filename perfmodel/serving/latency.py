@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from perfmodel.batching import Limits, Requests, SteadyState, open_loop
-from perfmodel.batching_runs import closed_loop
+from perfmodel.batching_runs import closed_loop, ends
+from perfmodel.serving.host import intake_s, received_s
 from perfmodel.serving.law import NO_SPECULATION, Demand, Speculation, scaled, tabulated
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment
@@ -316,7 +317,7 @@ def together(
     shared = np.asarray(rate, float) / replicas
     scv = 1 + (demand.arrival_scv - 1) / np.asarray(replicas, float)
     state = open_loop(one.law, requests(demand, speculation), one.limits, shared, scv)
-    before_s = received_s(server) + one.pipeline_s
+    before_s = received_s(server.engine) + one.pipeline_s + _intake_s(server, state)
     answered = np.minimum(rate, state.capacity_requests_per_s * replicas)
     return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered)
 
@@ -332,9 +333,12 @@ def looped(
         Clients of all replicas, who stay with theirs, and how many replicas there are.
     """
     each = np.maximum(np.asarray(clients, float) / replicas, 1.0)
-    state = closed_loop(one.law, requests(demand, speculation), one.limits, each)
-    before_s = received_s(server) + one.pipeline_s
-    answered = state.requests_per_s * np.minimum(replicas, clients)
+    asked = (one.law, requests(demand, speculation), one.limits, each)
+    state = closed_loop(*asked)
+    looked_s = intake_s(server.engine, state.tpot_s, ends(*asked)[1])
+    before_s = received_s(server.engine) + one.pipeline_s + looked_s
+    round_s = each / state.requests_per_s + before_s
+    answered = each / round_s * np.minimum(replicas, clients)
     return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered, closed=True)
 
 
@@ -375,7 +379,7 @@ def apart(
     busy = np.asarray(rate, float) / np.minimum(*np.broadcast_arrays(*replicas)) * sending_s[0]
     wait_s = np.maximum(after.ttft_s - step_s, 0.0)
     handover_s = sending_s[1] + handoff_s(server) + wait_s + step_s
-    received = received_s(server) + prompts.pipeline_s
+    received = received_s(server.engine) + prompts.pipeline_s + _intake_s(server, after)
     most = np.minimum(first.capacity_requests_per_s * replicas[0], after.capacity_requests_per_s * replicas[1])
     answered = np.minimum(rate, most)
     return Latency(demand, speculation.tokens_per_step, received, first, after, handover_s, busy, answered)
@@ -386,9 +390,11 @@ def slower(one: Pool, factor: float) -> Pool:
     return replace(one, law=scaled(one.law, factor), pipeline_s=one.pipeline_s * factor)
 
 
-def received_s(server: Server) -> float:
-    """Return the time of a request before its prompt is computed [s]."""
-    return float(server.engine.prompt_overhead)
+def _intake_s(server: Server, state: SteadyState) -> Array:
+    """Return the time until an engine looks at requests that come by themselves, beyond the rest of a step [s]."""
+    step_s = np.where(np.isfinite(state.ttft_s), state.tpot_s, 0.0)
+    looked_s = intake_s(server.engine, step_s, -np.expm1(-state.running))
+    return np.asarray(np.maximum(looked_s - step_s / 2, 0.0))
 
 
 def handoff_s(server: Server) -> float:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from perfmodel.kernels.model import Z90
+from perfmodel.serving.engine import Engine
 from perfmodel.serving.server import Server
 from perfmodel.terms import Term
 
@@ -27,7 +28,19 @@ KERNELS: dict[str, tuple[str, ...]] = {
 """Leaves of a step that are kernels, and the models whose parameters they have."""
 
 
-def step_spread(server: Server, term: Term, figure: Figure) -> float:
+def engine_spread(engine: Engine, figure: Figure, *, apart: bool) -> float:
+    """Return the standard deviation of ln(measured/predicted) that an engine's points leave.
+
+    Parameters
+    ----------
+    apart : bool
+        Whether prompts and answers have instances of their own.
+    """
+    own = engine.spreads[figure]
+    return own if not apart or figure == "throughput" else engine.pool_spreads.get(figure, own)
+
+
+def step_spread(server: Server, term: Term, figure: Figure, *, apart: bool = False) -> float:
     """Return the standard deviation of ln(measured/predicted) of a kind of figure.
 
     Parameters
@@ -38,8 +51,10 @@ def step_spread(server: Server, term: Term, figure: Figure) -> float:
         The tree of the step that the figure is mostly made of, of one candidate.
     figure : str
         Time of a token, time to the first one, or a rate.
+    apart : bool
+        Whether prompts and answers have instances of their own.
     """
-    variance = server.engine.spreads[figure] ** 2
+    variance = engine_spread(server.engine, figure, apart=apart) ** 2
     if server.machine.accelerator.architecture not in server.engine.measured_families:
         whole = float(np.max(term.seconds))
         for child in term.children:

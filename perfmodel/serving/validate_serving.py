@@ -7,7 +7,7 @@ of one model, device, engine, precision and regime are predicted together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from perfmodel.kernels import gemm
 from perfmodel.serving.capacity import capacity
 from perfmodel.serving.engine import Engine, engine_of, engines
 from perfmodel.serving.law import Demand, tabulated
-from perfmodel.serving.regimes import Served, closed_loop, pools
+from perfmodel.serving.regimes import Served, from_start, pools
 from perfmodel.serving.server import PRECISIONS, Server, server
-from perfmodel.serving.spread import Figure, factors
+from perfmodel.serving.spread import Figure, engine_spread, factors
 from perfmodel.serving.step import Deployment
 from perfmodel.step_law import StepTable
 from perfmodel.terms import Array
@@ -51,7 +51,7 @@ WHOLE_MODELS = ("model", "hardware", "tensor_parallel", "prompt_size", "batch_si
 
 LOOPS = ("closed_loop", "closed_loop_burst")
 
-WAVES = 10.0
+ROUNDS = 10.0
 """Requests of a client in a closed loop, where the file does not say: ten for each that is in flight."""
 
 OFFLINE_REQUESTS = 3000.0
@@ -64,6 +64,9 @@ DEFAULT_PRECISION = "bf16"
 
 ENGINE_OF_WHOLE_MODELS = ("vllm", "0.2")
 """Engine and release that timed whole models: before it captured steps as graphs."""
+
+
+Laws = dict[Hashable, StepTable]
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def predict_rows(
     defaults: Defaults,
     known: Mapping[str, Engine] | None = None,
     described: Sequence[Machine] = (),
+    laws: Laws | None = None,
 ) -> pd.DataFrame:
     """Return a line for every measured value: ``metric``, ``measured``, ``predicted``, ``skipped`` beside the columns.
 
@@ -129,8 +133,11 @@ def predict_rows(
         Engines by name; the bundled ones if left out.
     described : sequence of Machine
         Machines that rows may name beside the catalogue's.
+    laws : dict
+        Steps of instances, which are kept there for further calls with engines that differ in their host alone.
     """
     known = engines() if known is None else known
+    laws = {} if laws is None else laws
     rows = frame.reset_index(drop=True)
     predicted = pd.DataFrame(np.nan, index=rows.index, columns=list(METRICS))
     reasons = rows["skipped"].copy()
@@ -142,7 +149,7 @@ def predict_rows(
     for case, numbers in _together(cases, usable.index):
         part = rows.loc[numbers]
         try:
-            found = _predicted(case, part, defaults, known, described)
+            found = _predicted(case, part, defaults, known, described, laws)
         except RowError as error:
             reasons.loc[numbers] = str(error)
             continue
@@ -198,58 +205,67 @@ def _case(row: Any, defaults: Defaults) -> Case:
 
 
 def _predicted(
-    case: Case, rows: pd.DataFrame, defaults: Defaults, known: Mapping[str, Engine], described: Sequence[Machine]
+    case: Case,
+    rows: pd.DataFrame,
+    defaults: Defaults,
+    known: Mapping[str, Engine],
+    described: Sequence[Machine],
+    laws: Laws,
 ) -> dict[str, Array]:
     """Return what is predicted for rows of one case, by metric, in the units of the columns."""
     asked = _server(case, int(rows["gpus"].max()), known, described)
     factor = _column(rows, "len_factor_mean", 1.0)
     prompt, output = rows["isl"].to_numpy(float) * factor, rows["osl"].to_numpy(float) * factor
     if case.regime in LOOPS:
-        defaults.counts["requests of a client", str(WAVES)] += len(rows)
+        defaults.counts["requests of a client", str(ROUNDS)] += len(rows)
     found = {metric: np.full(len(rows), np.nan) for metric in METRICS}
     for lengths in sorted(set(zip(prompt.tolist(), output.tolist(), strict=True))):
         same = (prompt == lengths[0]) & (output == lengths[1])
-        for metric, values in _same_lengths(case, asked, rows[same], lengths, defaults).items():
+        for metric, values in _same_lengths(case, asked, rows[same], lengths, defaults, laws).items():
             found[metric][same] = values
     return found
 
 
 def _same_lengths(
-    case: Case, asked: Server, rows: pd.DataFrame, lengths: tuple[float, float], defaults: Defaults
+    case: Case, asked: Server, rows: pd.DataFrame, lengths: tuple[float, float], defaults: Defaults, laws: Laws
 ) -> dict[str, Array]:
     """Return what is predicted for rows of one case whose requests are alike."""
     variation = SPREAD_OF_BURST**2 / 12 if case.regime == "closed_loop_burst" else 0.0
     requests = Requests(*lengths, variation, variation)
-    overheads = asked.engine.prompt_overhead
+
+    def law_of(deployment: Deployment, sequences: float, tokens: float) -> StepTable:
+        ways = tuple(np.asarray(value, float).tobytes() for value in vars(deployment).values())
+        key = (case, lengths, ways, sequences, tokens)
+        if key not in laws:
+            laws[key] = _law(asked, deployment, requests, sequences, tokens)
+        return laws[key]
+
     if case.disaggregated:
-        served = _pools(asked, rows, requests, defaults)
-        return _written(served, requests, np.ones(len(rows)), overheads + asked.engine.handoff_overhead)
+        return _written(_pools(asked, rows, requests, defaults, law_of), requests, np.ones(len(rows)))
     deployment = _deployment(asked, rows, defaults)
     instances = np.maximum(rows["gpus"].to_numpy(float) / deployment.accelerators, 1.0)
     if case.regime in ("whole_model", "static_batch"):
         batch = rows["batch"].to_numpy(float)
-        law = _law(asked, deployment, requests, float(batch.max()), float(batch.max()) * lengths[0])
+        law = law_of(deployment, float(batch.max()), float(batch.max()) * lengths[0])
         run = static_batch(law, requests, batch, batch * lengths[0])
         if case.regime == "whole_model":
             return {"prompt_time": 1e3 * run.ttft_s, "token_time": 1e3 * run.tpot_s}
-        return _written(Served(run.ttft_s, run.tpot_s, run.requests_per_s, batch), requests, instances, 0.0)
+        return _written(Served(run.ttft_s, run.tpot_s, run.requests_per_s, batch), requests, instances)
     slots, budget = _slots(asked, deployment, requests), asked.engine.defaults.max_num_batched_tokens
     limits = Limits(asked.engine.batching, slots, budget * np.asarray(deployment.dp, float))
     concurrency = _concurrency(rows, instances)
     most = slots if case.regime == "offline" else np.fmin(concurrency, slots)
-    law = _law(asked, deployment, requests, float(np.max(most)), float(np.max(np.asarray(limits.token_budget))))
+    law = law_of(deployment, float(np.max(most)), float(np.max(np.asarray(limits.token_budget))))
     if case.regime == "offline":
         defaults.counts["requests of an offline run", str(OFFLINE_REQUESTS)] += len(rows)
         whole = replace(limits, token_budget=np.maximum(limits.token_budget, lengths[0]))
         queue = offline(law, requests, whole, np.maximum(OFFLINE_REQUESTS / instances, slots))
-        return _written(
-            Served(queue.ttft_s, queue.tpot_s, queue.requests_per_s, slots), requests, instances, 0.0, loaded=False
-        )
+        served = Served(queue.ttft_s, queue.tpot_s, queue.requests_per_s, slots)
+        return _written(served, requests, instances, loaded=False)
     if case.regime not in LOOPS:
         raise RowError(f"unknown regime {case.regime!r}")
-    spread = SPREAD_OF_BURST if case.regime == "closed_loop_burst" else 0.0
-    served = closed_loop(law, requests, limits, concurrency, waves=WAVES, spread=spread)
-    return _written(served, requests, instances, overheads)
+    served = from_start(law, requests, limits, asked.engine, concurrency, rounds=ROUNDS)
+    return _written(served, requests, instances)
 
 
 def _law(asked: Server, deployment: Deployment, requests: Requests, sequences: float, tokens: float) -> StepTable:
@@ -339,7 +355,13 @@ def _slots(asked: Server, deployment: Deployment, requests: Requests) -> Array:
     return np.asarray(np.maximum(np.minimum(limits.max_num_seqs * np.asarray(deployment.dp, float), held), 1.0))
 
 
-def _pools(asked: Server, rows: pd.DataFrame, requests: Requests, defaults: Defaults) -> Served:
+def _pools(
+    asked: Server,
+    rows: pd.DataFrame,
+    requests: Requests,
+    defaults: Defaults,
+    law_of: Callable[[Deployment, float, float], StepTable],
+) -> Served:
     """Return what is predicted where prompts and answers have instances of their own."""
     budget = asked.engine.defaults.max_num_batched_tokens
     prefill, decode = (_deployment(asked, rows, defaults, f"{side}_") for side in ("prefill", "decode"))
@@ -349,19 +371,18 @@ def _pools(asked: Server, rows: pd.DataFrame, requests: Requests, defaults: Defa
     clients = np.where(np.isnan(clients), _column(rows, "batch", np.nan) * decode_workers, clients)
     most = float(np.max(np.fmin(clients / decode_workers, slots)))
     prompt_limits = Limits("prefill_first", 1.0, budget * np.asarray(prefill.dp, float))
-    prompt_law = _law(asked, prefill, requests, 0.0, float(np.max(np.asarray(prompt_limits.token_budget))))
+    prompt_law = law_of(prefill, 0.0, float(np.max(np.asarray(prompt_limits.token_budget))))
     return pools(
         (prompt_law, prompt_limits, prefill_workers),
-        (_law(asked, decode, requests, most, 0.0), Limits(asked.engine.batching, slots, budget), decode_workers),
+        (law_of(decode, most, 0.0), Limits(asked.engine.batching, slots, budget), decode_workers),
         requests,
+        asked.engine,
         clients,
-        waves=WAVES,
+        rounds=ROUNDS,
     )
 
 
-def _written(
-    served: Served, requests: Requests, instances: Array, received_s: float, *, loaded: bool = True
-) -> dict[str, Array]:
+def _written(served: Served, requests: Requests, instances: Array, *, loaded: bool = True) -> dict[str, Array]:
     rate = served.requests_per_s * instances
     rates = {
         "output_tokens_per_s_total": rate * requests.output_tokens,
@@ -370,7 +391,7 @@ def _written(
     }
     if not loaded:
         return rates
-    return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * (received_s + served.ttft_s)}
+    return rates | {"tpot_ms_mean": 1e3 * served.tpot_s, "ttft_ms_mean": 1e3 * served.ttft_s}
 
 
 FIGURES: dict[str, Figure] = {
@@ -387,19 +408,16 @@ FIGURES: dict[str, Figure] = {
 
 def with_intervals(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the lines with ``p10``, ``p90`` and ``error``."""
-    bounds = [
-        factors(_spread(str(row.engine), FIGURES[str(row.metric)])) if not row.skipped else (np.nan, np.nan)
-        for row in rows.itertuples(index=False)
-    ]
+    bounds = [factors(_spread(row)) if not row.skipped else (np.nan, np.nan) for row in rows.itertuples(index=False)]
     low, high = (np.array([pair[side] for pair in bounds]) for side in (0, 1))
     found = rows.assign(p10=rows["predicted"] * low, p90=rows["predicted"] * high)
     return found.assign(error=found["predicted"] / found["measured"] - 1)
 
 
-def _spread(engine: str, figure: Figure) -> float:
-    found = engine_of(engine)
+def _spread(row: Any) -> float:
+    found = engine_of(str(row.engine))
     assert found is not None
-    return found.spreads[figure]
+    return engine_spread(found, FIGURES[str(row.metric)], apart=bool(float(row.disaggregated or 0)))
 
 
 def validate(
