@@ -317,7 +317,7 @@ def together(
     shared = np.asarray(rate, float) / replicas
     scv = 1 + (demand.arrival_scv - 1) / np.asarray(replicas, float)
     state = open_loop(one.law, requests(demand, speculation), one.limits, shared, scv)
-    before_s = received_s(server.engine) + one.pipeline_s + _intake_s(server, state)
+    before_s = received_s(server.engine) + one.pipeline_s + looked_s(server, state)
     answered = np.minimum(rate, state.capacity_requests_per_s * replicas)
     return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered)
 
@@ -335,8 +335,8 @@ def looped(
     each = np.maximum(np.asarray(clients, float) / replicas, 1.0)
     asked = (one.law, requests(demand, speculation), one.limits, each)
     state = closed_loop(*asked)
-    looked_s = intake_s(server.engine, state.tpot_s, ends(*asked)[1])
-    before_s = received_s(server.engine) + one.pipeline_s + looked_s
+    intake = intake_s(server.engine, state.tpot_s, ends(*asked)[1])
+    before_s = received_s(server.engine) + one.pipeline_s + intake
     round_s = each / state.requests_per_s + before_s
     answered = each / round_s * np.minimum(replicas, clients)
     return Latency(demand, speculation.tokens_per_step, before_s, state, state, requests_per_s=answered, closed=True)
@@ -379,7 +379,7 @@ def apart(
     busy = np.asarray(rate, float) / np.minimum(*np.broadcast_arrays(*replicas)) * sending_s[0]
     wait_s = np.maximum(after.ttft_s - step_s, 0.0)
     handover_s = sending_s[1] + handoff_s(server) + wait_s + step_s
-    received = received_s(server.engine) + prompts.pipeline_s + _intake_s(server, after)
+    received = received_s(server.engine) + prompts.pipeline_s + looked_s(server, after)
     most = np.minimum(first.capacity_requests_per_s * replicas[0], after.capacity_requests_per_s * replicas[1])
     answered = np.minimum(rate, most)
     return Latency(demand, speculation.tokens_per_step, received, first, after, handover_s, busy, answered)
@@ -390,11 +390,11 @@ def slower(one: Pool, factor: float) -> Pool:
     return replace(one, law=scaled(one.law, factor), pipeline_s=one.pipeline_s * factor)
 
 
-def _intake_s(server: Server, state: SteadyState) -> Array:
+def looked_s(server: Server, state: SteadyState) -> Array:
     """Return the time until an engine looks at requests that come by themselves, beyond the rest of a step [s]."""
     step_s = np.where(np.isfinite(state.ttft_s), state.tpot_s, 0.0)
-    looked_s = intake_s(server.engine, step_s, -np.expm1(-state.running))
-    return np.asarray(np.maximum(looked_s - step_s / 2, 0.0))
+    whole_s = intake_s(server.engine, step_s, -np.expm1(-state.running))
+    return np.asarray(np.maximum(whole_s - step_s / 2, 0.0))
 
 
 def handoff_s(server: Server) -> float:

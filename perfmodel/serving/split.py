@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from perfmodel.batching import open_loop
-from perfmodel.serving.latency import Latency, Pool, pool, received_s, requests, together
+from perfmodel.serving.host import received_s
+from perfmodel.serving.latency import Latency, Pool, looked_s, pool, requests, together
 from perfmodel.serving.law import MANY_SEQUENCES, NO_SPECULATION, Demand, Speculation, decode_load, prompt_load, seconds
 from perfmodel.serving.server import Server
 from perfmodel.serving.step import Deployment, Load
@@ -176,6 +177,6 @@ def beside(
     step_s = tokens.law.seconds(after.running, 0.0, after.running * whole.context_tokens)
     waits_s = np.maximum(after.ttft_s - step_s, 0.0)
     most = np.minimum(first.capacity_requests_per_s, after.capacity_requests_per_s) * replicas
-    received = received_s(server) + prompts.pipeline_s
+    received = received_s(server.engine) + prompts.pipeline_s + looked_s(server, after)
     emitted = speculation.tokens_per_step
     return Latency(demand, emitted, received, first, after, waits_s, requests_per_s=np.minimum(rate, most))
