@@ -177,7 +177,10 @@ def reasons(scenario: ServeScenario, searched: Searched) -> list[dict[str, Any]]
                 if best is None or place.time_s(name) < best.time_s(name):
                     best = place
         if count and best is not None:
-            nearest = {"plan": plan_at(best).model_dump(exclude_none=True), f"{name}_s": best.time_s(name)}
+            nearest = {
+                "plan": plan_at(best).model_dump(exclude_none=True, exclude_unset=True),
+                f"{name}_s": best.time_s(name),
+            }
             found.append({"reason": f"slo.{name}", "candidates": count, "nearest": nearest})
     return found
 

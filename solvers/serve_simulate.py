@@ -164,7 +164,9 @@ def _run(
         ]
     else:
         found = _instances(case, asked, factor, seed)
-    engine, step_s = case.server.engine, float(np.mean([one.mean_step_s() for one in found]))
+    engine = case.server.engine
+    each_s = np.concatenate([one.tpot_s[one.output_tokens > 1] for one in found])
+    step_s = float(each_s.sum() / max(len(each_s), 1)) * float(case.speculation.tokens_per_step)
     looked_s = intake_s(engine, step_s, 1.0) - (step_s / 2 if case.scenario.by_themselves else 0.0)
     before_s = received_s(engine) + np.maximum(looked_s, 0.0)
     ttft = np.concatenate([one.ttft_s + before_s + after_s for one in found])
