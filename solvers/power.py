@@ -22,7 +22,7 @@ from solvers.power_capped import Simulated, binding_part, plan_part, refusal, si
 from solvers.power_case import Case, Integers
 from solvers.power_exact import MOST_INTEGERS, closer
 from solvers.power_given import given_placement
-from solvers.power_held import Capped, Held, held_case, held_nodes, hold, lifted, policy_of, rise_of
+from solvers.power_held import Capped, Held, fewer, given_nodes, held_case, hold, lifted, policy_of, rise_of
 from solvers.power_place import place, towards, trimmed
 from solvers.power_relaxed import Relaxed, relax
 from solvers.power_rules import Rule, rules_of
@@ -31,6 +31,8 @@ from solvers.result import Result
 
 TIME_LIMIT_S = 20.0
 """How long to search, where nothing else is said [s]."""
+_RETRIES = 6
+"""Times that held nodes take fewer servers where the policy of the fullest does not keep the limits of another."""
 _TRIED = 3
 """Numbers of servers, from the bound down, that are placed from their own relaxation."""
 
@@ -169,14 +171,23 @@ def _with_caps(
 ) -> tuple[Result, Integers | None, Capped | None]:
     """Return the answer with caps and the one without as an alternative; without, where the rules alone allow more."""
     began, case = time.perf_counter(), scenario.case
-    held = hold(scenario)
     method = scenario.methods[0] if best is None else best.method
-    own = held_case(case, held, method)
-    found = best_by(own, method, began + TIME_LIMIT_S)
     sign = 1.0 if case.sense == "max" else -1.0
-    behind = best is not None and best.value is not None and sign * (found.value or 0.0) < sign * best.value
-    capped = None if found.placed is None or behind else policy_of(scenario, held, found.placed)
-    if found.placed is None or capped is None or capped.policy is None:
+    held, capped, own, found = hold(scenario, None if best is None else best.placed), None, case, best
+    for _ in range(_RETRIES if len(held.nodes) else 0):
+        own = held_case(case, held, method)
+        found = best_by(own, method, time.perf_counter() + TIME_LIMIT_S / 4)
+        if found.placed is None or found.value is None:
+            break
+        if best is not None and best.value is not None and sign * found.value < sign * best.value:
+            break
+        tried = policy_of(scenario, held, found.placed)
+        broken = [place for place, choice in enumerate(tried.choices) if not choice.kept]
+        if not broken:
+            capped = tried
+            break
+        held = fewer(held, broken)
+    if capped is None or found is None or found.placed is None:
         if result.prediction is not None:  # the rules alone allow more: no caps are set
             none = {"capped_s_per_day": 0.0, "loss": dict.fromkeys(case.workloads, 0.0)}
             result = replace(result, prediction=result.prediction | none)
@@ -336,7 +347,10 @@ def predict(scenario: PowerScenario, *, simulate: Simulated | None = None) -> Re
     """
     began, case = time.perf_counter(), scenario.case
     capping = scenario.question.policy.capping == "two-threshold"
-    held = Held(held_nodes(case.site.level), np.zeros(0, np.int64), rise_of(scenario), None) if capping else None
+    held = None
+    if capping:
+        nodes = given_nodes(scenario)
+        held = Held(nodes, np.zeros((len(nodes), len(case.workloads)), np.int64), rise_of(scenario), None)
     asked = scenario if held is None else replace(scenario, case=lifted(case, held.nodes))
     given = given_placement(asked)
     why, relaxation, capped = given.why, given.relaxation, None

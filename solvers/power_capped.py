@@ -41,7 +41,8 @@ def plan_part(scenario: PowerScenario, capped: Capped) -> dict[str, Any]:
         return {}
     clocks = policy.clocks[1:] * capped.asking.highest_clock
     caps = {name: {"clock_hz": clocks[:, number].tolist()} for number, name in enumerate(scenario.case.workloads)}
-    return {"thresholds": list(policy.thresholds), "caps": caps}
+    names = [scenario.case.site.name[node] for node in capped.nodes.tolist()]
+    return {"thresholds": list(policy.thresholds), "caps": caps, "held": names}
 
 
 def with_caps(scenario: PowerScenario, held: Held, capped: Capped, said: dict[str, Any]) -> dict[str, Any]:

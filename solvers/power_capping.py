@@ -104,6 +104,11 @@ class Choice:
     candidates: int
     binding: tuple[tuple[str, float, float], ...]
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is a policy, and it keeps all limits."""
+        return self.policy is not None and all(reached <= allowed for _, reached, allowed in self.binding)
+
 
 def choose(question: Question) -> Choice:
     """Return the policy of least loss that keeps all limits.
@@ -177,9 +182,8 @@ def _best(question: Question, first: str, slowed: Array, grids: tuple[Array, ...
     nearest: Choice | None = None
     for _, _, number, one, two in rows[:CONFIRMED]:
         choice = assess(question, _policy(question, (one, two, two), clocks[number, 1:]), first)
-        kept = all(reached <= allowed for _, reached, allowed in choice.binding)
         choice = replace(choice, candidates=compared)
-        if kept:
+        if choice.kept:
             return choice
         refused = replace(choice, policy=None)
         if nearest is None or _order(refused) < _order(nearest):

@@ -40,8 +40,8 @@ class Held:
     ----------
     nodes : array of int
         Nodes that are held.
-    most : array of int
-        Servers that may stand below each.
+    most : array of int, shape (nodes, workloads)
+        Servers that may stand below each: so many in all, or others that draw no more by the rule.
     rise : float
         Largest rise of power within the actuator's latency over the power it starts from [1].
     refused : Choice or None
@@ -54,34 +54,62 @@ class Held:
     refused: Choice | None
 
 
-def hold(scenario: PowerScenario) -> Held:
-    """Return how many servers caps allow below each node that they hold.
+def hold(scenario: PowerScenario, placed: Integers | None) -> Held:
+    """Return how many servers caps allow below each row that they let take more than the rules alone, or as many.
+
+    Parameters
+    ----------
+    scenario : PowerScenario
+        The question.
+    placed : array of int, shape (racks, workloads), or None
+        Servers in each rack by the rules alone. Without shares a row keeps its mix of them.
 
     Notes
     -----
     By bisection: a server more leaves no policy that keeps all limits. Nodes that are alike are looked at once.
     """
     case, site = scenario.case, scenario.case.site
-    nodes = held_nodes(site.level)
+    rows = held_nodes(site.level)
     rise = rise_of(scenario)
     asked = Asking(scenario, rise)
     rooms = site.totals(site.slots[site.racks][:, None])[:, 0]
-    most = np.zeros(len(nodes), np.int64)
-    known: dict[int, int] = {}
-    refused: Choice | None = None
-    for place, node in enumerate(nodes.tolist()):
-        pool = int(site.pool[node])
-        if pool not in known:
-            low, high, why = 0, int(rooms[node]), None
-            low = min(high, _by_nameplate(case, float(site.limit_w[node])))
-            while low < high:
-                middle = (low + high + 1) // 2
-                choice = choose(asked.of(node, apportioned(case, middle)))
-                low, high, why = (low, middle - 1, choice) if choice.policy is None else (middle, high, why)
-            known[pool] = low
-            refused = refused or why
-        most[place] = known[pool]
-    return Held(nodes, most, rise, refused)
+    alone = site.totals(np.zeros((len(site.racks), len(case.workloads)), np.int64) if placed is None else placed)
+    found: list[tuple[int, Integers, Choice | None]] = []
+    for pool in dict.fromkeys(site.pool[rows].tolist()):
+        alike = rows[site.pool[rows] == pool]
+        mixed = _with_mix(case, alone[alike].sum(axis=0))
+        if mixed is None:
+            continue
+        node, why = int(alike[0]), None
+        low = min(int(rooms[node]), _by_nameplate(mixed, float(site.limit_w[node])))
+        high = int(rooms[node])
+        while low < high:
+            middle = (low + high + 1) // 2
+            choice = choose(asked.of(node, apportioned(mixed, middle)))
+            low, high, why = (low, middle - 1, choice) if choice.policy is None else (middle, high, why)
+        found += [(one, apportioned(mixed, low), why) for one in alike.tolist() if low >= alone[one].sum()]
+    more = [one for one in found if one[1].sum() > alone[one[0]].sum()] or found
+    most = np.zeros((len(more), len(case.workloads)), np.int64)
+    for place, (_, servers, _) in enumerate(more):
+        most[place] = servers
+    refused = next((why for _, _, why in more if why is not None), None)
+    return Held(np.array([node for node, _, _ in more], np.int64), most, rise, refused)
+
+
+def fewer(held: Held, places: Sequence[int]) -> Held:
+    """Return the same with a fiftieth of the servers less below some of the nodes, one at least."""
+    most = held.most.copy()
+    for place in places:
+        largest = int(most[place].argmax())
+        most[place, largest] = max(most[place, largest] - max(int(most[place].sum()) // 50, 1), 0)
+    return replace(held, most=most)
+
+
+def _with_mix(case: Case, servers: Integers) -> Case | None:
+    """Return the case with the shares of a mix of servers, where it has none; None without a mix."""
+    if case.share is not None or len(case.workloads) == 1:
+        return case
+    return replace(case, share=servers / servers.sum()) if servers.any() else None
 
 
 def apportioned(case: Case, servers: int) -> Integers:
@@ -101,8 +129,10 @@ def rise_of(scenario: PowerScenario) -> float:
     """Return the largest rise within the latency: as given, or in a synthesised week of servers by nameplates."""
     if scenario.question.policy.rise is not None:
         return scenario.question.policy.rise
-    limit_w = float(scenario.case.site.limit_w[held_nodes(scenario.case.site.level)[0]])
-    servers = apportioned(scenario.case, max(_by_nameplate(scenario.case, limit_w), 1))
+    case = scenario.case
+    even = _with_mix(case, np.ones(len(case.workloads), np.int64))
+    assert even is not None
+    servers = apportioned(even, max(_by_nameplate(even, float(case.site.limit_w[held_nodes(case.site.level)[0]])), 1))
     pieces = demands(loads_of(scenario), np.arange(len(servers)), servers, round(WEEK_S), SEED)
     power = np.concatenate([piece.sum(axis=1) for piece in pieces])
     return float(largest_rise(power, int(np.ceil(lock_of(scenario).latency))))
@@ -111,8 +141,7 @@ def rise_of(scenario: PowerScenario) -> float:
 def held_case(case: Case, held: Held, method: str) -> Case:
     """Return the case with the limits of held nodes set to what the rule says of as many servers as caps allow [W]."""
     rule = rules_of(replace(case, failover=False), method)[0]
-    counts = np.array([apportioned(case, most) for most in held.most.tolist()])
-    return _with_limits(case, held.nodes, rule.safe_load_w(counts))
+    return _with_limits(case, held.nodes, rule.safe_load_w(held.most))
 
 
 def lifted(case: Case, nodes: Integers) -> Case:
@@ -170,6 +199,15 @@ def held_nodes(levels: Sequence[str]) -> Integers:
     """Return the nodes that are held: all rows, or the root where there are none."""
     rows = np.flatnonzero(np.array(levels) == "row")
     return rows if len(rows) else np.zeros(1, np.int64)
+
+
+def given_nodes(scenario: PowerScenario) -> Integers:
+    """Return the nodes that the scenario's plan says caps hold; all rows where it does not."""
+    site, plan = scenario.case.site, scenario.question.plan
+    rows = held_nodes(site.level)
+    if plan is None or plan.held is None:
+        return rows
+    return np.array([node for node in rows.tolist() if site.name[node] in plan.held], np.int64)
 
 
 def lock_of(scenario: PowerScenario) -> Actuator:

@@ -190,6 +190,8 @@ class PowerPlan(_Strict):
     """What each workload is held to."""
     thresholds: tuple[NotNegative, ...] | None = None
     """Shares of a limit above which caps are set."""
+    held: tuple[str, ...] | None = None
+    """Nodes whose limits caps hold; all rows, or the root without any, if left out."""
 
 
 class PowerQuestion(_Strict):

@@ -211,11 +211,9 @@ def _faults(
             if workload.failover_power is not None and fast > ride_s:
                 message = f"no actuator acts within the {ride_s:g} s that feeds ride through"
                 found.append((("workloads", number, "failover_power"), message))
-    if policy.capping == "two-threshold":
-        if not any(one.trigger is None and one.clock is not None for one in facility.actuators):
-            found.append((("policy", "capping"), "the facility has no actuator that sets clocks without a trigger"))
-        if not any(shared) and len(workloads) > 1:
-            found.append((("policy", "capping"), "with caps the shares of several workloads have to be given"))
+    locks = [one for one in facility.actuators if one.trigger is None and one.clock is not None]
+    if policy.capping == "two-threshold" and not locks:
+        found.append((("policy", "capping"), "the facility has no actuator that sets clocks without a trigger"))
     found += [(("plan", *path), message) for path, message in _cap_faults(question)]
     given = policy.correlation
     if isinstance(given, tuple) and (len(given) != len(names) or any(len(row) != len(names) for row in given)):

@@ -185,14 +185,32 @@ def test_what_is_missing_for_caps_is_told() -> None:
             "children": [{"name": "rack", "level": "rack", "rating": 260e3, "slots": 60}],
         },
     }
-    open_shares = [
-        {key: value for key, value in known(0.5, name).items() if key != "share"} for name in ("high", "low")
-    ]
     with pytest.raises(InputError) as caught:
-        scenario({**row_of(open_shares), "facility": nothing})
-    told = str(caught.value)
-    assert "no actuator that sets clocks" in told
-    assert "shares of several workloads have to be given" in told
+        scenario({**row_of([known(1.0, "low")]), "facility": nothing})
+    assert "no actuator that sets clocks" in str(caught.value)
+
+
+def test_without_shares_rows_keep_their_mix_and_every_row_keeps_its_limits() -> None:
+    rack = {"name": "rack", "level": "rack", "count": 6, "rating": 39e3, "slots": 6}
+    rows = [
+        {"name": "large", "level": "row", "rating": 180e3, "children": [rack]},
+        {"name": "small", "level": "row", "rating": 90e3, "children": [rack]},
+    ]
+    hall = {
+        "kind": "facility",
+        "name": "hall",
+        "actuators": [{"name": "lock", "latency": 40, "clock": {"lowest": 1.11e9, "highest": 1.41e9}}],
+        "root": {"name": "hall", "level": "utility", "rating": 400e3, "children": rows},
+    }
+    mix = [{key: value for key, value in known(0.5, name).items() if key != "share"} for name in ("high", "low")]
+    mix = [one | {"min_servers": 8, "compute_share": 0.3} for one in mix]
+    data = {**row_of(mix, rise=0.05, risk=1e-7, method="gaussian"), "facility": hall}
+    alone, answer = plan(scenario({**data, "policy": {**data["policy"], "capping": "none"}})), plan(scenario(data))
+    assert alone.objective.value is not None and answer.objective.value is not None and answer.plan is not None
+    assert answer.objective.value >= alone.objective.value
+    assert answer.plan["held"]
+    again = predict(scenario({**data, "plan": json.loads(json.dumps(answer.plan))}))
+    assert again.status == "feasible"
 
 
 def test_a_policy_without_clocks_of_a_workload_is_refused() -> None:
