@@ -313,7 +313,7 @@ def distserve() -> dict[str, Answer]:
     prefill, decode = {"tp": 2, "replicas": 1}, {"tp": 1, "replicas": 1}
     pools = {"disaggregated": True, "prefill": prefill, "decode": decode}
     pools_of_6 = {"disaggregated": True, "prefill": {**prefill, "replicas": 2}, "decode": {**decode, "replicas": 2}}
-    free = {"handoff_overhead": 0.0, "prompt_overhead": 0.0}
+    free = {"handoff_overhead": 0.0, "prompt_overhead": 0.0, "request_overhead": 0.0, "intake_steps": 0.0}
     stated, ratios = [], []
     for lengths in CHAT:
         stated.append(most_rps("opt-13b", "dgx-a100", lengths, pools, slo=slo, changed=free) / 3)
@@ -411,7 +411,10 @@ def together() -> dict[str, Answer]:
     fused: dict[str, list[float]] = {}
     for model, count in product(("gptj-6b", "llama-7b"), (16, 32)):
         rates = [
-            clients(model, "dgx-a100", {"isl": 8, "osl": 504}, n, changed={"prompt_overhead": 0.0}) for n in (1, count)
+            clients(
+                model, "dgx-a100", {"isl": 8, "osl": 504}, n, changed={"prompt_overhead": 0.0, "request_overhead": 0.0}
+            )
+            for n in (1, count)
         ]
         fused.setdefault(model, []).append(rates[1] / rates[0])
     inputs = "A100 and H100, acceptance 0.6 and 0.8, a draft 0.1 of a step; 300 in"
