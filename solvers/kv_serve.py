@@ -75,8 +75,9 @@ def plan(scenario: KvScenario, *, top: int = 5, time_limit_s: float | None = Non
     if aim.phase is not None:  # so much was given up for the other phase
         best_bound = min(best_bound, value / (1 + SAME))
     reached = relative_gap(value, best_bound)
+    late = until is not None and began + spent > until and not (gap and reached <= gap)
     return Result(
-        status="optimal" if reached <= OPTIMAL_GAP else "feasible" if gap and reached <= gap else "time_limit",
+        status="optimal" if reached <= OPTIMAL_GAP else "time_limit" if late else "feasible",
         objective=aim.objective(value),
         best_bound=best_bound,
         gap=reached,

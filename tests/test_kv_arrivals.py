@@ -15,6 +15,7 @@ from perfmodel.kv_arrivals import ahead_tangents, first_token_tangents, first_to
 from perfmodel.offload import memory_rows
 from solvers.kv import plan, predict
 from solvers.kv_scenario import load_kv
+from tests.kv_checker import check
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NODE = """
@@ -131,6 +132,16 @@ def test_a_plan_of_arrivals_is_predicted_again(tmp_path):
     assert again.prediction["ttft_mean_s"] == pytest.approx(answer.prediction["ttft_mean_s"], rel=1e-6)
     fast = predict(asked(text.replace("rate_rps: 0.25", "rate_rps: 25")))
     assert (fast.status, fast.relaxation[0]["constraint"]) == ("infeasible", "workload.arrivals.rate_rps")
+
+
+def test_a_plan_of_arrivals_is_within_sizes_and_rates():
+    """Weights that partly lie in host memory: a batch too large for the accelerator alone."""
+    text = NODE.replace("gpu_batch: [4, 16]", "gpu_batch: [24]").replace("rate_rps: 0.25", "rate_rps: 0.02")
+    answer = plan(asked(text.replace("count: 2,", "count: 8,")))
+    assert answer.plan["placement"]["kv"].get("hbm", 0) < 1
+    sizes = {"weights_bytes": 2 * 8.03e9, "kv_bytes_per_token": 131_072, "hidden": 4096, "layers": 32}
+    for one in (answer.to_dict(), *({**answer.to_dict(), **other} for other in answer.alternatives)):
+        check(one, **sizes)
 
 
 def test_a_rate_that_is_too_high_names_the_highest():
