@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from hardware.fabric import check_fabric, read_edges
-from hardware.facility import Facility, places
+from hardware.facility import Facility, places, renamed
 from hardware.faults import Fault, InputError, KeyFaultsError, Path
 from hardware.files import read_text
 from hardware.network import Fabric
@@ -321,7 +321,7 @@ def resolve_facility(
     Returns
     -------
     tuple of Facility and dict of str to Machine
-        The description, and the servers that its racks name.
+        The description, and the servers that its racks name; paths of these are written out.
 
     Raises
     ------
@@ -353,7 +353,9 @@ def resolve_facility(
                 faults.append(where.fault((*at, "actuators", index, "power", "lowest"), message))
     if faults:
         raise InputError(faults)
-    return facility, servers
+    paths = {name: str((base_dir / name).resolve()) for name in servers if _is_path(name)}
+    facility = renamed(facility, paths) if paths else facility
+    return facility, {paths.get(name, name): machine for name, machine in servers.items()}
 
 
 def _resolved(

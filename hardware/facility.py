@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -310,6 +310,30 @@ def places(facility: Facility) -> Iterator[tuple[Path, PowerNode]]:
         yield from below(facility.root, ("root",))
     for index, node in enumerate(facility.nodes):
         yield ("nodes", index), node
+
+
+def renamed(facility: Facility, names: Mapping[str, str]) -> Facility:
+    """Call servers otherwise.
+
+    Parameters
+    ----------
+    facility
+        The description.
+    names
+        Names of servers -> what to call them.
+
+    Returns
+    -------
+    Facility
+        A changed copy.
+    """
+
+    def changed(node: PowerNode) -> PowerNode:
+        servers = tuple(names.get(name, name) for name in node.servers)
+        return node.model_copy(update={"servers": servers, "children": tuple(map(changed, node.children))})
+
+    root = None if facility.root is None else changed(facility.root)
+    return facility.model_copy(update={"root": root, "nodes": tuple(map(changed, facility.nodes))})
 
 
 def _above_parent(node: PowerNode, parent: PowerNode, path: Path) -> list[tuple[Path, str]]:

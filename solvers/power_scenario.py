@@ -6,7 +6,7 @@ result = solvers.power.plan(solvers.power_scenario.load_power(source, Path("."))
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -98,6 +98,7 @@ def load_power(source: Source, base_dir: FilePath) -> PowerScenario:
     faults: list[Fault] = []
     question: PowerQuestion | None = None
     facility: Facility | None = None
+    known: dict[str, Machine] = {}
     try:
         question = validated(PowerQuestion, source)
     except InputError as error:
@@ -105,7 +106,7 @@ def load_power(source: Source, base_dir: FilePath) -> PowerScenario:
     data = source.data if isinstance(source.data, dict) else {}
     if isinstance(data.get("facility"), str | dict):
         try:
-            facility, _ = resolve_facility(data["facility"], base_dir, source=source, at=("facility",))
+            facility, known = resolve_facility(data["facility"], base_dir, source=source, at=("facility",))
         except InputError as error:
             faults += error.faults
     if question is None or facility is None:
@@ -131,6 +132,7 @@ def load_power(source: Source, base_dir: FilePath) -> PowerScenario:
         except InputError as error:
             faults += error.faults
     tree = power_tree(facility)
+    tree = replace(tree, servers=tuple(tuple(known[name].node.name for name in rack) for rack in tree.servers))
     prices = tuple(_price(*pair) for pair in zip(question.workloads, machines, strict=True))
     for path, message in _faults(question, facility, tree, machines, prices):
         faults.append(source.fault(path, message))
@@ -197,7 +199,7 @@ def _faults(
             found.append(((*at, "goodput_requests_per_s"), "missing; the objective is the sum of it"))
         if question.objective == "cost_usd" and prices[number] is None:
             found.append(((*at, "price"), "missing; the catalogue has none, and the objective is cost"))
-        if not any(_fits(servers, workload, machine) for servers in _racks(tree)):
+        if not any(_fits(servers, machine) for servers in _racks(tree)):
             kinds = sorted({name for servers in _racks(tree) for name in servers})
             message = f"no rack takes this server; {did_you_mean(machine.node.name, kinds)} [got {machine.node.name!r}]"
             found.append(((*at, "server"), message))
@@ -251,11 +253,9 @@ def _racks(tree: PowerTree) -> list[tuple[str, ...]]:
     return [tree.servers[rack] for rack in tree.racks]
 
 
-def _fits(servers: tuple[str, ...], workload: PowerWorkload, machine: Machine) -> bool:
-    """Tell whether racks that take these servers take a workload's."""
-    if not servers or workload.server in servers:
-        return True
-    return machine.node.name.lower() in [name.lower() for name in servers]
+def _fits(servers: tuple[str, ...], machine: Machine) -> bool:
+    """Tell whether racks that take these servers take this one."""
+    return not servers or machine.node.name in servers
 
 
 def _case(
@@ -271,8 +271,8 @@ def _case(
     workloads, policy = question.workloads, question.policy
     fits = np.zeros((len(tree.name), len(workloads)), bool)
     for rack in tree.racks:
-        for number, (workload, machine) in enumerate(zip(workloads, machines, strict=True)):
-            fits[rack, number] = _fits(tree.servers[rack], workload, machine)
+        for number, machine in enumerate(machines):
+            fits[rack, number] = _fits(tree.servers[rack], machine)
     site = site_of(tree, fits)
     room = int(site.slots.sum())
     value = np.ones(len(workloads))

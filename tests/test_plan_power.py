@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,32 @@ def test_faults_stand_at_their_place(old: str, new: str, place: str, words: str,
     done = CliRunner().invoke(app, ["plan", "power", str(path)])
     assert done.exit_code == 2, done.output
     assert f"bad.yaml:{place}" in done.stderr and words in done.stderr, done.stderr
+
+
+def test_racks_may_call_servers_by_any_of_their_names() -> None:
+    place = row(260e3)
+    place["root"]["children"][0]["servers"] = ["A100_DGX"]
+    assert solved(place, [workload(4200, 900, 6500)], policy={"method": "nameplate"}).objective.value == 40
+
+
+def test_a_plan_of_files_in_other_folders_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "halls").mkdir()
+    (tmp_path / "plans").mkdir()
+    node = (Path(str(resources.files("hardware"))) / "catalog" / "nodes" / "dgx-a100.yaml").read_text()
+    (tmp_path / "halls" / "mine.yaml").write_text(
+        node.replace("name: dgx-a100\naliases: [", "name: mine\naliases: [x-")
+    )
+    text = json.dumps(row(260e3)).replace('"slots": 10', '"slots": 10, "servers": ["mine.yaml"]')
+    (tmp_path / "halls" / "hall.json").write_text(text)
+    asked = {"kind": "power", "facility": "halls/hall.json", "policy": {"method": "nameplate"},
+             "workloads": [workload(4200, 900, 6500) | {"server": "halls/mine.yaml"}]}  # fmt: skip
+    (tmp_path / "row.json").write_text(json.dumps(asked))
+    saved, runner = tmp_path / "plans" / "plan.json", CliRunner()
+    done = runner.invoke(app, ["plan", "power", str(tmp_path / "row.json"), "-o", str(saved)])
+    assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["predict", "power", str(saved), "--format", "json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["prediction"]["servers"] == 40
 
 
 def test_gaps_in_a_trace_are_told_with_their_line(tmp_path: Path) -> None:
