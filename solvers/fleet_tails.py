@@ -1,7 +1,8 @@
 """Percentiles of the time of a path of calls, and which accelerators its calls may meet together.
 
 The times of the calls of a path are taken to be independent and their sum to be gamma distributed, with the sum of
-their means and of their variances: exact for exponential times of one scale, and normal for many calls.
+their means and of their variances: exact for exponential times of one scale, and normal for many calls. Such
+percentiles grow with both, as long as times spread by no more than their mean.
 """
 
 from __future__ import annotations

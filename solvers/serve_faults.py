@@ -187,7 +187,9 @@ def group_faults(
         machine = machines[names_.index(name)]
         yield from _layout_faults(group, architecture, machine, at)
         if not has(machine, group.precision_weights):
-            yield (*at, "precision_weights"), f"{name} has no arithmetic for it [got {group.precision_weights!r}]"
+            able = ", ".join(able_of(group.precision_weights))
+            message = f"{name} has no arithmetic for it; accelerators that have it: {able}"
+            yield (*at, "precision_weights"), f"{message} [got {group.precision_weights!r}]"
         taken[name] += group.tp * group.pp * group.dp * group.replicas
         answered[group.phase] += group.share
     for name, machine in zip(names_, machines, strict=True):
@@ -263,6 +265,17 @@ def able_of(precision: str) -> list[str]:
             continue
         found.append(name)
     return found
+
+
+def left_out(question: ServeQuestion, also: Iterable[Machine]) -> Iterable[tuple[_Path, str]]:
+    """Yield the types of weights that further clusters have no arithmetic for, as (path, message)."""
+    for number, machine in enumerate(also):
+        lacking = [one for one in question.search.precision_weights if not has(machine, one)]
+        if lacking:
+            whole = len(lacking) == len(question.search.precision_weights)
+            what = "it is left out" if whole else "it is searched with the others"
+            message = f"{machine.accelerator.name} has no arithmetic for {', '.join(lacking)}; {what}"
+            yield ("also", number, "cluster"), message
 
 
 def slow_objectives(slo: ServeSlo) -> Iterable[tuple[_Path, str]]:

@@ -30,7 +30,7 @@ from perfmodel.serving.overlap import Overlap
 from perfmodel.serving.server import Server, server
 from solvers.power_limit import allowed_w
 from solvers.scenario import usd_per_hour
-from solvers.serve_faults import group_faults, has, machine_faults, question_faults, slow_objectives
+from solvers.serve_faults import group_faults, has, left_out, machine_faults, question_faults, slow_objectives
 from solvers.serve_question import (
     ServeArrivals,
     ServeClients,
@@ -239,7 +239,8 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
     except UnknownName:
         message = unknown_family(machine.accelerator.architecture)
         raise InputError([source.fault(("cluster",), f"{machine.accelerator.name}: {message}")]) from None
-    warnings = tuple(source.fault(path, message) for path, message in slow_objectives(question.slo))
+    doubts = [*slow_objectives(question.slo), *left_out(question, also)]
+    warnings = tuple(source.fault(path, message) for path, message in doubts)
     resolved = _resolved(question, base_dir, machine)
     if also:
         for other, written in zip(also, resolved["also"], strict=True):

@@ -548,6 +548,16 @@ def test_experts_are_spread_widely() -> None:
     assert value(result, "ttft_p99_s") <= 3 and value(result, "tpot_p99_s") <= 0.06
 
 
+def test_a_further_kind_without_the_arithmetic_is_warned_of() -> None:
+    text = ASKED + "also: [{cluster: dgx-a100}]\nsearch: {precision_weights: [fp8, bf16]}\n"
+    (warning,) = asked(text).warnings
+    assert str(warning).endswith(
+        "also[0].cluster: a100-80gb-sxm has no arithmetic for fp8; it is searched with the others"
+    )
+    (warning,) = asked(text.replace(", bf16]", "]")).warnings
+    assert str(warning).endswith("has no arithmetic for fp8; it is left out")
+
+
 def test_faults_of_groups() -> None:
     found = faults(
         MIXED.replace("nodes: 2", "nodes: 1")
