@@ -216,7 +216,8 @@ def _faults(
     locks = [one for one in facility.actuators if one.trigger is None and one.clock is not None]
     if policy.capping == "two-threshold" and not locks:
         found.append((("policy", "capping"), "the facility has no actuator that sets clocks without a trigger"))
-    found += [(("plan", *path), message) for path, message in _cap_faults(question)]
+    found += [(("plan", *path), message) for path, message in _cap_faults(question, facility)]
+    found += [(("facility",), message) for message in _power_cap_faults(facility, machines)]
     given = policy.correlation
     if isinstance(given, tuple) and (len(given) != len(names) or any(len(row) != len(names) for row in given)):
         message = f"should have {len(names)} rows of {len(names)}, one for each workload"
@@ -228,7 +229,7 @@ def _faults(
     return found
 
 
-def _cap_faults(question: PowerQuestion) -> list[tuple[_Path, str]]:
+def _cap_faults(question: PowerQuestion, facility: Facility) -> list[tuple[_Path, str]]:
     """Return what is wrong with the caps of a plan."""
     plan, found = question.plan, list[tuple[_Path, str]]()
     if plan is None or (plan.thresholds is None and plan.caps is None):
@@ -238,11 +239,35 @@ def _cap_faults(question: PowerQuestion) -> list[tuple[_Path, str]]:
         return [((missing,), "missing; thresholds and caps go together")]
     if not plan.thresholds or list(plan.thresholds) != sorted(plan.thresholds):
         found.append((("thresholds",), "should ascend, and hold one at least"))
-    for workload in question.workloads:
-        caps = plan.caps.get(workload.name)
+    names = [workload.name for workload in question.workloads]
+    found += [
+        (("caps", name), f"no such workload; {did_you_mean(name, names)}") for name in plan.caps if name not in names
+    ]
+    spans = [one.clock for one in facility.actuators if one.trigger is None and one.clock is not None]
+    for name in names:
+        caps = plan.caps.get(name)
         if caps is None or len(caps.clock_hz) != len(plan.thresholds):
-            found.append((("caps",), f"should hold a clock of {workload.name} for each threshold"))
+            found.append((("caps",), f"should hold a clock of {name} for each threshold"))
+            continue
+        for span in spans[:1]:
+            outside = [clock for clock in caps.clock_hz if not span.lowest * 0.9999 <= clock <= span.highest * 1.0001]
+            if outside:
+                reach = f"{span.lowest / 1e6:g} to {span.highest / 1e6:g} MHz"
+                message = f"the actuator sets {reach} [got {outside[0] / 1e6:g} MHz]"
+                found.append((("caps", name, "clock_hz"), message))
     return found
+
+
+def _power_cap_faults(facility: Facility, machines: list[Machine]) -> list[str]:
+    """Return which actuators limit the power of accelerators to less than they draw idle."""
+    idle = [(one.accelerator.name, one.accelerator.power.idle or 0.0) for one in machines]
+    return [
+        f"{actuator.name} caps accelerators at {actuator.power.lowest:g} W, below the {watts:g} W that {name} draws idle"
+        for actuator in facility.actuators
+        if actuator.power is not None
+        for name, watts in dict(idle).items()
+        if actuator.power.lowest < watts
+    ]
 
 
 def _given_methods(given: Any) -> tuple[str, ...]:

@@ -225,6 +225,32 @@ def test_a_policy_without_clocks_of_a_workload_is_refused() -> None:
     assert "plan.caps" in str(caught.value)
 
 
+def test_clocks_and_names_of_a_plan_are_checked() -> None:
+    data = row_of([known(0.5, "high"), known(0.5, "low")])
+    clocks = {"high": [1.41e9, 2e9], "low": [1.3e9, 0.9e9], "lowe": [1.3e9, 1.3e9]}
+    caps = {name: {"clock_hz": each} for name, each in clocks.items()}
+    data["plan"] = {"servers": 44, "thresholds": [0.9, 0.8], "caps": caps}
+    with pytest.raises(InputError) as caught:
+        scenario(data)
+    told = str(caught.value)
+    assert "should ascend" in told
+    assert "1110 to 1410 MHz [got 2000 MHz]" in told and "[got 900 MHz]" in told
+    assert 'did you mean "low"' in told
+
+
+def test_caps_below_idle_are_refused() -> None:
+    rack = {"name": "rack", "level": "rack", "rating": 260e3, "slots": 60}
+    hall = {
+        "kind": "facility",
+        "name": "hall",
+        "actuators": [{"name": "cap", "latency": 2, "power": {"lowest": 30, "highest": 400}}],
+        "root": {"name": "row", "level": "row", "rating": 260e3, "children": [rack]},
+    }
+    with pytest.raises(InputError) as caught:
+        scenario({**row_of([known(1.0, "low")], capping="none"), "facility": hall})
+    assert "cap caps accelerators at 30 W, below the 53.7 W that a100-80gb-sxm draws idle" in str(caught.value)
+
+
 def test_the_command_simulates() -> None:
     command = ["predict", "power", str(ROW), "--set", "plan.servers=40", "--set", "policy.capping=none", "--simulate"]
     answer = CliRunner().invoke(app, [*command, "--weeks", "0.05", "--seed", "3", "--format", "json"])
