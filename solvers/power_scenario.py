@@ -262,7 +262,7 @@ def _power_cap_faults(facility: Facility, machines: list[Machine]) -> list[str]:
     """Return which actuators limit the power of accelerators to less than they draw idle."""
     idle = [(one.accelerator.name, one.accelerator.power.idle or 0.0) for one in machines]
     return [
-        f"{actuator.name} caps accelerators at {actuator.power.lowest:g} W, below the {watts:g} W that {name} draws idle"
+        f"{actuator.name} caps accelerators at {actuator.power.lowest:g} W, below the {watts:g} W of an idle {name}"
         for actuator in facility.actuators
         if actuator.power is not None
         for name, watts in dict(idle).items()

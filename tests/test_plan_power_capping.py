@@ -248,7 +248,7 @@ def test_caps_below_idle_are_refused() -> None:
     }
     with pytest.raises(InputError) as caught:
         scenario({**row_of([known(1.0, "low")], capping="none"), "facility": hall})
-    assert "cap caps accelerators at 30 W, below the 53.7 W that a100-80gb-sxm draws idle" in str(caught.value)
+    assert "cap caps accelerators at 30 W, below the 53.7 W of an idle a100-80gb-sxm" in str(caught.value)
 
 
 def test_the_command_simulates() -> None:
