@@ -25,7 +25,7 @@ from perfmodel.serving.spread import step_spread
 from perfmodel.serving.step import Deployment, step
 from perfmodel.terms import Array
 from solvers.fleet_question import ByClass, FleetAccelerator, FleetQuestion
-from solvers.serve_faults import able_of
+from solvers.serve_faults import not_served
 
 _POINTS = 32
 """Rates that are tried between none and the capacity, and again between the best of these and the next."""
@@ -168,14 +168,11 @@ def offers_of(
             faults.append(source.fault((*at, "accelerators_per_instance"), allowed))
             allowed = []
         for precision in known:
-            try:
+            wrong = not_served(architecture, machine.accelerator, precision)
+            if wrong is not None:
+                _once(faults, source.fault((*at, "precision_weights"), wrong))
+            elif allowed:
                 served = server(architecture, machine, engine, precision_weights=precision)
-            except ValueError as error:
-                able = ", ".join(able_of(precision))
-                message = f"{error}; accelerators that have it: {able} [got {precision!r}]"
-                _once(faults, source.fault((*at, "precision_weights"), message))
-                continue
-            if allowed:
                 offers += _modelled(served, question, model, np.array(allowed))
     return offers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hardware.catalogue import Machine, find, names
+from hardware.schema import Accelerator
 from hardware.yaml_source import did_you_mean
 from perfmodel.architecture import Architecture
 from perfmodel.kernels import gemm
@@ -117,15 +118,9 @@ def machine_faults(
     if plan is not None:
         places.append((("plan", "precision_weights"), plan.precision_weights))
     for path, precision in places:
-        try:
-            peak_flops(accelerator, gemm.FORMS[PRECISIONS[precision]].arithmetic)
-        except ValueError as error:
-            yield path, f"{error}; accelerators that have it: {', '.join(able_of(precision))} [got {precision!r}]"
-            continue
-        mixture = any(layer.feed_forward.experts for layer in architecture.layers)
-        if mixture and gemm.FORMS[PRECISIONS[precision]].arithmetic not in EXPERT_ARITHMETIC:
-            message = f"kernels of the experts of {architecture.name} are not modelled in {precision}"
-            yield path, f"{message}; fp8 and int8_wo are of as many bytes [got {precision!r}]"
+        wrong = not_served(architecture, accelerator, precision)
+        if wrong is not None:
+            yield path, wrong
     priced = question.price_usd_per_hour is not None or usd_per_hour(machine) is not None
     if question.objective == "cost_usd_per_million_tokens" and not priced:
         message = (
@@ -242,6 +237,19 @@ def _size_fault(name: str, value: int, architecture: Architecture, machine: Mach
         return f"does not divide the {experts} experts of {architecture.name} [got {value}]"
     if value > machine.accelerators:
         return f"the cluster has {machine.accelerators} accelerators [got {value}]"
+    return None
+
+
+def not_served(architecture: Architecture, accelerator: Accelerator, precision: str) -> str | None:
+    """Return why an accelerator does not serve a model with a type of weights; None where it does."""
+    arithmetic = gemm.FORMS[PRECISIONS[precision]].arithmetic
+    try:
+        peak_flops(accelerator, arithmetic)
+    except ValueError as error:
+        return f"{error}; accelerators that have it: {', '.join(able_of(precision))} [got {precision!r}]"
+    if any(layer.feed_forward.experts for layer in architecture.layers) and arithmetic not in EXPERT_ARITHMETIC:
+        message = f"kernels of the experts of {architecture.name} are not modelled in {precision}"
+        return f"{message}; fp8 and int8_wo are of as many bytes [got {precision!r}]"
     return None
 
 

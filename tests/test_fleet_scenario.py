@@ -321,6 +321,18 @@ def test_faults_of_sizes_and_percentiles() -> None:
     ]
 
 
+def test_types_that_experts_are_not_modelled_in_are_named() -> None:
+    text = """kind: fleet
+model: mixtral-8x7b
+accelerators: [{name: a100-80gb-sxm, price_usd_per_hour: 1, precision_weights: [bf16, int8]}]
+workload: {classes: [{isl: 100, osl: 100, rate_rps: 1}]}
+"""
+    (fault,) = faults(text)
+    assert fault.startswith(
+        "asked.yaml:3:61: accelerators[0].precision_weights: kernels of the experts of mixtral-8x7b"
+    )
+
+
 def test_weights_that_fit_nowhere_say_what_would_do() -> None:
     """141 GB of weights do not fit 24 GB, nor four of them; of two kinds the one that is too small is warned of."""
     text = """kind: fleet
