@@ -179,17 +179,17 @@ def validate_power(
     """Measured power: serving, phases, idle and busy, training under power caps."""
     from cli import accuracy
     from cli.progress import working
-    from hardware.catalogue import resolve_cluster
 
-    readable(data)
+    readable([*data, *(hardware or ())])
     with working("predicting") as progress:
+        from perfmodel.measured_kernels import accelerator_file
         from perfmodel.validate_power import validate
 
         report, frame = validate(
             data,
             by=by or (),
             where=where or (),
-            hardware=[resolve_cluster(str(path.resolve()), Path()) for path in hardware or ()],
+            hardware=[accelerator_file(path) for path in hardware or ()],
             leave_out=leave_out,
             progress=progress,
         )

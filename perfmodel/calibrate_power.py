@@ -135,9 +135,8 @@ def calibrate(
         Rows of several boards, of none that is known, or too few.
     """
     frame = read_files(paths)
-    described = {name.lower(): one for one in hardware for name in (one.name, *one.aliases)}
-    boards = {gpu: described.get(gpu.lower()) or board_of(gpu) for gpu in map(str, frame["gpu"].dropna().unique())}
-    wanted = described.get(device.lower()) or board_of(device) if device is not None else None
+    boards = {gpu: board_of(gpu, hardware) for gpu in map(str, frame["gpu"].dropna().unique())}
+    wanted = None if device is None else board_of(device, hardware)
     chosen = {one.name: one for one in boards.values() if one is not None and (device is None or one == wanted)}
     if len(chosen) != 1:
         names = ", ".join(boards) or "none"

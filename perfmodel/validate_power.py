@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hardware.catalogue import Machine, UnknownName, find
+from hardware.catalogue import UnknownName, find
 from hardware.faults import InputError
 from hardware.schema import Accelerator
 from perfmodel.architecture import load_architecture
@@ -114,12 +114,11 @@ def model_sizes(model: str) -> Sizes | None:
     return None
 
 
-def board_of(name: str, described: Sequence[Machine] = ()) -> Accelerator | None:
+def board_of(name: str, described: Sequence[Accelerator] = ()) -> Accelerator | None:
     """Return an accelerator by its name in a file; those of files that a person gives go first."""
-    for machine in described:
-        names = (machine.accelerator.name, *machine.accelerator.aliases)
-        if name.lower() in (known.lower() for known in names):
-            return machine.accelerator
+    for accelerator in described:
+        if name.lower() in (known.lower() for known in (accelerator.name, *accelerator.aliases)):
+            return accelerator
     try:
         found = find("accelerator", name)
     except UnknownName:
@@ -131,7 +130,7 @@ def board_of(name: str, described: Sequence[Machine] = ()) -> Accelerator | None
 def predict_rows(
     frame: pd.DataFrame,
     defaults: Defaults,
-    described: Sequence[Machine] = (),
+    described: Sequence[Accelerator] = (),
     constants: PowerConstants | None = None,
 ) -> pd.DataFrame:
     """Return a line for every measured value: ``metric``, ``measured``, ``predicted``, ``p10``, ``p90``, ``skipped``.
@@ -142,8 +141,8 @@ def predict_rows(
         Rows as of `read_files`.
     defaults : Defaults
         Counts what is assumed.
-    described : sequence of Machine
-        Machines that rows may name beside the catalogue's.
+    described : sequence of Accelerator
+        Boards that rows may name, before the catalogue's.
     constants : PowerConstants
         Those to take, whatever descriptions say; the shipped ones if left out.
     """
@@ -332,7 +331,7 @@ def validate(
     *,
     by: Sequence[str] = (),
     where: Sequence[str] = (),
-    hardware: Sequence[Machine] = (),
+    hardware: Sequence[Accelerator] = (),
     leave_out: str | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -344,8 +343,8 @@ def validate(
         CSV files, plain or compressed.
     by, where : sequence of str
         Columns to group by, and conditions that rows must meet.
-    hardware : sequence of Machine
-        Machines that rows may name beside the catalogue's.
+    hardware : sequence of Accelerator
+        Boards that rows may name, before the catalogue's.
     leave_out : str
         Column whose values are left out of a refit in turn.
     progress : callable

@@ -158,6 +158,8 @@ def test_a_board_s_own_shares_are_found_in_rows_that_they_made(tmp_path: Path) -
     (tmp_path / "mine.yaml").write_text(text)
     mine = accelerator_file(tmp_path / "mine.yaml")
     assert shares_of(mine).memory == pytest.approx(part.parameters.memory, rel=1e-3)
+    report, _ = validate([path], hardware=[mine])
+    assert report["mape"] < 0.01
     (again,) = lines_of("serving", frame, mine, Defaults())
     assert np.allclose(again["predicted"], lines["predicted"], rtol=0.01)
 
