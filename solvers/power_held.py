@@ -16,6 +16,7 @@ from hardware.facility import Actuator
 from perfmodel.power import throttle_of
 from perfmodel.power.breaker import TripCurve
 from perfmodel.power.capping import Policy, Pools, ladder, largest_rise
+from perfmodel.power.forecast import expected_rise
 from perfmodel.power.load import WEEK_S, Load, NormalLoad, demands
 from perfmodel.power.node import node_power_w
 from perfmodel.terms import Array
@@ -126,16 +127,23 @@ def _by_nameplate(case: Case, limit_w: float) -> int:
 
 
 def rise_of(scenario: PowerScenario) -> float:
-    """Return the largest rise within the latency: as given, or in a synthesised week of servers by nameplates."""
+    """Return the largest rise within the latency: as given, or of a week of as many servers as nameplates allow.
+
+    Notes
+    -----
+    The larger of that in a synthesised week, and of that which is expected once in a week of normal power.
+    """
     if scenario.question.policy.rise is not None:
         return scenario.question.policy.rise
     case = scenario.case
     even = _with_mix(case, np.ones(len(case.workloads), np.int64))
     assert even is not None
     servers = apportioned(even, max(_by_nameplate(even, float(case.site.limit_w[held_nodes(case.site.level)[0]])), 1))
-    pieces = demands(loads_of(scenario), np.arange(len(servers)), servers, round(WEEK_S), SEED)
+    loads, latency_s = loads_of(scenario), lock_of(scenario).latency
+    pieces = demands(loads, np.arange(len(servers)), servers, round(WEEK_S), SEED)
     power = np.concatenate([piece.sum(axis=1) for piece in pieces])
-    return float(largest_rise(power, int(np.ceil(lock_of(scenario).latency))))
+    seen = float(largest_rise(power, int(np.ceil(latency_s))))
+    return max(seen, expected_rise([one.moments(BIN_S) for one in loads], servers.tolist(), latency_s, WEEK_S))
 
 
 def held_case(case: Case, held: Held, method: str) -> Case:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfmodel.power.breaker import TripCurve, carried_load, heated, trip_time_s, trips
+from perfmodel.power.breaker import TripCurve, carried_load, heated, trips
 from perfmodel.power.capping import Policy, Pools, clocked_power_w, highest_threshold, ladder, largest_rise, time_ratio
 from perfmodel.power.simulate import Outcome, Plant, simulate
 from perfmodel.power.throttle import dynamic_share, relative_clock
@@ -42,7 +42,8 @@ def run(power: object, policy: Policy | None, limit_w: float = 1000.0, own: Pool
 def test_a_steady_overload_trips_when_its_integral_says() -> None:
     curve = TripCurve(60.0, 8.0)
     # 1.5 times the rating: 60 / (2.25 - 1) = 48 s; twice: 20 s; 8 times: at once; at the rating: never
-    assert trip_time_s(np.array([1.5, 2.0, 8.0, 1.0, 0.3]), curve) == pytest.approx([48, 20, 0, np.inf, np.inf])
+    steady = np.broadcast_to([1.5, 2.0, 8.0, 1.0, 0.3], (21, 5))
+    assert trips(steady, 1.0, np.zeros(5), curve)[0].tolist() == [0, 1, 21, 0, 0]
     assert carried_load(20.0, curve) == pytest.approx(2.0)
     load = np.full((100, 2), 1.5)
     load[47:, 1] = 0.5

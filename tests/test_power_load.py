@@ -16,12 +16,10 @@ from perfmodel.power.load import (
     Bursts,
     NormalLoad,
     PoolLoad,
-    PowerSeries,
     Profile,
     bursts_of,
     demands,
     read_power,
-    synthesised,
 )
 from perfmodel.power.served import Lengths, ServerLaw, request_power_w, server_law, server_statistics
 from perfmodel.request_traces import read_trace
@@ -38,13 +36,13 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_series_is_read_and_averaged(tmp_path: Path) -> None:
+def test_a_series_is_read(tmp_path: Path) -> None:
     rows = "".join(f"{t},{100 + t}\n" for t in range(0, 12, 2))
     series, warnings = read_power(written(tmp_path / "power.csv", "time_s,power_w\n" + rows), latency_s=40.0)
     assert series.step_s == 2.0
     assert not series.synthesised
     assert warnings == ()
-    assert series.averaged(4.0).watts.tolist() == [[101.0, 105.0, 109.0]]
+    assert series.watts.tolist() == [[100.0, 102.0, 104.0, 106.0, 108.0, 110.0]]
 
 
 def test_a_series_sampled_too_slowly_is_told(tmp_path: Path) -> None:
@@ -171,13 +169,11 @@ def test_groups_of_servers_are_distributed_as_their_requests_make_them(chat: tup
     random = np.random.default_rng(8)
     simulated = sum(request_power_w(law, lengths, rate, rate, random) for _ in range(20))
     one = PoolLoad(statistics, load, Profile(trough=1.0, weekend=1.0), EVEN)
-    made = synthesised([one], np.array([0]), np.array([20]), seconds, seed=9)
-    assert isinstance(made, PowerSeries)
-    assert made.synthesised
+    made = np.concatenate(list(demands([one], np.array([0]), np.array([20]), seconds, seed=9)))[:, 0]
     for share in (1, 50, 99, 99.9):
-        assert np.percentile(made.watts, share) == pytest.approx(np.percentile(simulated[120:], share), rel=0.01)
+        assert np.percentile(made, share) == pytest.approx(np.percentile(simulated[120:], share), rel=0.01)
     lag = 3
-    correlations = [np.corrcoef(row[lag:], row[:-lag])[0, 1] for row in (simulated[120:], made.watts[0])]
+    correlations = [np.corrcoef(row[lag:], row[:-lag])[0, 1] for row in (simulated[120:], made)]
     assert correlations[1] == pytest.approx(correlations[0], abs=0.1)
 
 

@@ -26,21 +26,6 @@ class TripCurve:
     instantaneous: Number = np.inf
 
 
-def trip_time_s(load: Number, curve: TripCurve) -> Array:
-    """Return how long a breaker that was cold carries a steady load [s].
-
-    Parameters
-    ----------
-    load : array
-        Load over the rating [1].
-    curve : TripCurve
-        The breaker.
-    """
-    over = np.asarray(load, float) ** 2 - 1.0
-    time = np.where(over > 0, np.asarray(curve.inverse_time_s) / np.where(over > 0, over, 1.0), np.inf)
-    return np.asarray(np.where(np.asarray(load) >= curve.instantaneous, 0.0, time))
-
-
 def carried_load(time_s: Number, curve: TripCurve) -> Array:
     """Return the load over the rating that a cold breaker carries for so long [1]."""
     inverse = np.sqrt(1.0 + np.asarray(curve.inverse_time_s) / np.asarray(time_s, float))

@@ -50,15 +50,6 @@ class PowerSeries:
     watts: Array
     synthesised: bool = False
 
-    def averaged(self, step_s: float) -> PowerSeries:
-        """Return the means over longer steps; a rest at the end is left out."""
-        whole = round(step_s / self.step_s)
-        if whole < 1 or abs(whole * self.step_s - step_s) > 1e-6 * step_s:
-            raise ValueError(f"{step_s:g} s is no multiple of {self.step_s:g} s")
-        count = self.watts.shape[1] // whole
-        means = self.watts[:, : count * whole].reshape(len(self.watts), count, whole).mean(axis=2)
-        return replace(self, step_s=step_s, watts=means)
-
 
 def read_power(path: Path, latency_s: float = 0.0) -> tuple[PowerSeries, tuple[Fault, ...]]:
     """Read a series of power from a CSV with the columns ``time_s,power_w``.
@@ -433,8 +424,3 @@ def demands(
             own_w += mean.astype(np.float32)[:, None] * count[own]
             power[:, own] = np.clip(own_w, one.range_w[0] * count[own], one.range_w[1] * count[own])
         yield power
-
-
-def synthesised(loads: Sequence[Load], pool: Integers, servers: Integers, seconds: int, seed: int) -> PowerSeries:
-    """Return what groups of servers draw without caps as one series (see `demands`)."""
-    return PowerSeries(1.0, np.concatenate(list(demands(loads, pool, servers, seconds, seed))).T, True)
