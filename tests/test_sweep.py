@@ -176,7 +176,7 @@ def test_tokens_for_a_joule_under_caps(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["sweep", str(example), "-o", str(tmp_path / "out.csv")])
     assert result.exit_code == 0, result.output
     found = rows(tmp_path)
-    for name, slowest in (("prompts", 0.8), ("tokens", 0.97)):
+    for name, slowest in (("prompts", 0.8), ("tokens", 0.95)):
         same = [row for row in found if row["case"] == name]
         rate, worth = ([float(row[key]) for row in same] for key in ("tokens_per_s_per_gpu", "all_tokens_per_j"))
         assert rate == sorted(rate, reverse=True) and worth == sorted(worth)
