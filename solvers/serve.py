@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,12 @@ TIME_LIMIT_S = 60.0
 
 MIX_LEAST_S, MIX_MOST_S = 0.5, 10.0
 """How long the choice of several layouts may take of what is left [s]."""
+
+MIX_ROUNDS = 4
+"""How often units of several layouts are chosen anew where together they miss an objective."""
+
+LESS_LOAD = 0.8
+"""Share of what instances that make tokens sustain that is counted on where requests wait for them too long [1]."""
 
 PRICED_S = 5.0
 """Searches that take longer are not done again to find what limits are worth [s]."""
@@ -283,15 +290,47 @@ def _mixed(
         return None
     if not isinstance(question.workload.arrivals, ServeArrivals):
         return None
-    left_s = min(max(deadline - time.perf_counter(), MIX_LEAST_S), MIX_MOST_S)
-    mix = mixed(scenario, known, time_limit_s=left_s, gap=gap)
-    if mix is None:
-        return None
     unit = scenario.usd_per_hour(1) if question.objective.startswith("cost") else 1.0
-    best = min((float(one.found.gpus[one.row]) for one in ranked[:1]), default=np.inf)
-    if mix.cost >= best * (unit or 1.0) * (1 - 1e-9):
+    best = min((float(one.found.gpus[one.row]) for one in ranked[:1]), default=np.inf) * (unit or 1.0)
+    tables = [known, *({} for _ in scenario.kinds[1:])]
+
+    def chosen(tightened: Mapping[str, float]) -> Mix | None:
+        left_s = min(max(deadline - time.perf_counter(), MIX_LEAST_S), MIX_MOST_S)
+        return mixed(scenario, tables, tightened, time_limit_s=left_s, gap=gap)
+
+    mix = chosen({})
+    if mix is None or mix.cost >= best * (1 - 1e-9):
         return None
-    return _of_groups(scenario, groups.plan_of(scenario, mix), mix, began)
+    kept = [found for way in ("limits", "load") if (found := _within(scenario, mix, chosen, way)) is not None]
+    if not kept:
+        return None
+    cheapest = min(kept, key=lambda one: one.cost)
+    if cheapest.cost >= best * (1 - 1e-9):
+        return None
+    # the bound is that of units which need not go together
+    return _of_groups(scenario, groups.plan_of(scenario, cheapest), replace(cheapest, bound=mix.bound), began)
+
+
+def _within(
+    scenario: ServeScenario, mix: Mix, chosen: Callable[[Mapping[str, float]], Mix | None], way: str
+) -> Mix | None:
+    """Return a mix whose requests meet the objectives together; None where a few choices do not find one.
+
+    Where they do not, as units wait for one another, either their limits are tightened or instances that make tokens
+    are loaded less.
+    """
+    tightened: dict[str, float] = {}
+    for _ in range(MIX_ROUNDS):
+        missed = groups.missed(scenario, groups.plan_of(scenario, mix))
+        if not missed:
+            return mix
+        shares = missed if way == "limits" else {"decode": LESS_LOAD}
+        tightened |= {name: tightened.get(name, 1.0) * share for name, share in shares.items()}
+        another = chosen(tightened)
+        if another is None:
+            return None
+        mix = another
+    return None
 
 
 def _of_groups(scenario: ServeScenario, given: ServePlan, mix: Mix | None, began: float) -> Result:

@@ -22,6 +22,9 @@ from solvers.serve_scenario import ServeScenario
 LEVELS = 200
 """Requests of each group by which a percentile of all is found."""
 
+ROOM = 0.99
+"""Share of an objective that is aimed at where units together miss it [1]."""
+
 LENGTHS = 16
 """Lengths of answers by which the time of a whole request is."""
 
@@ -178,6 +181,16 @@ def _times(parts: list[Part]) -> dict[str, float]:
         for statistic, level in PERCENTILES.items():
             found[f"{name}_{statistic}"] = float(np.interp(level, middle, values[order]))
     return found
+
+
+def missed(scenario: ServeScenario, plan: ServePlan) -> dict[str, float]:
+    """Return the objectives that requests of a plan miss, with a share of each that would leave room for it [1]."""
+    parts = groups_of(scenario, plan)
+    assert scenario.rate is not None
+    seen = seen_of(scenario, parts, scenario.rate)
+    limits = scenario.question.slo.limits
+    over = {name: seen.times_s[name] / limit for name, limit in limits.items()}
+    return {name: ROOM / excess for name, excess in over.items() if excess > 1 + 1e-6}
 
 
 def described_groups(scenario: ServeScenario, plan: ServePlan, groups: list[Group], seen: Seen) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pool to pool is that over the slowest links, with a step as long as the obj
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class Mix:
     bound: float
 
 
-def sustained(scenario: ServeScenario, kind: int, known: Known) -> list[Unit]:
+def sustained(scenario: ServeScenario, kind: int, known: Known, tightened: Mapping[str, float]) -> list[Unit]:
     """Return what instances on one kind sustain: the best limits of every layout and phase."""
     arrivals = scenario.question.workload.arrivals
     assert isinstance(arrivals, ServeArrivals)
@@ -100,7 +100,10 @@ def sustained(scenario: ServeScenario, kind: int, known: Known) -> list[Unit]:
     workload = scenario.question.workload.model_copy(
         update={"arrivals": arrivals.model_copy(update={"rate_rps": None})}
     )
-    question = scenario.question.model_copy(update={"workload": workload})
+    limits = scenario.question.slo.limits
+    shorter = {name: limits[name] * share for name, share in tightened.items() if name in limits}
+    slo = scenario.question.slo.model_copy(update=shorter)
+    question = scenario.question.model_copy(update={"workload": workload, "slo": slo})
     best: dict[tuple[Any, ...], Unit] = {}
 
     names = tuple(scenario.question.slo.limits)
@@ -111,7 +114,8 @@ def sustained(scenario: ServeScenario, kind: int, known: Known) -> list[Unit]:
         for row in range(len(rates)):
             pool = {name: int(value) for name, value in zip(POOL, columns[:, row], strict=True)}
             replicas = pool.pop("replicas")
-            rate, size = float(rates[row]) / replicas * share, int(gpus[row]) // replicas
+            counted = share * tightened.get(phase, 1.0)
+            rate, size = float(rates[row]) / replicas * counted, int(gpus[row]) // replicas
             key = (phase, family.server.precision_weights, family.server.precision_kv, *list(pool.values())[:4])
             if rate > 0 and (key not in best or best[key].rate < rate):
                 types = (family.server.precision_weights, family.server.precision_kv)
@@ -146,7 +150,7 @@ def _less(scenario: ServeScenario, question: Any) -> Any:
     """Return the question with objectives of the first token less what passes from pool to pool."""
     weights, cache = next(iter(precisions(question.search)))
     server = scenario.server(weights, cache)
-    limits = scenario.question.slo.limits
+    limits = question.slo.limits
     step_s = min((limit for name, limit in limits.items() if name.startswith("tpot")), default=0.1)
     size = kv_bytes_per_token(server.architecture, server.cache_bytes) * scenario.demand.prompt_tokens
     passing = float(size) / min(link_rate(one) for one in scenario.kinds) + handoff_s(server) + step_s
@@ -174,19 +178,31 @@ def _undominated(units: Any) -> Iterator[Unit]:
             yield one
 
 
-def mixed(scenario: ServeScenario, known: Known, *, time_limit_s: float = 10.0, gap: float = OPTIMAL_GAP) -> Mix | None:
+def mixed(
+    scenario: ServeScenario,
+    tables: Sequence[Known],
+    tightened: Mapping[str, float],
+    *,
+    time_limit_s: float = 10.0,
+    gap: float = OPTIMAL_GAP,
+) -> Mix | None:
     """Return the cheapest choice of units that answers all requests; None where there is none.
 
     Parameters
     ----------
-    known : dict
-        Instances on the first kind that the search tabulated.
+    tables : sequence of dict
+        Instances that are tabulated already, by kind; takes those that are not.
+    tightened : mapping of str to float
+        Share of an objective that units are within, and of what units of a phase sustain that is counted on; 1 of those
+        that are not named [1].
     """
     import pulp
 
     assert scenario.rate is not None
     units = [
-        unit for number, kind in enumerate(scenario.kinds) for unit in sustained(kind, number, {} if number else known)
+        unit
+        for number, kind in enumerate(scenario.kinds)
+        for unit in sustained(kind, number, tables[number], tightened)
     ]
     problem = pulp.LpProblem("mix", pulp.LpMinimize)
     counts = [
