@@ -187,6 +187,7 @@ def layered() -> dict[str, Answer]:
         pieces, layers = (layered_run(model, lengths, rate, way, launched) for way in (False, True))
         if pieces and layers:
             gains = {name: 100 * (1 - layers[name] / pieces[name]) for name in TIMES}
+            gains["energy"] = 100 * (1 - layers["energy"] / pieces["energy"])
             gains["traffic"] = 100 * less_traffic(model, lengths, pieces["running"])
             every.append(gains)
             stated += [gains] if model == LAYERED_MODELS[0] and lengths in ARXIV and rate == 1.5 else []
@@ -198,7 +199,9 @@ def layered() -> dict[str, Answer]:
         ),
         "layered-02": swept((one["ttft_mean"] for one in every), cases),
         "layered-03": swept((one["e2e_mean"] for one in every), cases),
+        "layered-04": swept((one["energy"] for one in every), cases),
         "layered-05": swept((one["traffic"] for one in every), cases + "; of prompts and tokens together"),
+        "layered-06": swept((one["energy"] for one in every), cases),
     }
     for number, name in enumerate(TIMES, start=7):
         answers[f"layered-{number:02}"] = swept((one[name] for one in stated), point)
@@ -212,7 +215,10 @@ TIMES = ("ttft_mean", "ttft_p50", "tpot_mean", "e2e_mean", "ttft_p99", "e2e_p99"
 def layered_run(
     model: str, lengths: Mapping[str, float], rate: float, by_layers: bool, launched: bool
 ) -> dict[str, float]:
-    """Return times of requests [s] and sequences that decode at a time; nothing where requests pile up."""
+    """Return times of requests [s], sequences that decode at a time and energy of a token [J].
+
+    Nothing where requests pile up.
+    """
     given = {"tp": 2, "replicas": 1, "max_num_batched_tokens": PIECE, "max_num_seqs": 256, "layered_prefill": by_layers}
     changed = {} if launched else {"eager_overhead": 0.0}
     scenario = question(model, "dgx-h100", {"process": "poisson", "rate_rps": rate}, lengths, given, changed)
@@ -220,7 +226,12 @@ def layered_run(
     with np.errstate(all="ignore"):
         seen = steady(case_of(scenario, scenario.question.plan))
     crowded = seen.load is None or seen.load >= 0.95
-    return {} if crowded else {name: seen.times_s[name] for name in TIMES} | {"running": seen.running}
+    if crowded:
+        return {}
+    found = told(scenario)
+    assert found is not None
+    others = {"running": seen.running, "energy": found["energy_per_token_j"]}
+    return {name: seen.times_s[name] for name in TIMES} | others
 
 
 def less_traffic(model: str, lengths: Mapping[str, float], n: float) -> float:
@@ -453,7 +464,8 @@ LACKING = {
 
 def lines(claims: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Return a line for every claim about serving."""
-    systems = {"TokenWeave": True, "BatchLLM": False, "FastSwitch": False}  # the last two: papers_kv_serve.py
+    # the last two are in papers_kv_serve.py
+    systems = {"TokenWeave": True, "Layered prefill": True, "BatchLLM": False, "FastSwitch": False}
     mine = [claim for claim in claims if systems.get(claim["system"], claim["planner"] == "serve")]
     answers = weaved(mine) | nano() | sarathi(mine) | layered() | side_by_side() | distserve() | retuned() | together()
     found = []
