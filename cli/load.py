@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hardware.catalogue import description, read_file, resolve_cluster, resolve_facility
-from hardware.faults import Fault, InputError, Path
+from hardware.faults import Fault, InputError, Path, collected
 from hardware.units import parse_quantity
 from hardware.yaml_source import Source, read_yaml
 from solvers.plan_file import scenario_of
@@ -110,10 +110,8 @@ def with_overrides(source: Source, overrides: Sequence[str], base_dir: FilePath)
     faults: list[Fault] = []
     parsed: list[tuple[str, Path, Any]] = []
     for text in overrides:
-        try:
+        with collected(faults):
             parsed.append(_parsed(text))
-        except InputError as error:
-            faults += error.faults
     if faults:
         raise InputError(faults)
     return _with_all(source, parsed, base_dir)
@@ -159,10 +157,8 @@ def _with_all(source: Source, parsed: list[tuple[str, Path, Any]], base_dir: Fil
     for origin, path, value in parsed:
         if not isinstance(source.data, dict):
             break
-        try:
+        with collected(faults):
             source = _with_value(source, origin, path, value, base_dir)
-        except InputError as error:
-            faults += error.faults
     if faults:
         raise InputError(dict.fromkeys(faults))
     return source

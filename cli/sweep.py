@@ -47,7 +47,7 @@ def sweep(
     from cli.load import with_overrides, with_values
     from cli.progress import working
     from hardware.catalogue import read_file
-    from hardware.faults import Fault, InputError
+    from hardware.faults import Fault, InputError, collected
     from solvers.sweep import answer, key_of, load_sweep
 
     asked = load_sweep(read_file(file), file.parent)
@@ -60,7 +60,7 @@ def sweep(
     try:
         with working(f"{count} scenarios") as progress:
             for number, case in enumerate(asked.cases):
-                try:
+                with collected(faults):
                     scenario = with_values(base, case.values, case.origins, asked.base_dir)
                     key = key_of(command, scenario)
                     if key not in known:
@@ -68,8 +68,6 @@ def sweep(
                         known[key] = _row(key, case, found)
                         _add(output, known)
                     rows.append(known[key])
-                except InputError as error:
-                    faults += error.faults
                 progress((number + 1) / count)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {len(rows)} of {count} answered; the same command goes on", err=True)

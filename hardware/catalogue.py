@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from hardware.fabric import check_fabric, read_edges
 from hardware.facility import Facility, places, renamed
-from hardware.faults import Fault, InputError, KeyFaultsError, Path
+from hardware.faults import Fault, InputError, KeyFaultsError, Path, collected
 from hardware.files import read_text
 from hardware.network import Fabric
 from hardware.schema import MODELS, Accelerator, Cluster, Node
@@ -338,11 +338,9 @@ def resolve_facility(
     faults: list[Fault] = []
     for path, node in places(facility):
         for index, name in enumerate(node.servers):
-            try:
+            with collected(faults):
                 if name not in servers:
                     servers[name] = resolve_cluster(name, base_dir, 1, source=where, at=(*at, *path, "servers", index))
-            except InputError as error:
-                faults += error.faults
     for index, actuator in enumerate(facility.actuators):
         for name, machine in servers.items():
             idle = machine.accelerator.power.idle

@@ -1,6 +1,7 @@
 """What is wrong with an input, told to the person who wrote it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 Path = tuple[str | int, ...]
@@ -43,6 +44,19 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
+
+
+@contextmanager
+def collected(faults: list[Fault]) -> Iterator[None]:
+    """Go on after a part of an input is wrong, so that all its faults are told at once.
+
+    Parameters
+    ----------
+    faults
+        Takes the faults of the `InputError` that ends the block, if one does.
+    """
+    with collected(faults):
+        yield
 
 
 class KeyFaultsError(ValueError):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hardware.catalogue import Machine, description, read_file, resolve_cluster
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.tiers import TierPath, tier_paths
 from hardware.units import Seconds, UsdPerHour
 from hardware.yaml_source import Source, did_you_mean, validated
@@ -233,10 +233,8 @@ def load_elsewhere(source: Source, base_dir: FilePath) -> ElsewhereScenario:
     if asked is not None:
         other = _machine(asked.cluster, base_dir, source, ("elsewhere", "attention", "cluster"), faults)
     architecture: Architecture | None = None
-    try:
+    with collected(faults):
         architecture = load_architecture(question.model, base_dir, source, ("model",))
-    except InputError as error:
-        faults += error.faults
     engine = engine_of(question.engine)
     if engine is None:
         message = f"unknown engine; {did_you_mean(question.engine, engines())} [got {question.engine!r}]"

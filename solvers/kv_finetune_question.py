@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.catalogue import Machine, UnknownName, description, read_file, resolve_cluster, unknown_family
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.tiers import HBM, TierPath, tier_paths
 from hardware.units import Seconds
 from hardware.yaml_source import Source, did_you_mean, validated
@@ -206,14 +206,10 @@ def load_finetune(source: Source, base_dir: FilePath) -> FinetuneScenario:
     faults: list[Fault] = []
     machine: Machine | None = None
     architecture: Architecture | None = None
-    try:
+    with collected(faults):
         machine = resolve_cluster(question.cluster, base_dir, 1, source=source, at=("cluster",))
-    except InputError as error:
-        faults += error.faults
-    try:
+    with collected(faults):
         architecture = trainable(load_architecture(question.model, base_dir, source, ("model",)), source)
-    except InputError as error:
-        faults += error.faults
     framework = frameworks().get(question.framework)
     if framework is None:
         message = f"unknown framework; {did_you_mean(question.framework, frameworks())} [got {question.framework!r}]"

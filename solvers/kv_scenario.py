@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from hardware.catalogue import Machine, description, read_file, resolve_cluster
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.schema import Node
 from hardware.tiers import HBM, NICS, TierPath, tier_paths
 from hardware.yaml_source import Source, did_you_mean, validated
@@ -126,14 +126,10 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     faults: list[Fault] = []
     machine: Machine | None = None
     architecture: Architecture | None = None
-    try:
+    with collected(faults):
         machine = resolve_cluster(question.cluster, base_dir, question.nodes, source=source, at=("cluster",))
-    except InputError as error:
-        faults += error.faults
-    try:
+    with collected(faults):
         architecture = load_architecture(question.model, base_dir, source, ("model",))
-    except InputError as error:
-        faults += error.faults
     engine = engine_of(question.engine)
     if engine is None:
         message = f"unknown engine; {did_you_mean(question.engine, engines())} [got {question.engine!r}]"
@@ -155,10 +151,8 @@ def load_kv(source: Source, base_dir: FilePath) -> KvScenario:
     curve: HitCurve | None = None
     reuse = question.workload.reuse
     if reuse is not None and reuse.trace is not None:
-        try:
+        with collected(faults):
             curve = replay(block_pieces(base_dir / reuse.trace), reuse.block_tokens)
-        except InputError as error:
-            faults += error.faults
     elif reuse is not None and reuse.hit_ratio is not None and reuse.working_set is not None and architecture:
         each = float(kv_bytes_per_token(architecture, CACHE_BYTES[question.search.precision_kv[0]]))
         blocks = max(round(reuse.working_set / (each * reuse.block_tokens)), 1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.catalogue import Machine, description, read_file, resolve_cluster
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.importers.bandwidth_matrix import BandwidthMatrix, parse
 from hardware.units import parse_quantity
 from hardware.yaml_source import Source, validated
@@ -139,22 +139,16 @@ def load_placement(source: Source, base_dir: FilePath) -> PlacementScenario:
     measured: BandwidthMatrix | None = None
     table = ""
     if not isinstance(question.traffic, str):
-        try:
+        with collected(faults):
             train = _training(question.traffic.plan, source, base_dir)
-        except InputError as error:
-            faults += error.faults
-    try:
+    with collected(faults):
         if question.cluster is not None:
             machine = resolve_cluster(question.cluster, base_dir, question.nodes, source=source, at=("cluster",))
         elif train is not None:
             machine = train.job.machine
-    except InputError as error:
-        faults += error.faults
-    try:
+    with collected(faults):
         table, name = _matrix(question, machine, source, base_dir)
         measured = parse(table, name, partitions=True)
-    except InputError as error:
-        faults += error.faults
     if measured is None or (question.cluster is not None and machine is None):
         raise InputError(faults)
 
@@ -174,11 +168,9 @@ def load_placement(source: Source, base_dir: FilePath) -> PlacementScenario:
     if train is not None:
         traffic = _of_training(train, ranks, source, faults)
     elif isinstance(question.traffic, str):
-        try:
+        with collected(faults):
             text, name = _text(question.traffic, "traffic", source, base_dir)
             traffic = read_traffic(text, name, ranks)
-        except InputError as error:
-            faults += error.faults
     given = None
     if question.plan is not None:
         given, found = _given(question.plan, measured.names, per_node, units)

@@ -14,7 +14,7 @@ import numpy as np
 
 from hardware.catalogue import Machine, description, resolve_cluster, resolve_facility
 from hardware.facility import Facility, PowerTree, power_tree
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.yaml_source import Source, did_you_mean, validated
 from solvers.power_case import Case, site_of
 from solvers.power_draw import Draw, Shared, correlation_of, draw_of, together
@@ -99,38 +99,30 @@ def load_power(source: Source, base_dir: FilePath) -> PowerScenario:
     question: PowerQuestion | None = None
     facility: Facility | None = None
     known: dict[str, Machine] = {}
-    try:
+    with collected(faults):
         question = validated(PowerQuestion, source)
-    except InputError as error:
-        faults += error.faults
     data = source.data if isinstance(source.data, dict) else {}
     if isinstance(data.get("facility"), str | dict):
-        try:
+        with collected(faults):
             facility, known = resolve_facility(data["facility"], base_dir, source=source, at=("facility",))
-        except InputError as error:
-            faults += error.faults
     if question is None or facility is None:
         raise InputError(sorted(set(faults), key=_place))
     machines: list[Machine] = []
     for number, workload in enumerate(question.workloads):
-        try:
+        with collected(faults):
             machines.append(
                 resolve_cluster(workload.server, base_dir, 1, source=source, at=("workloads", number, "server"))
             )
-        except InputError as error:
-            faults += error.faults
     if faults:
         raise InputError(sorted(set(faults), key=_place))
     latency_s = min((actuator.latency for actuator in facility.actuators), default=0.0)
     draws: list[Draw] = []
     warnings: list[Fault] = []
     for number, (workload, machine) in enumerate(zip(question.workloads, machines, strict=True)):
-        try:
+        with collected(faults):
             draw, more = draw_of(workload, machine, source, ("workloads", number), base_dir, latency_s)
             draws.append(draw)
             warnings += more
-        except InputError as error:
-            faults += error.faults
     tree = power_tree(facility)
     tree = replace(tree, servers=tuple(tuple(known[name].node.name for name in rack) for rack in tree.servers))
     prices = tuple(_price(*pair) for pair in zip(question.workloads, machines, strict=True))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hardware.cables import cables
 from hardware.catalogue import Machine, description, resolve_cluster
 from hardware.fabric import kind_of
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.units import PositiveBytes
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.flows import Collective
@@ -163,14 +163,10 @@ def load_routing(source: Source, base_dir: FilePath) -> RoutingScenario:
     faults: list[Fault] = []
     question: RoutingQuestion | None = None
     machine: Machine | None = None
-    try:
+    with collected(faults):
         question = validated(RoutingQuestion, source)
-    except InputError as error:
-        faults += error.faults
-    try:
+    with collected(faults):
         machine = _machine(source, base_dir)
-    except InputError as error:
-        faults += error.faults
     if question is None or machine is None:
         raise InputError(_ordered(faults))
     broken = {name for cable in cables(machine.cluster.fabric, machine.node, machine.cluster.nodes)
@@ -181,10 +177,8 @@ def load_routing(source: Source, base_dir: FilePath) -> RoutingScenario:
             message = f"no such link or switch{f' ({near}' if near else ''} [got {name!r}]"
             faults.append(source.fault(("search", "failed_links", index), message))
     flows: Flows | None = None
-    try:
+    with collected(faults):
         flows = _flows(question, machine, source, base_dir)
-    except InputError as error:
-        faults += error.faults
     if faults or flows is None:
         raise InputError(_ordered(faults))
     resolved = _resolved(question, machine, flows)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.catalogue import Machine, UnknownName, description, resolve_cluster, unknown_family
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.units import Watts
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture, trainable
@@ -217,25 +217,19 @@ def load_train(source: Source, base_dir: FilePath) -> TrainScenario:
     """
     faults: list[Fault] = []
     question: TrainQuestion | None = None
-    try:
+    with collected(faults):
         question = validated(TrainQuestion, source)
-    except InputError as error:
-        faults += error.faults
     data = source.data if isinstance(source.data, Mapping) else {}
     machine: Machine | None = None
     architecture: Architecture | None = None
     if isinstance(data.get("cluster"), str | Mapping):
         nodes = data.get("nodes")
         count = nodes if isinstance(nodes, int) and not isinstance(nodes, bool) and nodes > 0 else None
-        try:
+        with collected(faults):
             machine = resolve_cluster(data["cluster"], base_dir, count, source=source, at=("cluster",))
-        except InputError as error:
-            faults += error.faults
     if isinstance(data.get("model"), str | Mapping):
-        try:
+        with collected(faults):
             architecture = trainable(load_architecture(data["model"], base_dir, source, ("model",)), source)
-        except InputError as error:
-            faults += error.faults
     framework = frameworks().get(str(data.get("framework", "megatron-lm")))
     if framework is None:
         message = f"unknown framework; {did_you_mean(data['framework'], frameworks())} [got {data['framework']!r}]"

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag
 
 from hardware.catalogue import Machine, UnknownName, description, read_file, resolve_cluster, unknown_family
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.topology import levels
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture, trainable
@@ -295,26 +295,20 @@ def load_sequence(source: Source, base_dir: FilePath) -> SequenceScenario:
     machine: Machine | None = None
     architecture: Architecture | None = None
     lengths: Integers | None = None
-    try:
+    with collected(faults):
         machine = resolve_cluster(question.cluster, base_dir, question.nodes, source=source, at=("cluster",))
-    except InputError as error:
-        faults += error.faults
     if question.costs is None:
         if question.model is None:
             faults.append(source.fault(("model",), "missing; it is needed unless costs are given"))
         else:
-            try:
+            with collected(faults):
                 architecture = trainable(load_architecture(question.model, base_dir, source, ("model",)), source)
-            except InputError as error:
-                faults += error.faults
     framework = frameworks().get(question.framework)
     if framework is None:
         message = f"unknown framework; {did_you_mean(question.framework, frameworks())} [got {question.framework!r}]"
         faults.append(source.fault(("framework",), message))
-    try:
+    with collected(faults):
         lengths = _lengths(question.workload, source, base_dir)
-    except InputError as error:
-        faults += error.faults
     if faults or machine is None or lengths is None or framework is None:
         raise InputError(faults)
 

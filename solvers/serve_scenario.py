@@ -19,7 +19,7 @@ from hardware.catalogue import (
     resolve_cluster,
     unknown_family,
 )
-from hardware.faults import Fault, InputError
+from hardware.faults import Fault, InputError, collected
 from hardware.yaml_source import Source, did_you_mean, validated
 from perfmodel.architecture import Architecture, load_architecture
 from perfmodel.power import held_to
@@ -185,39 +185,29 @@ def load_serve(source: Source, base_dir: FilePath) -> ServeScenario:
     """
     faults: list[Fault] = []
     question: ServeQuestion | None = None
-    try:
+    with collected(faults):
         question = validated(ServeQuestion, source)
-    except InputError as error:
-        faults += error.faults
     data = source.data if isinstance(source.data, Mapping) else {}
     machine: Machine | None = None
     architecture: Architecture | None = None
     if isinstance(data.get("cluster"), str | Mapping):
         nodes = data.get("nodes")
         count = nodes if isinstance(nodes, int) and not isinstance(nodes, bool) and nodes > 0 else None
-        try:
+        with collected(faults):
             machine = resolve_cluster(data["cluster"], base_dir, count, source=source, at=("cluster",))
-        except InputError as error:
-            faults += error.faults
     if isinstance(data.get("model"), str | Mapping):
-        try:
+        with collected(faults):
             architecture = load_architecture(data["model"], base_dir, source, ("model",))
-        except InputError as error:
-            faults += error.faults
     also: list[Machine] = []
     for number, one in enumerate(question.also if question is not None else ()):
-        try:
+        with collected(faults):
             at: _Path = ("also", number, "cluster")
             also.append(resolve_cluster(one.cluster, base_dir, one.nodes, source=source, at=at))
-        except InputError as error:
-            faults += error.faults
     recorded: RequestList | None = None
     if question is not None and isinstance(question.workload.arrivals, ServeTrace):
         arrivals = question.workload.arrivals
-        try:
+        with collected(faults):
             recorded = busiest(base_dir / arrivals.trace, arrivals.window)
-        except InputError as error:
-            faults += error.faults
     named = data.get("engine", "vllm")
     engine = engine_of(named) if isinstance(named, str) else None
     if engine is None and isinstance(named, str):
