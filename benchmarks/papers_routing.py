@@ -132,6 +132,7 @@ def main() -> None:
             "not predicted; missing: what efficiency means, and the share of faults in it",
             f"routing alone, as c4-02, would raise throughput {span(alone)} x",
         ),
+        ("zeppelin-03", "1.6 x (about)", "", "not predicted; missing: accelerators and adapters of a node", ""),
     ]
     print("| claim_id | claim | prediction | verdict | inputs assumed |\n| --- | --- | --- | --- | --- |")
     for row in rows:

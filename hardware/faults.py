@@ -55,8 +55,10 @@ def collected(faults: list[Fault]) -> Iterator[None]:
     faults
         Takes the faults of the `InputError` that ends the block, if one does.
     """
-    with collected(faults):
+    try:
         yield
+    except InputError as error:
+        faults += error.faults
 
 
 class KeyFaultsError(ValueError):

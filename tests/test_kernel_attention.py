@@ -1,5 +1,6 @@
 import time as clock
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -235,7 +236,7 @@ def test_eight_bit_cache_halves_its_traffic():
 
 
 def test_shapes_of_grouped_queries():
-    attention = load_architecture("llama-3.1-70b", ".").layers[0].attention
+    attention = load_architecture("llama-3.1-70b", Path()).layers[0].attention
     shapes = decode.shapes_of(attention, 16, 4096, tp=4)
     # 64 query and 8 key-value heads of 128 over 4 ranks: 16 and 2; a token's cache is 2 x 2 x 128 x 2 B
     assert (float(shapes["heads"]), float(shapes["kv_heads"])) == (16.0, 2.0)
@@ -246,7 +247,7 @@ def test_shapes_of_grouped_queries():
 
 
 def test_shapes_of_latent_attention():
-    attention = load_architecture("deepseek-v3", ".").layers[0].attention
+    attention = load_architecture("deepseek-v3", Path()).layers[0].attention
     # DeepSeek-V3 (arXiv 2412.19437, section 4.2): 128 heads, 128 + 64 wide keys, 128 wide values, latent 512
     shapes = decode.shapes_of(attention, 8, 1000, tp=8)
     assert float(shapes["heads"]) == 16.0
