@@ -124,7 +124,14 @@ def measured(name: str) -> str:
     return str(folder / ("megatron_sc21_a100.csv" if name in ("RUNS.csv", ALL_FILES) else Path(name).name))
 
 
-@pytest.mark.parametrize("command", commands())
+LONG = ("kv-buy-8b", "power-polca-row", "sequence-flexsp", "calibrate KERNELS")
+"""Parts of commands that take over three seconds."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(command, marks=[pytest.mark.slow] * any(part in command for part in LONG)) for command in commands()],
+)
 def test_commands_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)[1:]
     if words[0] == "bench":

@@ -111,6 +111,7 @@ def test_a_deployment_has_power_and_energy() -> None:
     assert 122 * found["gpus"] < found["power_w"] <= found["power_w_p90"] <= rating
 
 
+@pytest.mark.slow
 def test_the_least_energy_of_deployments_is_that_of_the_answer() -> None:
     result = plan_serve(serve(objective="energy_per_token_j"))
     assert result.plan is not None and result.prediction is not None
@@ -129,6 +130,7 @@ def test_the_least_energy_of_deployments_is_that_of_the_answer() -> None:
                 assert told.prediction["energy_per_token_j"] >= result.objective.value * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_pairs_of_pools_are_not_ruled_out_that_take_less_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     from solvers import serve_pairs
 

@@ -390,7 +390,11 @@ def flat(value: Any) -> dict[str, Any]:
     return dict(flattened(value if isinstance(value, dict) else {"value": value}))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "fleet-trace-8b")) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_examples_are_proved_and_predict_again_to_the_same_number(path: Path, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
     run("plan", "fleet", str(path), "-o", str(saved))

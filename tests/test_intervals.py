@@ -70,6 +70,7 @@ def test_a_class_of_kernels_has_the_spread_of_its_kernels() -> None:
     assert borrowed["widening"] == pytest.approx(0.3 * products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [{}, {"overlap_dp": False}, {"zero_stage": 3, "micro_batch": 4}])
 def test_first_order_is_enough(plan: dict[str, object]) -> None:
     # The whole model evaluated again and again with erring kernels, sums and maxima included, against the closed form.

@@ -91,7 +91,7 @@ def test_no_prediction_is_beyond_the_optimum() -> None:
     assert value(result, "optimal_tokens_per_s_per_gpu") == pytest.approx(989e12 / (2 * 8.03e9), rel=2e-3)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("engine", [pytest.param("vllm", marks=pytest.mark.slow), "sglang", "trtllm"])
 def test_prompts_beyond_the_budget_of_a_step_take_their_time(engine: str) -> None:
     workload = {"arrivals": {"process": "poisson"}, "lengths": {"isl": 30000, "osl": 1}}
     one = {"tp": 1, "max_num_batched_tokens": 512}

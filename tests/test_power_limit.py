@@ -211,6 +211,7 @@ def test_a_limit_that_no_cap_keeps_says_what_would_do(plan: Any) -> None:
 # --- serving -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_deployment_keeps_the_limit_of_its_nodes() -> None:
     most = SERVE.replace(", rate_rps: 12", "")
     results = [served(*limit, text=most) for limit in ([], ["power.node_limit=7 kW"], ["power.node_limit=5 kW"])]
@@ -223,6 +224,7 @@ def test_a_deployment_keeps_the_limit_of_its_nodes() -> None:
     assert limit_of(results[2])["shadow_price"] == pytest.approx(more - values[2], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_least_energy_of_deployments_is_that_of_the_best_cap() -> None:
     best = served("objective=energy_per_token_j")
     caps = (700, 595, 490, 385, 280)

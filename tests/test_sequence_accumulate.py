@@ -62,6 +62,7 @@ def test_plans_of_small_cases_stand_above_the_optimum_and_bounds_below(seed):
     assert work_bound(case, "splits") <= checked(case, plan_splits(case, 0.1)[0])
 
 
+@pytest.mark.slow
 def test_two_hundred_small_cases_without_a_barrier():
     """Plans and bounds on either side of the optimum of fixed groups, by trying every plan; splits are no worse."""
     met = 0
